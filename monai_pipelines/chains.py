@@ -1,0 +1,199 @@
+"""Transform chains: declared once in YAML as knobs and named steps, used by every bundle and by other projects."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import inspect
+import json
+import pydoc
+from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monai.bundle import ConfigParser
+from monai.transforms import Compose
+
+from monai_pipelines import __version__
+from monai_pipelines.declared import declared_path, list_declared
+from monai_pipelines.errors import ChainMismatchError, ScanError
+
+
+class Chain(Compose):
+    """A flat `monai.transforms.Compose` of named steps that can tell what it does.
+
+    Called with a dictionary it works as any MONAI dictionary transform; called with anything else (a path, an array,
+    a tensor) it works on that alone and returns the result alone.
+
+    Args:
+        steps: name -> transform, in order.
+        description: plain data; see `describe`.
+        key: the dictionary key that stands for the bare input.
+    """
+
+    def __init__(self, steps: Mapping[str, Callable], description: dict[str, Any], key: str = "image") -> None:
+        super().__init__(list(steps.values()))
+        self.step_names = tuple(steps)
+        self.key = key
+        self._description = description
+
+    @property
+    def steps(self) -> dict[str, Callable]:
+        """The transforms by name, in order."""
+        return dict(zip(self.step_names, self.transforms, strict=True))
+
+    def describe(self) -> dict[str, Any]:
+        """The chain as plain data: name, knobs, every argument of every step, versions.
+
+        Returns:
+            ``{"name", "knobs", "steps": {step: {"_target_", argument: value}}, "versions"}``, safe for JSON and YAML.
+        """
+        return json.loads(json.dumps(self._description))
+
+    def fingerprint(self) -> str:
+        """16 hex digits that change whenever a step, an argument or a library version that matters changes."""
+        what = {"steps": list(self._description["steps"].items()), "versions": self._description["versions"]}
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+
+    def check_same(self, description: Mapping[str, Any], subject: str = "checkpoint") -> list[str]:
+        """Compare with the description of the chain that another run (a checkpoint, a cache) used.
+
+        Args:
+            description: what `describe` returned then.
+            subject: what carries it, for the message.
+
+        Returns:
+            one line for each library version that differs: the steps agree, so results stay comparable.
+
+        Raises:
+            ChainMismatchError: steps or their arguments differ; the message lists each.
+        """
+        now, then = self._description["steps"], description["steps"]
+        differences = [f"step {s!r} is missing here" for s in then if s not in now]
+        differences += [f"step {s!r} is new here" for s in now if s not in then]
+        if not differences and list(now) != list(then):
+            differences.append(f"order of steps: {list(then)} there, {list(now)} here")
+        for step in (s for s in now if s in then):
+            for arg in sorted(now[step].keys() | then[step].keys()):
+                there, here = then[step].get(arg), now[step].get(arg)
+                if there != here:
+                    differences.append(f"{step}.{arg}: {there!r} there, {here!r} here")
+        if differences:
+            raise ChainMismatchError(subject, differences)
+        own, theirs = self._description["versions"], description["versions"]
+        return [f"{k} {theirs.get(k)} then, {v} now" for k, v in own.items() if theirs.get(k) != v]
+
+    def __call__(self, input_: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        try:
+            if isinstance(input_, (Mapping, list)):
+                return super().__call__(input_, *args, **kwargs)
+            return super().__call__({self.key: input_}, *args, **kwargs)[self.key]
+        except RuntimeError as error:  # MONAI wraps whatever a step raises
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, ScanError):
+                cause = cause.__cause__
+            if cause is None:
+                raise
+            raise cause from None
+
+
+def load_chain(name: str | Path, steps: Mapping[str, Any] | None = None, **knobs: Any) -> Chain:
+    """Load a declared transform chain, with some of its numbers changed.
+
+    Args:
+        name: a chain of this package (``python -m monai_pipelines show`` lists them) or the path of a YAML file.
+        steps: changes by step name: ``None`` or ``False`` switches a step off, a mapping changes its arguments.
+        knobs: values for the knobs at the top of the chain's file.
+
+    Returns:
+        the chain, flat and picklable.
+
+    Raises:
+        FileNotFoundError: no such chain.
+        KeyError: a knob or step that the chain does not have; names the nearest one.
+
+    Example:
+        >>> chain = load_chain("lung_ct", size=(96, 96, 96), steps={"window": {"window_hu": "mediastinum"}})
+        >>> chain.describe()["knobs"]["size"]
+        [96, 96, 96]
+    """
+    path = chain_file(name)
+    config: dict[str, Any] = dict(ConfigParser.load_config_file(path))
+    declared_steps: dict[str, dict[str, Any]] = dict(config.pop("steps"))
+    for knob, value in knobs.items():
+        _check_name(path.stem, "knob", knob, config)
+        config[knob] = _plain(value)
+    for step, change in (steps or {}).items():
+        _check_name(path.stem, "step", step, declared_steps)
+        if change is None or change is False:
+            del declared_steps[step]
+        elif isinstance(change, Mapping):
+            declared_steps[step] = {**declared_steps[step], **_plain(change)}
+        else:
+            raise TypeError(
+                f"chain {path.stem}: step {step!r} wants None (off) or a mapping of arguments, got {change!r}"
+            )
+    parser = ConfigParser({**config, "steps": declared_steps})
+    described = {}
+    for step, declared in declared_steps.items():
+        target = pydoc.locate(str(declared["_target_"]))
+        if not callable(target):
+            raise KeyError(f"chain {path.stem}: step {step!r} names {declared['_target_']!r}, which does not exist")
+        given = {a: parser.get_parsed_content(f"steps::{step}::{a}") for a in declared if not a.startswith("_")}
+        parameters = inspect.signature(target).parameters
+        if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+            for argument in given:
+                _check_name(path.stem, f"argument of step {step!r}", argument, parameters)
+        defaults = {a: p.default for a, p in parameters.items() if p.default is not inspect.Parameter.empty}
+        described[step] = {"_target_": declared["_target_"], **_plain({**defaults, **given})}
+    description = {
+        "name": path.stem,
+        "knobs": _plain({knob: parser.get_parsed_content(knob) for knob in config}),
+        "steps": described,
+        "versions": {"monai_pipelines": __version__, "monai": version("monai")},
+    }
+    chain_steps = {step: parser.get_parsed_content(f"steps::{step}") for step in declared_steps}
+    keys = config.get("keys", "image")
+    return Chain(chain_steps, description, key=keys if isinstance(keys, str) else keys[0])
+
+
+def chain_file(name: str | Path) -> Path:
+    """The YAML file of a chain, by name or path.
+
+    Raises:
+        FileNotFoundError: names the nearest chain.
+    """
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        return path
+    declared = declared_path("transforms") / f"{name}.yaml"
+    if declared.is_file():
+        return declared
+    names = list_declared("transforms")
+    raise FileNotFoundError(f"no chain {str(name)!r}{_did_you_mean(str(name), names)}; there are {', '.join(names)}")
+
+
+def _check_name(chain: str, what: str, name: str, known: Iterable[str]) -> None:
+    known = list(known)
+    if name not in known:
+        raise KeyError(f"chain {chain} has no {what} {name!r}{_did_you_mean(name, known)}; it has {', '.join(known)}")
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def _plain(value: Any) -> Any:
+    """Plain data of a value: what JSON holds, tuples as lists, anything else by its representation."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return str(value) if isinstance(value, Path) else repr(value)

@@ -1,0 +1,72 @@
+"""Checkpoints as plain data: weights, what the classes are, and the chain that feeds the network."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from monai_pipelines.chains import Chain
+
+logger = logging.getLogger(__name__)
+
+
+def save_plain(content: Any, file: str | PathLike[str]) -> None:
+    """Save tensors and plain data so that ``file`` is either the old one or the whole new one."""
+    target = Path(file)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as out:
+            torch.save(content, out)
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def load_checkpoint(
+    file: str | PathLike[str],
+    network: torch.nn.Module | None = None,
+    chain: Chain | None = None,
+    classes: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Load a checkpoint of a training run, checked against the chain and the classes it is used with.
+
+    Args:
+        file: ``best.pt`` or ``last.pt`` of a run.
+        network: gets the weights.
+        chain: the chain that will feed it.
+        classes: the class names it will predict.
+
+    Returns:
+        the checkpoint: ``model``, ``classes``, ``chain`` (a description), ``epoch``, ``metrics`` and more.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ChainMismatchError: trained with another chain; lists what differs.
+        ValueError: other classes, or weights of another network.
+    """
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"{file}: no such checkpoint; train first, or name one with --checkpoint")
+    checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    if chain is not None:
+        for version in chain.check_same(checkpoint["chain"], str(file)):
+            logger.warning("%s was made with another library version: %s", file, version)
+    if classes is not None and list(classes) != checkpoint["classes"]:
+        raise ValueError(f"{file}: trained for classes {checkpoint['classes']}, used with {list(classes)}")
+    if network is not None:
+        try:
+            network.load_state_dict(checkpoint["model"])
+        except RuntimeError as error:
+            lines = str(error).splitlines()
+            raise ValueError(
+                f"{file}: weights of another network than {type(network).__name__} as configured "
+                f"(name the overlay it was trained with); {' '.join(lines[1:3]).strip()}"
+            ) from None
+    return checkpoint

@@ -1,0 +1,139 @@
+"""Datasets whose fixed chain runs once, before training, with every bad scan told."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from monai.data import Dataset, MetaTensor
+from rich.progress import track
+from torch.utils.data import DataLoader
+
+from monai_pipelines.chains import Chain
+from monai_pipelines.checkpoints import save_plain
+from monai_pipelines.errors import CohortError, ScanError
+
+
+class PreparedDataset(Dataset):
+    """Run a fixed chain over all scans once, keep the results, and say which scans could not be used.
+
+    Results lie in ``cache_dir`` under a key made of the chain's fingerprint and the path, size and time of the scan's
+    files, so a changed chain or scan is prepared anew; without ``cache_dir`` they stay in memory. Labels and other
+    columns never come from the cache. Differs from `monai.data.PersistentDataset`, whose key leaves the transforms
+    out and whose files are not written atomically.
+
+    Args:
+        data: datalist with ``image`` (path).
+        transform: the chain.
+        cache_dir: folder for the results; None keeps them in memory.
+        outputs: keys of the chain's result that are kept: tensors and arrays.
+        on_error: "raise" one `CohortError` that lists every bad scan, or "skip" them; see ``skipped``.
+        num_workers: processes that prepare.
+        description: of the progress bar.
+
+    Attributes:
+        data: the usable items.
+        skipped: ``{**item, "skipped": reason}`` for the others.
+
+    Raises:
+        CohortError: bad scans under "raise"; no usable scan at all.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[dict[str, Any]],
+        transform: Chain,
+        cache_dir: str | PathLike[str] | None = None,
+        outputs: Sequence[str] = ("image", "shortcut"),
+        on_error: Literal["raise", "skip"] = "raise",
+        num_workers: int = 0,
+        description: str = "preparing",
+    ) -> None:
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"PreparedDataset: on_error must be 'raise' or 'skip', got {on_error!r}")
+        preparation = _Preparation(list(data), transform, Path(cache_dir) if cache_dir else None, tuple(outputs))
+        if preparation.cache_dir:
+            preparation.cache_dir.mkdir(parents=True, exist_ok=True)
+        loader = DataLoader(preparation, batch_size=None, num_workers=num_workers, collate_fn=_as_is)
+        self.skipped: list[dict[str, Any]] = []
+        self._results: list[Any] = []
+        usable = []
+        for item, (result, reason) in zip(data, track(loader, description, total=len(data)), strict=True):
+            if reason:
+                self.skipped.append({**item, "skipped": reason})
+            else:
+                usable.append(item)
+                self._results.append(result)
+        if self.skipped and (on_error == "raise" or not usable):
+            problems = [f"{item['image']}: {item['skipped']}" for item in self.skipped]
+            raise CohortError(f"{len(problems)} of {len(data)} scans cannot be used", problems)
+        super().__init__(usable, transform)
+
+    def _transform(self, index: int) -> dict[str, Any]:
+        result = self._results[index]
+        return {
+            **self.data[index],
+            **_unpack(torch.load(result, weights_only=True) if isinstance(result, str) else result),
+        }
+
+
+class _Preparation(Dataset):
+    """Item i: (packed result or path of its cache file, None), or (None, why it cannot be used)."""
+
+    def __init__(
+        self, data: Sequence[dict[str, Any]], transform: Chain, cache_dir: Path | None, outputs: tuple[str, ...]
+    ) -> None:
+        super().__init__(data, transform)
+        self.chain, self.cache_dir, self.outputs = transform, cache_dir, outputs
+        self.fingerprint = transform.fingerprint()
+
+    def _transform(self, index: int) -> tuple[Any, str | None]:
+        image = self.data[index]["image"]
+        try:
+            if self.cache_dir is None:
+                return self._prepare(image), None
+            file = self.cache_dir / f"{_key(image, self.fingerprint)}.pt"
+            if not file.exists():
+                save_plain(self._prepare(image), file)
+            return str(file), None
+        except ScanError as error:
+            return None, error.reason
+        except OSError as error:
+            return None, f"{type(error).__name__}: {error.strerror or error}"
+
+    def _prepare(self, image: str) -> dict[str, dict[str, torch.Tensor]]:
+        result = self.chain({"image": image})
+        missing = [key for key in self.outputs if key not in result]
+        if missing:
+            raise KeyError(f"PreparedDataset: the chain gives no {missing}; it gives {sorted(map(str, result))}")
+        return {key: _pack(result[key]) for key in self.outputs}
+
+
+def _as_is(result: Any) -> Any:
+    return result
+
+
+def _pack(value: Any) -> dict[str, torch.Tensor]:
+    if isinstance(value, MetaTensor):
+        return {"values": value.as_tensor().contiguous(), "affine": value.affine}
+    return {"values": torch.as_tensor(np.asarray(value))}
+
+
+def _unpack(packed: dict[str, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    return {
+        key: MetaTensor(value["values"], affine=value["affine"]) if "affine" in value else value["values"]
+        for key, value in packed.items()
+    }
+
+
+def _key(image: str, fingerprint: str) -> str:
+    """Changes with the chain and with the path, size or time of any file of the scan."""
+    path = Path(image).resolve()
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    stats = [(file.name, stat.st_size, stat.st_mtime_ns) for file in files for stat in [file.stat()]]
+    return hashlib.sha256(repr((fingerprint, str(path), stats)).encode()).hexdigest()[:32]

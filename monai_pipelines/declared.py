@@ -1,0 +1,52 @@
+"""Where the declared chains and bundles (YAML) lie: in a checkout or inside an installed wheel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+Kind = Literal["transforms", "bundles"]
+
+
+def declared_path(kind: Kind) -> Path:
+    """Folder of the declared chains or bundles, wherever this package runs from.
+
+    A wheel carries them in `monai_pipelines/_declared/`; in a checkout they stand beside the package.
+    A user's own `transforms` or `bundles` folder beside an installed wheel or in the working directory is never taken.
+
+    Args:
+        kind: "transforms" (chains) or "bundles".
+
+    Raises:
+        FileNotFoundError: the package lies in neither of the two.
+
+    Example:
+        >>> (declared_path("transforms") / "lung_ct.yaml").is_file()
+        True
+    """
+    package = Path(__file__).resolve().parent
+    in_wheel, in_checkout = package / "_declared" / kind, package.parent / kind
+    if in_wheel.is_dir():
+        return in_wheel
+    if in_checkout.is_dir() and (package.parent / "pyproject.toml").is_file():
+        return in_checkout
+    raise FileNotFoundError(
+        f"declared_path: wanted {in_wheel} (wheel) or {in_checkout} (checkout), found neither; "
+        "install monai_pipelines with pip or keep the package inside its checkout"
+    )
+
+
+def list_declared(kind: Kind) -> list[str]:
+    """Names of the declared chains (for `load_chain`) or bundles, sorted.
+
+    Args:
+        kind: "transforms" (chains) or "bundles".
+
+    Example:
+        >>> "lung_ct" in list_declared("transforms")
+        True
+    """
+    folder = declared_path(kind)
+    if kind == "transforms":
+        return sorted(path.stem for path in folder.glob("*.yaml"))
+    return sorted(path.parent.name for path in folder.glob("*/configs"))

@@ -1,0 +1,55 @@
+"""Errors a user can act on: each names the subject, what was wanted, what came and the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+
+
+class ScanError(ValueError):
+    """A scan that cannot be used.
+
+    Args:
+        path: the file or folder, as the caller named it.
+        reason: what was wanted, what came, and the way out.
+    """
+
+    def __init__(self, path: str | PathLike[str], reason: str) -> None:
+        super().__init__(str(path), reason)
+        self.path, self.reason = str(path), reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+class CohortError(ValueError):
+    """A table or cohort with problems; the message lists all of them.
+
+    Args:
+        subject: the table or cohort.
+        problems: one line each.
+    """
+
+    def __init__(self, subject: str | PathLike[str], problems: Sequence[str]) -> None:
+        super().__init__(str(subject), list(problems))
+        self.subject, self.problems = str(subject), list(problems)
+
+    def __str__(self) -> str:
+        return "\n  - ".join([f"{self.subject}: {len(self.problems)} problem(s)", *self.problems])
+
+
+class ChainMismatchError(ValueError):
+    """A model meets another transform chain than the one it was trained with.
+
+    Args:
+        subject: what carries the other chain.
+        differences: one line each.
+    """
+
+    def __init__(self, subject: str, differences: Sequence[str]) -> None:
+        super().__init__(subject, list(differences))
+        self.subject, self.differences = subject, list(differences)
+
+    def __str__(self) -> str:
+        head = f"{self.subject}: made with another transform chain; use the chain it was made with, or train again"
+        return "\n  - ".join([head, *self.differences])

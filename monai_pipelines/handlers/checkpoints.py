@@ -1,0 +1,138 @@
+"""Last and best checkpoint, early stopping and resuming, with one state that is saved."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from importlib.metadata import version
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+
+from monai_pipelines import __version__
+from monai_pipelines.chains import Chain
+from monai_pipelines.checkpoints import load_checkpoint, save_plain
+
+logger = logging.getLogger(__name__)
+
+
+class LoadCheckpoint:
+    """Load a run's weights when the engine starts, checked against chain and classes (see `load_checkpoint`)."""
+
+    def __init__(
+        self, file: str | PathLike[str], network: torch.nn.Module, chain: Chain, classes: Sequence[str]
+    ) -> None:
+        self.file, self.network, self.chain, self.classes = file, network, chain, classes
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        load_checkpoint(self.file, self.network, self.chain, self.classes)
+
+
+class Checkpoints:
+    """Keep ``last.pt`` and ``best.pt``, stop early, resume.
+
+    The best epoch has the highest validation metric and, among equals, the lowest validation loss. A metric that is
+    not a number never counts as better, and any number replaces it. ``last.pt`` holds all that ``resume`` needs:
+    model, optimiser, scheduler, epoch, best figures, epochs without a better one, history.
+
+    Args:
+        output_dir: folder of the run.
+        evaluator: the validation engine; an epoch counts when it has run in it.
+        network, optimizer, lr_scheduler: what is saved.
+        chain: of the validation data; stored with the weights.
+        classes: class names by index.
+        key_metric: name of the validation metric.
+        patience: validations without a better one before training stops; None never stops.
+        history: list of epochs, shared with the handler that fills it.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | PathLike[str],
+        evaluator: Any,
+        network: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        lr_scheduler: Any,
+        chain: Chain,
+        classes: Sequence[str],
+        key_metric: str = "roc_auc",
+        patience: int | None = 15,
+        history: list[dict[str, Any]] | None = None,
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.evaluator, self.network, self.optimizer, self.lr_scheduler = evaluator, network, optimizer, lr_scheduler
+        self.chain, self.classes, self.key_metric, self.patience = chain, list(classes), key_metric, patience
+        self.history = [] if history is None else history
+        self.best: dict[str, Any] = {"metric": math.nan, "loss": math.nan, "epoch": 0}
+        self.num_without_better = 0
+
+    def attach(self, engine: Engine) -> None:
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def resume(self, engine: Any) -> None:
+        """Go on from ``last.pt``.
+
+        Raises:
+            FileNotFoundError: nothing to go on from.
+            ValueError: the run has already done its epochs.
+        """
+        file = self.output_dir / "last.pt"
+        if not file.is_file():
+            raise FileNotFoundError(f"{file}: nothing to resume; start without --resume, or name the run's output_dir")
+        checkpoint = load_checkpoint(file, self.network, self.chain, self.classes)
+        if checkpoint["epoch"] >= engine.state.max_epochs:
+            done = f"{checkpoint['epoch']} of {engine.state.max_epochs} epochs"
+            raise ValueError(f"{file}: already trained {done}; raise max_epochs to go on")
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.lr_scheduler.load_state_dict(checkpoint["lr_scheduler"])
+        self.best, self.num_without_better = checkpoint["best"], checkpoint["num_without_better"]
+        self.history[:] = checkpoint["history"]
+        engine.state.epoch = checkpoint["epoch"]
+        engine.state.iteration = checkpoint["epoch"] * engine.state.epoch_length
+        logger.info("resumed after epoch %d, best %s %.4f", engine.state.epoch, self.key_metric, self.best["metric"])
+
+    def __call__(self, engine: Any) -> None:
+        epoch = engine.state.epoch
+        card = {
+            "model": self.network.state_dict(),
+            "classes": self.classes,
+            "chain": self.chain.describe(),
+            "fingerprint": self.chain.fingerprint(),
+            "epoch": epoch,
+            "key_metric": self.key_metric,
+            "versions": {"monai_pipelines": __version__, "monai": version("monai"), "torch": str(torch.__version__)},
+        }
+        if self.evaluator.state.epoch == epoch:
+            metrics = {name: float(value) for name, value in self.evaluator.state.metrics.items()}
+            card["metrics"] = metrics
+            if self._better(metrics) or not self.best["epoch"]:
+                self.best = {"metric": metrics[self.key_metric], "loss": metrics.get("loss", math.nan), "epoch": epoch}
+                self.num_without_better = 0
+                save_plain(card, self.output_dir / "best.pt")
+            else:
+                self.num_without_better += 1
+        state = {
+            "optimizer": self.optimizer.state_dict(),
+            "lr_scheduler": self.lr_scheduler.state_dict(),
+            "best": self.best,
+            "num_without_better": self.num_without_better,
+            "history": self.history,
+        }
+        save_plain({**card, **state}, self.output_dir / "last.pt")
+        if self.patience is not None and self.num_without_better >= self.patience:
+            logger.info("no better %s in %d validations: stopped after epoch %d", self.key_metric, self.patience, epoch)
+            engine.terminate()
+
+    def _better(self, metrics: dict[str, float]) -> bool:
+        metric, best = metrics[self.key_metric], self.best["metric"]
+        if math.isnan(metric) or math.isnan(best):
+            return not math.isnan(metric)
+        return metric > best or (metric == best and metrics.get("loss", math.inf) < self.best["loss"])

@@ -1,0 +1,44 @@
+"""What keeps a training run sane: gradients clipped, NaN stopped."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from ignite.engine import Engine
+from monai.engines.utils import IterationEvents
+
+
+class ClipGradients:
+    """Clip the norm of the trainer's gradients before each step.
+
+    Args:
+        max_norm: largest norm kept.
+    """
+
+    def __init__(self, max_norm: float) -> None:
+        if max_norm <= 0:
+            raise ValueError(f"ClipGradients: max_norm must be positive, got {max_norm}")
+        self.max_norm = max_norm
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
+
+    def __call__(self, engine: Any) -> None:
+        torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.max_norm)
+
+
+class StopOnNaN:
+    """Stop training on a loss that is not finite, and name the scans of the batch."""
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self)
+
+    def __call__(self, engine: Any) -> None:
+        loss = float(engine.state.output["loss"].detach())
+        if loss - loss != 0:
+            names = ", ".join(map(str, engine.state.batch.get("name", ["(no names in the data)"])))
+            raise FloatingPointError(
+                f"loss is {loss} in epoch {engine.state.epoch}, iteration {engine.state.iteration}, with the scans "
+                f"{names}; look at these scans, or lower the learning rate"
+            )

@@ -1,0 +1,154 @@
+"""Writes a cohort of synthetic chest CTs: DICOM series, a table of labels, and the truth beside them."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import os
+from collections.abc import Iterable
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from multiprocessing import get_context
+from os import PathLike
+from pathlib import Path
+from typing import NamedTuple
+
+import nibabel as nib
+import numpy as np
+from rich.progress import track
+
+from monai_pipelines.phantoms.anatomy import Lesion, draw_patient
+from monai_pipelines.phantoms.dicom import write_dicom_series
+from monai_pipelines.phantoms.scanners import SCANNERS, Scanner
+from monai_pipelines.phantoms.thorax import scan_patient
+
+
+class _Plan(NamedTuple):
+    """One patient of the cohort: who, with which label, on which scanners."""
+
+    patient: str
+    label: int
+    scanners: tuple[Scanner, ...]
+    seed: np.random.SeedSequence
+
+
+def write_lung_ct_cohort(
+    directory: str | PathLike[str],
+    num_patients: int = 40,
+    seed: int = 0,
+    *,
+    matrix: int = 256,
+    slice_mm: float | None = None,
+    lesion_mm: tuple[float, float] = (20, 40),
+    num_workers: int | None = None,
+    progress: bool = True,
+) -> Path:
+    """Write chest CTs of made-up patients, half of them diseased, as a classifier's data set.
+
+    `directory` gets `table.csv` (columns image, label, patient, scanner; label 1 is disease), one DICOM
+    series a scan under `scans/`, and `truth/`: `<scan>_lungs.nii.gz`, the lungs with vessels, lesions and
+    the airways in them, and `lesions.csv` (RAS mm). One patient in eight is scanned twice, on two scanners.
+    The same arguments give the same bytes, whatever `num_workers` is.
+
+    Args:
+        directory: new or empty folder.
+        num_patients: at least 2.
+        seed: of everything drawn.
+        matrix: rows and columns of a slice.
+        slice_mm: distance between slices; None: each scanner's own.
+        lesion_mm: smallest and largest lesion diameter.
+        num_workers: processes; None: one a core. More than one needs the usual `if __name__ == "__main__"`.
+        progress: show a progress bar.
+
+    Returns:
+        Path of the table.
+
+    Raises:
+        FileExistsError: when the directory holds anything.
+        ValueError: for fewer than 2 patients, or `lesion_mm` that does not rise.
+
+    Example:
+        >>> import tempfile
+        >>> table = write_lung_ct_cohort(
+        ...     tempfile.mkdtemp(), 2, matrix=32, slice_mm=20, num_workers=1, progress=False
+        ... )
+        >>> table.read_text().splitlines()[0]
+        'image,label,patient,scanner'
+    """
+    folder = Path(directory)
+    if num_patients < 2:
+        raise ValueError(f"write_lung_ct_cohort: num_patients must be at least 2, one a class, got {num_patients}")
+    if not 0 < lesion_mm[0] < lesion_mm[1]:
+        raise ValueError(f"write_lung_ct_cohort: lesion_mm must rise from above 0, got {lesion_mm} (swapped?)")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"write_lung_ct_cohort: {folder} must be new or empty (name another, or delete it)")
+    (folder / "truth").mkdir(parents=True, exist_ok=True)
+
+    plans = _plan(num_patients, seed)
+    write = partial(_write_patient, folder=folder, matrix=matrix, slice_mm=slice_mm, lesion_mm=lesion_mm)
+    rows: list[list[object]] = []
+    lesion_rows: list[list[object]] = []
+    with ExitStack() as stack:
+        workers = min(num_workers or os.cpu_count() or 1, num_patients)
+        written: Iterable[list[tuple[str, list[Lesion]]]] = map(write, plans)
+        if workers > 1:
+            pool: Executor = stack.enter_context(ProcessPoolExecutor(workers, mp_context=get_context("spawn")))
+            written = pool.map(write, plans, chunksize=1)
+        bar = track(written, "Drawing phantoms", total=num_patients, disable=not progress)
+        for plan, scans in zip(plans, bar, strict=True):
+            for scanner, (image, lesions) in zip(plan.scanners, scans, strict=True):
+                rows.append([image, plan.label, plan.patient, scanner.name])
+                lesion_rows += [
+                    [image, one.kind, *(f"{v:.2f}" for v in (*one.position_mm, one.diameter_mm))] for one in lesions
+                ]
+    _write_csv(folder / "truth/lesions.csv", ["image", "kind", "x_mm", "y_mm", "z_mm", "diameter_mm"], lesion_rows)
+    table = folder / "table.csv"
+    _write_csv(table, ["image", "label", "patient", "scanner"], rows)
+    return table
+
+
+def _plan(num_patients: int, seed: int) -> list[_Plan]:
+    """Labels half and half, scanners alike in both classes, one patient in eight scanned twice."""
+    root = np.random.SeedSequence(seed)
+    rng = np.random.default_rng(root)
+    labels = rng.permutation(np.arange(num_patients) % 2)
+    twice = rng.permutation(np.arange(num_patients) % 8 == 0)
+    first = np.empty(num_patients, dtype=int)
+    for label in (0, 1):
+        members = np.flatnonzero(labels == label)
+        first[members] = rng.permutation(np.arange(len(members)) % len(SCANNERS))
+    second = (first + rng.integers(1, len(SCANNERS), num_patients)) % len(SCANNERS)
+    return [
+        _Plan(
+            f"phantom-{index:04d}",
+            int(labels[index]),
+            (SCANNERS[first[index]], SCANNERS[second[index]])[: 1 + twice[index]],
+            child,
+        )
+        for index, child in enumerate(root.spawn(num_patients))
+    ]
+
+
+def _write_patient(
+    plan: _Plan, folder: Path, matrix: int, slice_mm: float | None, lesion_mm: tuple[float, float]
+) -> list[tuple[str, list[Lesion]]]:
+    anatomy_seed, *scan_seeds = plan.seed.spawn(1 + len(plan.scanners))
+    patient = draw_patient(np.random.default_rng(anatomy_seed), bool(plan.label), lesion_mm)
+    written = []
+    for number, (scanner, scan_seed) in enumerate(zip(plan.scanners, scan_seeds, strict=True), start=1):
+        name = f"{plan.patient}_{number}"
+        scan = scan_patient(patient, scanner, np.random.default_rng(scan_seed), matrix, slice_mm)
+        write_dicom_series(
+            folder / "scans" / name, scan.hu, scan.affine, scanner=scanner, patient_id=plan.patient, scan_id=name
+        )
+        mask = nib.Nifti1Image(scan.lungs.astype(np.uint8), scan.affine)
+        mask.header.set_xyzt_units("mm")
+        (folder / "truth" / f"{name}_lungs.nii.gz").write_bytes(gzip.compress(mask.to_bytes(), mtime=0))
+        written.append((f"scans/{name}", scan.lesions))
+    return written
+
+
+def _write_csv(path: Path, header: list[str], rows: list[list[object]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([header, *rows])

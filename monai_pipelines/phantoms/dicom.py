@@ -1,0 +1,140 @@
+"""Writes a volume as a DICOM CT series."""
+
+from __future__ import annotations
+
+import hashlib
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.valuerep import DSfloat
+
+from monai_pipelines.phantoms.scanners import SCANNERS, Scanner
+
+
+def write_dicom_series(
+    directory: str | PathLike[str],
+    hu: np.ndarray,
+    affine: np.ndarray,
+    *,
+    scanner: Scanner = SCANNERS[0],
+    patient_id: str = "phantom",
+    scan_id: str = "scan",
+) -> Path:
+    """Write a volume as a CT series, one file a slice along the last axis.
+
+    Positions are turned from RAS to DICOM's LPS. All bytes follow from the arguments.
+
+    Args:
+        directory: folder to write to, made when missing.
+        hu: (X, Y, Z) integers in HU; X runs along a DICOM row, Y along a column.
+        affine: (4, 4) voxel indices -> RAS mm; the three axes at right angles, oblique allowed.
+        scanner: gives names, slice thickness, pixel format, instance and file order.
+        patient_id: written as the patient's id and name.
+        scan_id: with `patient_id` the source of the UIDs.
+
+    Returns:
+        The directory.
+
+    Raises:
+        ValueError: for a volume not 3D, axes not at right angles, or HU beyond the scanner's pixel format.
+
+    Example:
+        >>> import tempfile
+        >>> volume = np.full((8, 8, 3), -1000, dtype=np.int16)
+        >>> folder = write_dicom_series(tempfile.mkdtemp(), volume, np.diag([-1.0, -1.0, 5.0, 1.0]))
+        >>> len(list(folder.iterdir()))
+        3
+    """
+    hu, affine = np.asarray(hu), np.asarray(affine, dtype=np.float64)
+    if hu.ndim != 3:
+        raise ValueError(f"write_dicom_series: hu must be (X, Y, Z), got shape {hu.shape}")
+    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    spacing_mm = np.linalg.norm(lps[:3, :3], axis=0)
+    axes = lps[:3, :3] / spacing_mm
+    if not np.allclose(axes.T @ axes, np.eye(3), atol=1e-4):
+        raise ValueError(f"write_dicom_series: the affine's axes must be at right angles, got {affine.tolist()}")
+    dtype = np.dtype("<i2" if scanner.signed else "<u2")
+    stored = hu.astype(np.int32) - scanner.intercept_hu
+    if stored.min() < np.iinfo(dtype).min or stored.max() > np.iinfo(dtype).max:
+        raise ValueError(
+            f"write_dicom_series: {scanner.name} stores {dtype.name} from {scanner.intercept_hu} HU on, "
+            f"got {hu.min()} to {hu.max()} HU (clip first?)"
+        )
+    stored = stored.astype(dtype)
+
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    header = _header(stored.shape, axes, spacing_mm, scanner, patient_id, scan_id)
+    num_slices = hu.shape[2]
+    for index in range(num_slices):
+        number = num_slices - index if scanner.head_first else index + 1
+        position = lps[:3, :3] @ [0, 0, index] + lps[:3, 3]
+        header.SOPInstanceUID = _uid(patient_id, scan_id, f"slice {index}")
+        header.file_meta.MediaStorageSOPInstanceUID = header.SOPInstanceUID
+        header.InstanceNumber = number
+        header.ImagePositionPatient = _decimals(position)
+        header.SliceLocation = _decimals([position @ axes[:, 2]])[0]
+        header.PixelData = stored[:, :, index].T.tobytes()
+        name = (
+            hashlib.md5(header.SOPInstanceUID.encode()).hexdigest()[:12] if scanner.hashed_names else f"IM{number:04d}"
+        )
+        header.save_as(folder / f"{name}{scanner.suffix}", enforce_file_format=True)
+    return folder
+
+
+def _header(
+    shape: tuple[int, ...], axes: np.ndarray, spacing_mm: np.ndarray, scanner: Scanner, patient_id: str, scan_id: str
+) -> Dataset:
+    header = Dataset()
+    header.file_meta = FileMetaDataset()
+    header.file_meta.MediaStorageSOPClassUID = CTImageStorage
+    header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    header.SOPClassUID = CTImageStorage
+    header.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
+    header.StudyDate = header.SeriesDate = header.AcquisitionDate = header.ContentDate = "20000101"
+    header.StudyTime = header.SeriesTime = header.AcquisitionTime = header.ContentTime = "120000"
+    header.AccessionNumber = ""
+    header.Modality = "CT"
+    header.Manufacturer = scanner.manufacturer
+    header.ManufacturerModelName = scanner.name
+    header.ReferringPhysicianName = ""
+    header.SeriesDescription = "Synthetic chest"
+    header.PatientName = header.PatientID = patient_id
+    header.PatientBirthDate = header.PatientSex = ""
+    header.BodyPartExamined = "CHEST"
+    header.KVP = 120
+    header.ConvolutionKernel = scanner.kernel.upper()
+    header.PatientPosition = "HFS"
+    header.StudyInstanceUID = _uid(patient_id, scan_id, "study")
+    header.SeriesInstanceUID = _uid(patient_id, scan_id, "series")
+    header.FrameOfReferenceUID = _uid(patient_id, scan_id, "frame")
+    header.PositionReferenceIndicator = ""
+    header.StudyID = "1"
+    header.SeriesNumber = header.AcquisitionNumber = 1
+    header.ImageOrientationPatient = _decimals([*axes[:, 0], *axes[:, 1]])
+    header.PixelSpacing = _decimals([spacing_mm[1], spacing_mm[0]])
+    header.SliceThickness = _decimals([scanner.thickness_mm])[0]
+    header.SpacingBetweenSlices = _decimals([spacing_mm[2]])[0]
+    header.SamplesPerPixel = 1
+    header.PhotometricInterpretation = "MONOCHROME2"
+    header.Columns, header.Rows = shape[:2]
+    header.BitsAllocated = header.BitsStored = 16
+    header.HighBit = 15
+    header.PixelRepresentation = int(scanner.signed)
+    if scanner.outside_hu is not None:
+        header.PixelPaddingValue = scanner.outside_hu - scanner.intercept_hu
+    header.RescaleIntercept = scanner.intercept_hu
+    header.RescaleSlope = 1
+    header.RescaleType = "HU"
+    return header
+
+
+def _decimals(values: np.ndarray | list[float]) -> list[DSfloat]:
+    return [DSfloat(float(value), auto_format=True) for value in values]
+
+
+def _uid(*sources: str) -> str:
+    return generate_uid(entropy_srcs=["monai_pipelines phantom", *sources])

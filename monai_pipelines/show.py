@@ -1,0 +1,120 @@
+"""Chains and bundles told in the terminal, and drawn."""
+
+from __future__ import annotations
+
+import re
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from monai_pipelines.chains import Chain, chain_file, load_chain
+from monai_pipelines.declared import declared_path, list_declared
+
+_TOP_LEVEL = re.compile(r"^(?P<name>\w+):\s*(?P<value>[^#]*?)\s*(?:\s#\s*(?P<comment>.*))?$")
+_RUN_IDS = ("device", "network", "initialize", "run")
+
+
+def show_all() -> None:
+    """Print the names of all chains and bundles."""
+    table = Table("chain", "steps", title="Chains: load_chain(name)")
+    for name in list_declared("transforms"):
+        table.add_row(name, ", ".join(load_chain(name).step_names))
+    bundles = Table(
+        "bundle", "configs", title="Bundles: python -m monai.bundle run --bundle_root ROOT --config_file ..."
+    )
+    for name in list_declared("bundles"):
+        configs = declared_path("bundles") / name / "configs"
+        bundles.add_row(name, ", ".join(sorted(p.name for p in configs.glob("*.yaml"))))
+    Console().print(table, bundles)
+
+
+def show_one(name: str) -> None:
+    """Print knobs, steps and numbers of a chain, or the numbers and chains of a bundle."""
+    bundle = Path(name) if (Path(name) / "configs").is_dir() else declared_path("bundles") / name
+    if not (bundle / "configs").is_dir():
+        chain = load_chain(name)
+        _print_knobs(chain_file(name), chain.describe()["knobs"])
+        _print_steps(chain)
+        return
+    Console().print(f"[bold]{bundle.name}[/bold]  {bundle}")
+    _print_knobs(bundle / "configs" / "train.yaml")
+    chains = re.findall(r"load_chain, name: (\w+)", (bundle / "configs" / "train.yaml").read_text())
+    for chain_name in dict.fromkeys(chains):
+        _print_steps(load_chain(chain_name))
+
+
+def draw_chain(name: str, scan: str | PathLike[str], file: str | PathLike[str]) -> None:
+    """Draw the middle axial and coronal slice after each step of a chain that starts from a file.
+
+    Args:
+        name: the chain.
+        scan: what it loads.
+        file: the picture.
+    """
+    chain = load_chain(name)
+    data: Any = {chain.key: str(scan)}
+    drawn: list[tuple[str, Any, Any]] = []
+    for step, transform in chain.steps.items():
+        data = transform(data)
+        drawn.append((step, data[chain.key], data.get("lungs")))
+    figure = Figure(figsize=(2.6 * len(drawn), 5.4), layout="constrained")
+    axes = figure.subplots(2, len(drawn), squeeze=False)
+    for column, (step, image, mask) in zip(axes.T, drawn, strict=True):
+        column[0].set_title(
+            f"{step}\n{'x'.join(map(str, image.shape))} {str(image.dtype).removeprefix('torch.')}", fontsize=9
+        )
+        for axis, plane in zip(column, (2, 1), strict=True):
+            _draw_plane(axis, image, mask, plane)
+    with matplotlib.rc_context({"savefig.dpi": 130}):
+        figure.savefig(file)
+
+
+def _draw_plane(axis: Any, image: Any, mask: Any, normal: int) -> None:
+    """One slice through the middle, patient right on the viewer's left, the lungs outlined."""
+    import nibabel as nib
+
+    volume = nib.Nifti1Image(np.asarray(image[0], np.float32), image.affine.numpy())
+    volume = nib.as_closest_canonical(volume)
+    values, mm = volume.get_fdata(dtype=np.float32), volume.header.get_zooms()
+    middle = values.shape[normal] // 2
+    others = [a for a in range(3) if a != normal]
+    low, high = (-1000, 400) if values.min() < -10 else (0, 1)
+    edges = [[volume.affine[a, 3], volume.affine[a, 3] + values.shape[a] * mm[a]] for a in others]
+    extent = [edges[0][1], edges[0][0], edges[1][0], edges[1][1]]
+    axis.imshow(values.take(middle, normal)[::-1].T, cmap="gray", vmin=low, vmax=high, origin="lower", extent=extent)
+    axis.set_axis_off()
+    if mask is not None:
+        inside = nib.as_closest_canonical(nib.Nifti1Image(np.asarray(mask[0], np.uint8), mask.affine.numpy()))
+        at = np.linalg.inv(inside.affine) @ volume.affine @ np.array([s // 2 for s in values.shape] + [1.0])
+        filled = np.asarray(inside.dataobj).take(int(np.clip(round(at[normal]), 0, inside.shape[normal] - 1)), normal)
+        zooms = inside.header.get_zooms()
+        grid = [inside.affine[a, 3] + (np.arange(inside.shape[a]) + 0.5) * zooms[a] for a in others]
+        if 0 < filled.mean() < 1:
+            axis.contour(grid[0], grid[1], filled.T, [0.5], colors="#e69f00", linewidths=1)
+
+
+def _print_knobs(file: Path, values: dict[str, Any] | None = None) -> None:
+    table = Table("knob", "value", "meaning", title=f"{file.name}")
+    for line in file.read_text().splitlines():
+        match = _TOP_LEVEL.match(line)
+        if match and match["comment"] and match["value"] and match["name"] not in _RUN_IDS:
+            value = values[match["name"]] if values else match["value"]
+            table.add_row(match["name"], escape(str(value)), escape(match["comment"]))
+    Console().print(table)
+
+
+def _print_steps(chain: Chain) -> None:
+    described = chain.describe()
+    table = Table("step", "transform", "arguments", title=f"{described['name']}, fingerprint {chain.fingerprint()}")
+    for step, arguments in described["steps"].items():
+        target = arguments.pop("_target_")
+        told = ", ".join(f"{k}={v}" for k, v in arguments.items() if k != "allow_missing_keys")
+        table.add_row(step, target.rpartition(".")[2], escape(told))
+    Console().print(table)

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from monai_pipelines.report.figures import best_epoch, confusion_figure, history_figure, roc_figure, slices_figure
+
+
+def _texts(axes):
+    return [text.get_text() for text in axes.texts]
+
+
+def _problem(num_classes, num=60, seed=0):
+    rng = np.random.default_rng(seed)
+    return np.arange(num) % num_classes, rng.dirichlet(np.ones(num_classes), num)
+
+
+def _assert_no_label_overlaps_or_is_clipped(figure):
+    FigureCanvasAgg(figure).draw()
+    renderer = figure.canvas.get_renderer()
+    boxes = []
+    for axes in figure.axes:
+        shown = [axes.xaxis.label, axes.yaxis.label, axes.title, *axes.texts]
+        for axis, (low, high) in ((axes.xaxis, sorted(axes.get_xlim())), (axes.yaxis, sorted(axes.get_ylim()))):
+            ticks = [tick for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+            # the box of a slanted label is no measure of its overlap
+            shown += [tick.label1 for tick in ticks if not tick.label1.get_rotation()]
+        boxes += [text.get_window_extent(renderer) for text in shown if text.get_text()]
+    boxes += [legend.get_window_extent(renderer) for legend in figure.legends]
+    for box in boxes:
+        assert box.x0 >= 0
+        assert box.y0 >= 0
+        assert box.x1 <= figure.bbox.x1
+        assert box.y1 <= figure.bbox.y1
+    assert not [pair for pair in combinations(boxes, 2) if pair[0].padded(-1).overlaps(pair[1].padded(-1))]
+
+
+def test_confusion_by_hand():
+    prob = np.eye(3)[[0, 0, 1, 1, 0, 0]]
+    axes = confusion_figure([0, 0, 0, 1, 1, 1], prob, ["a", "b", "c"]).axes[0]
+    counts, shares = _texts(axes)[::2], _texts(axes)[1::2]
+    assert counts == ["2", "1", "0", "2", "1", "0", "0", "0", "0"]
+    assert shares == ["67%", "33%", "0%", "67%", "33%", "0%", "no scans", "no scans", "no scans"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "b", "c"]
+
+
+def test_roc_by_hand():
+    prob_ill = np.array([0.1, 0.6, 0.7, 0.9])
+    prob, shortcut = np.stack([1 - prob_ill, prob_ill], 1), np.full((4, 2), 0.5)
+    figure = roc_figure([0, 1, 0, 1], prob, ["healthy", "ill"], shortcut)
+    model, cheap, chance = figure.axes[0].get_lines()
+    assert set(zip(*model.get_data(), strict=True)) >= {(0, 0), (0, 0.5), (0.5, 0.5), (0.5, 1), (1, 1)}
+    assert list(zip(*cheap.get_data(), strict=True)) == [(0, 0), (1, 1)]
+    assert (model.get_linestyle(), cheap.get_linestyle(), chance.get_linestyle()) == ("-", "--", ":")
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["ill: 0.750 / 0.500"]
+
+
+def test_roc_of_an_absent_class_has_no_curve():
+    label, prob = _problem(2)
+    prob = np.c_[prob * 0.9, np.full(len(prob), 0.1)]
+    figure = roc_figure(label, prob, ["a", "b", "c"])
+    assert len(figure.axes[0].get_lines()) == 3
+    assert figure.legends[0].get_texts()[2].get_text() == "c: n/a (one class only)"
+
+
+def _history(num=4):
+    return [
+        {"epoch": k, "lr": 10.0**-k, "train": {"loss": 1 / k, "accuracy": 0.5}, "val": {"loss": 2 / k, "roc_auc": auc}}
+        for k, auc in zip(range(1, num + 1), [0.6, 0.8, 0.8, float("nan")], strict=False)
+    ]
+
+
+def test_history_panels_hold_train_and_validation():
+    figure = history_figure(_history())
+    panels = {axes.get_title(): axes for axes in figure.axes}
+    assert list(panels) == ["Loss", "Accuracy", "ROC AUC", "Learning rate"]
+    train, val, best = panels["Loss"].get_lines()
+    assert train.get_ydata() == pytest.approx([1, 1 / 2, 1 / 3, 1 / 4])
+    assert val.get_ydata() == pytest.approx([2, 1, 2 / 3, 1 / 2])
+    assert best.get_xdata() == [2, 2]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["Training", "Validation", "Best epoch: 2"]
+
+
+def test_best_epoch_is_the_first_best_and_never_nan():
+    assert best_epoch(_history()) == 2
+    assert best_epoch(_history(), "loss") == 4
+    assert best_epoch(_history(), "f1") is None
+    assert best_epoch([{"epoch": 5, "val": {"f1": float("inf")}}, {"epoch": 6, "val": {"f1": 0.0}}], "f1") == 6
+
+
+def test_slices_are_turned_as_a_radiologist_expects():
+    """Corner marks in a volume of RAS axes: index 0 is left, back and foot."""
+    volume = np.zeros((2, 8, 6, 4))
+    volume[0, 7, 5, 2] = 1  # right, front, in the axial slice
+    volume[0, 7, 3, 3] = 2  # right, head, in the coronal slice
+    volume[0, 6, 5, 3] = 3  # front, head, in the sagittal slice
+    volume[1] = 9  # another channel is not drawn
+    axial, coronal, sagittal = (np.asarray(axes.images[0].get_array()) for axes in slices_figure([volume], ["t"]).axes)
+    assert (axial.shape, coronal.shape, sagittal.shape) == ((6, 8), (4, 8), (4, 6))
+    assert (axial[0, 0], coronal[0, 0], sagittal[0, 0]) == (1, 2, 3)
+    assert [_texts(axes) for axes in slices_figure([volume], ["t"]).axes] == [["R", "A"], ["R", "S"], ["A", "S"]]
+
+
+def test_slices_keep_the_voxels_shape():
+    torch, data = pytest.importorskip("torch"), pytest.importorskip("monai.data")
+    image = data.MetaTensor(torch.rand(1, 8, 6, 4), affine=torch.diag(torch.tensor([1.0, 2.0, 5.0, 1.0])))
+    extents = [axes.images[0].get_extent() for axes in slices_figure([image], ["t"]).axes]
+    assert extents == [[0, 8, 12, 0], [0, 8, 20, 0], [0, 12, 20, 0]]
+
+
+@pytest.mark.parametrize("num", [1, 2, 3, 8])
+def test_slices_of_many_volumes(num):
+    assert len(slices_figure([np.zeros((1, 4, 4, 4))] * num, ["t"] * num).axes) == 3 * num
+
+
+@pytest.mark.parametrize(
+    ("images", "titles"),
+    [
+        ([], []),
+        ([np.zeros((1, 4, 4, 4))] * 9, ["t"] * 9),
+        ([np.zeros((1, 4, 4, 4))], []),
+        ([np.zeros((4, 4, 4))], ["t"]),
+    ],
+)
+def test_slices_refuse_what_they_cannot_draw(images, titles):
+    with pytest.raises(ValueError, match="slices_figure: wanted"):
+        slices_figure(images, titles)
+
+
+def test_history_without_an_epoch_is_refused():
+    with pytest.raises(ValueError, match="at least one epoch"):
+        history_figure([])
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 6])
+@pytest.mark.parametrize(
+    "name", ["{}", "class $ number {}", "a rather long name of a class, number {}", "x" * 40 + "{}"]
+)
+def test_labels_do_not_overlap(num_classes, name):
+    label, prob = _problem(num_classes)
+    names = [name.format(k) for k in range(num_classes)]
+    _assert_no_label_overlaps_or_is_clipped(confusion_figure(label, prob, names))
+    _assert_no_label_overlaps_or_is_clipped(roc_figure(label, prob, names, prob[::-1]))
+
+
+@pytest.mark.parametrize("num", [1, 4])
+def test_history_labels_do_not_overlap(num):
+    _assert_no_label_overlaps_or_is_clipped(history_figure(_history(num)))
+
+
+def test_report_starts_without_pyplot_and_torch():
+    code = "import sys, monai_pipelines.report; print(*{'matplotlib.pyplot', 'torch', 'monai'} & {*sys.modules})"
+    result = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert (result.stdout, result.returncode) == ("\n", 0), result.stderr
