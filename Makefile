@@ -2,25 +2,30 @@ PYTHON ?= python3
 PY := .venv/bin/python
 INSTALLED := .venv/.installed
 
-DEMO := runs/demo
+SEED ?= 0
+DEMO ?= runs/demo
 BUNDLE := bundles/lung_ct_classification
 CONFIGS := $(BUNDLE)/configs
-RUN_BUNDLE := $(PY) -m monai.bundle run --bundle_root $(BUNDLE) --dataset_dir $(DEMO)/data --output_dir $(DEMO) --config_file
+RUN_BUNDLE := $(PY) -m monai.bundle run --bundle_root $(BUNDLE)
+TRAINED := --dataset_dir $(DEMO)/data --output_dir $(DEMO) --seed $(SEED)
+TRAIN := $(CONFIGS)/train.yaml','$(CONFIGS)/demo.yaml
 
 .PHONY: demo test lint bench clean
 
 demo: $(DEMO)/data/.complete
-	$(RUN_BUNDLE) "['$(CONFIGS)/train.yaml','$(CONFIGS)/demo.yaml']"
-	$(RUN_BUNDLE) "['$(CONFIGS)/train.yaml','$(CONFIGS)/demo.yaml','$(CONFIGS)/evaluate.yaml']"
-	$(RUN_BUNDLE) "['$(CONFIGS)/inference.yaml','$(CONFIGS)/demo.yaml']"
+	$(RUN_BUNDLE) --config_file "['$(TRAIN)']" $(TRAINED)
+	$(RUN_BUNDLE) --config_file "['$(TRAIN)','$(CONFIGS)/evaluate.yaml']" $(TRAINED)
+	$(RUN_BUNDLE) --config_file "['$(CONFIGS)/inference.yaml','$(CONFIGS)/demo.yaml']" --dataset_dir $(DEMO)/data/scans \
+		--output_dir $(DEMO)/inference --checkpoint $(DEMO)/best.pt --cache_dir $(DEMO)/cache
 	@echo
 	@echo "Report:       $(DEMO)/report.html"
-	@echo "Numbers:      $(DEMO)/metrics.json  $(DEMO)/predictions.csv"
+	@echo "Numbers:      $(DEMO)/metrics.json  $(DEMO)/predictions.csv (test patients)"
+	@echo "Inference:    $(DEMO)/inference/predictions.csv (all scans of the folder)"
 	@echo "Curves:       .venv/bin/tensorboard --logdir $(DEMO)/tensorboard"
 
 $(DEMO)/data/.complete: | $(INSTALLED)
 	rm -rf $(@D)
-	$(PY) -m monai_pipelines phantoms lung-ct $(@D) --patients 340 --seed 0 --matrix 128 --slice-mm 6
+	$(PY) -m monai_pipelines phantoms lung-ct $(@D) --patients 340 --seed $(SEED) --matrix 128 --slice-mm 6
 	touch $@
 
 test: lint

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from monai.bundle import ConfigParser
+from monai.bundle import ConfigComponent, ConfigParser
 from monai.transforms import Compose
 
 from monai_pipelines import __version__
@@ -55,7 +55,8 @@ class Chain(Compose):
     def fingerprint(self) -> str:
         """16 hex digits that change whenever a step, an argument or a library version that matters changes."""
         what = {"steps": list(self._description["steps"].items()), "versions": self._description["versions"]}
-        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+        plain = json.loads(json.dumps(what), parse_int=float)  # 10 and 10.0 are the same number
+        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
     def check_same(self, description: Mapping[str, Any], subject: str = "checkpoint") -> list[str]:
         """Compare with the description of the chain that another run (a checkpoint, a cache) used.
@@ -92,7 +93,7 @@ class Chain(Compose):
             return super().__call__({self.key: input_}, *args, **kwargs)[self.key]
         except RuntimeError as error:  # MONAI wraps whatever a step raises
             cause: BaseException | None = error
-            while cause is not None and not isinstance(cause, ScanError):
+            while cause is not None and not isinstance(cause, (ScanError, OSError)):
                 cause = cause.__cause__
             if cause is None:
                 raise
@@ -138,7 +139,8 @@ def load_chain(name: str | Path, steps: Mapping[str, Any] | None = None, **knobs
     parser = ConfigParser({**config, "steps": declared_steps})
     described = {}
     for step, declared in declared_steps.items():
-        target = pydoc.locate(str(declared["_target_"]))
+        component = ConfigComponent(declared, locator=parser.locator)  # knows the short names of MONAI's transforms
+        target = pydoc.locate(str(component.resolve_module_name()))
         if not callable(target):
             raise KeyError(f"chain {path.stem}: step {step!r} names {declared['_target_']!r}, which does not exist")
         given = {a: parser.get_parsed_content(f"steps::{step}::{a}") for a in declared if not a.startswith("_")}

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 
@@ -20,14 +19,13 @@ logger = logging.getLogger(__name__)
 def save_plain(content: Any, file: str | PathLike[str]) -> None:
     """Save tensors and plain data so that ``file`` is either the old one or the whole new one."""
     target = Path(file)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, suffix=".part")
+    temporary = target.with_name(f"{target.stem}.{uuid4().hex}.part")
     try:
-        with os.fdopen(handle, "wb") as out:
+        with open(temporary, "xb") as out:
             torch.save(content, out)
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load_checkpoint(

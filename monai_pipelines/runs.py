@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import platform
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
 from pathlib import Path
@@ -15,6 +17,8 @@ from types import TracebackType
 from typing import Any
 
 from monai_pipelines.chains import Chain
+
+logger = logging.getLogger(__name__)
 
 _PACKAGES = (
     *("monai-pipelines", "monai", "torch", "pytorch-ignite"),
@@ -29,10 +33,8 @@ def start_run(bundle_root: str | PathLike[str]) -> None:
         SystemExit: no ``configs/metadata.json`` below it.
     """
     if not (Path(bundle_root) / "configs" / "metadata.json").is_file():
-        raise SystemExit(
-            f"bundle_root {str(bundle_root)!r} is no bundle, {Path(bundle_root).resolve()} has no configs/metadata.json: "
-            "run from the bundle's folder or add --bundle_root FOLDER"
-        )
+        found = f"{str(bundle_root)!r} ({Path(bundle_root).resolve()}) has no configs/metadata.json"
+        raise SystemExit(f"bundle_root {found}: run from the bundle's folder or add --bundle_root FOLDER")
     sys.excepthook = _tell_cause_last
 
 
@@ -40,23 +42,23 @@ def record_run(
     output_dir: str | PathLike[str],
     bundle_root: str | PathLike[str],
     chain: Chain,
+    augmentation: Chain | None,
     seed: int,
+    split_fractions: Sequence[float],
     table: str | PathLike[str],
-    **settings: Any,
 ) -> dict[str, Any]:
     """Save what is needed to run again: ``output_dir/run.json`` and the bundle's configs in ``output_dir/configs``.
 
     Args:
         output_dir: folder of the run.
         bundle_root: the bundle.
-        chain: the fixed chain; its description and fingerprint are recorded.
-        seed: of the run.
+        chain, augmentation: the fixed and the random chain; their descriptions are recorded.
+        seed, split_fractions: of the split; see `check_split`.
         table: the table of scans; its SHA-256 is recorded.
-        settings: anything else, plain data.
 
     Returns:
-        the content of ``run.json``: ``command``, ``seed``, ``table``, ``table_sha256``, ``fingerprint``, ``chain``,
-        ``versions``, ``settings``.
+        the content of ``run.json``: ``command``, ``seed``, ``split_fractions``, ``table``, ``table_sha256``,
+        ``fingerprint`` (of ``chain``), ``chain``, ``augmentation``, ``versions``.
 
     Raises:
         FileNotFoundError: no such table.
@@ -68,12 +70,13 @@ def record_run(
     run = {
         "command": shlex.join(["python", *(["-m", "monai.bundle"] if "monai" in sys.argv[0] else []), *sys.argv[1:]]),
         "seed": seed,
+        "split_fractions": list(split_fractions),
         "table": str(table),
-        "table_sha256": hashlib.sha256(Path(table).read_bytes()).hexdigest(),
+        "table_sha256": _sha256(table),
         "fingerprint": chain.fingerprint(),
         "chain": chain.describe(),
+        "augmentation": augmentation.describe() if augmentation else None,
         "versions": {"python": platform.python_version(), **{p: v for p in _PACKAGES if (v := _version(p))}},
-        "settings": settings,
     }
     configs = Path(output_dir) / "configs"
     configs.mkdir(parents=True, exist_ok=True)
@@ -82,6 +85,34 @@ def record_run(
             shutil.copyfile(file, configs / file.name)
     (Path(output_dir) / "run.json").write_text(json.dumps(run, indent=1))
     return run
+
+
+def check_split(
+    checkpoint: str | PathLike[str], seed: int, split_fractions: Sequence[float], table: str | PathLike[str]
+) -> None:
+    """Check that an evaluation splits the table as the training did: otherwise it tests on training patients.
+
+    Args:
+        checkpoint: of the run; `record_run` left its ``run.json`` beside it.
+        seed, split_fractions, table: of the evaluation.
+
+    Raises:
+        ValueError: same table, other seed or fractions.
+    """
+    file = Path(checkpoint).parent / "run.json"
+    run = json.loads(file.read_text()) if file.is_file() else {}
+    if run.get("table_sha256") != _sha256(table):
+        logger.warning("%s was not trained on %s as it is now: its split is checked for nothing", checkpoint, table)
+        return
+    now = {"seed": seed, "split_fractions": list(split_fractions)}
+    differences = [f"{name} {run[name]} there, {value} here" for name, value in now.items() if run[name] != value]
+    if differences:
+        told = "; ".join(differences)
+        raise ValueError(f"{checkpoint}: trained on another split of the same table ({told}); use the same numbers")
+
+
+def _sha256(file: str | PathLike[str]) -> str:
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
 def _tell_cause_last(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from os import PathLike
 from pathlib import Path
@@ -10,15 +11,15 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from monai.bundle import ConfigParser
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from monai_pipelines.chains import Chain, chain_file, load_chain
 from monai_pipelines.declared import declared_path, list_declared
 
 _TOP_LEVEL = re.compile(r"^(?P<name>\w+):\s*(?P<value>[^#]*?)\s*(?:\s#\s*(?P<comment>.*))?$")
-_RUN_IDS = ("device", "network", "initialize", "run")
 
 
 def show_all() -> None:
@@ -39,15 +40,21 @@ def show_one(name: str) -> None:
     """Print knobs, steps and numbers of a chain, or the numbers and chains of a bundle."""
     bundle = Path(name) if (Path(name) / "configs").is_dir() else declared_path("bundles") / name
     if not (bundle / "configs").is_dir():
+        near = difflib.get_close_matches(name, list_declared("bundles"), n=1)
+        if near and not difflib.get_close_matches(name, list_declared("transforms")):
+            raise FileNotFoundError(f"no chain or bundle {name!r} (did you mean {near[0]!r}?)")
         chain = load_chain(name)
         _print_knobs(chain_file(name), chain.describe()["knobs"])
         _print_steps(chain)
         return
     Console().print(f"[bold]{bundle.name}[/bold]  {bundle}")
-    _print_knobs(bundle / "configs" / "train.yaml")
-    chains = re.findall(r"load_chain, name: (\w+)", (bundle / "configs" / "train.yaml").read_text())
-    for chain_name in dict.fromkeys(chains):
-        _print_steps(load_chain(chain_name))
+    train = bundle / "configs" / "train.yaml"
+    _print_knobs(train)
+    config = ConfigParser.load_config_file(train)
+    parser = ConfigParser(config)
+    for entry, value in config.items():
+        if isinstance(value, dict) and value.get("_target_") == "monai_pipelines.load_chain":
+            _print_steps(parser.get_parsed_content(entry), f"{entry}: ")
 
 
 def draw_chain(name: str, scan: str | PathLike[str], file: str | PathLike[str]) -> None:
@@ -57,8 +64,14 @@ def draw_chain(name: str, scan: str | PathLike[str], file: str | PathLike[str]) 
         name: the chain.
         scan: what it loads.
         file: the picture.
+
+    Raises:
+        ValueError: a chain that starts from a loaded scan.
     """
     chain = load_chain(name)
+    first = type(next(iter(chain.steps.values()))).__name__
+    if not first.startswith("Load"):
+        raise ValueError(f"chain {name} starts with {first}, not with a file; draw one that loads, such as lung_ct")
     data: Any = {chain.key: str(scan)}
     drawn: list[tuple[str, Any, Any]] = []
     for step, transform in chain.steps.items():
@@ -67,9 +80,9 @@ def draw_chain(name: str, scan: str | PathLike[str], file: str | PathLike[str]) 
     figure = Figure(figsize=(2.6 * len(drawn), 5.4), layout="constrained")
     axes = figure.subplots(2, len(drawn), squeeze=False)
     for column, (step, image, mask) in zip(axes.T, drawn, strict=True):
-        column[0].set_title(
-            f"{step}\n{'x'.join(map(str, image.shape))} {str(image.dtype).removeprefix('torch.')}", fontsize=9
-        )
+        mm = " x ".join(f"{v:.2g}" for v in image.pixdim)
+        kind = str(image.dtype).removeprefix("torch.")
+        column[0].set_title(f"{step}\n{'x'.join(map(str, image.shape))} {kind}\n{mm} mm", fontsize=9)
         for axis, plane in zip(column, (2, 1), strict=True):
             _draw_plane(axis, image, mask, plane)
     with matplotlib.rc_context({"savefig.dpi": 130}):
@@ -86,33 +99,38 @@ def _draw_plane(axis: Any, image: Any, mask: Any, normal: int) -> None:
     middle = values.shape[normal] // 2
     others = [a for a in range(3) if a != normal]
     low, high = (-1000, 400) if values.min() < -10 else (0, 1)
-    edges = [[volume.affine[a, 3], volume.affine[a, 3] + values.shape[a] * mm[a]] for a in others]
+    edges = [volume.affine[a, 3] + np.array([-0.5, values.shape[a] - 0.5]) * mm[a] for a in others]
     extent = [edges[0][1], edges[0][0], edges[1][0], edges[1][1]]
     axis.imshow(values.take(middle, normal)[::-1].T, cmap="gray", vmin=low, vmax=high, origin="lower", extent=extent)
     axis.set_axis_off()
+    axis.set_anchor("N")
+    axis.text(0.03, 0.9, "R", color="white", fontsize=9, transform=axis.transAxes)
     if mask is not None:
         inside = nib.as_closest_canonical(nib.Nifti1Image(np.asarray(mask[0], np.uint8), mask.affine.numpy()))
         at = np.linalg.inv(inside.affine) @ volume.affine @ np.array([s // 2 for s in values.shape] + [1.0])
         filled = np.asarray(inside.dataobj).take(int(np.clip(round(at[normal]), 0, inside.shape[normal] - 1)), normal)
         zooms = inside.header.get_zooms()
-        grid = [inside.affine[a, 3] + (np.arange(inside.shape[a]) + 0.5) * zooms[a] for a in others]
+        grid = [inside.affine[a, 3] + np.arange(inside.shape[a]) * zooms[a] for a in others]
         if 0 < filled.mean() < 1:
             axis.contour(grid[0], grid[1], filled.T, [0.5], colors="#e69f00", linewidths=1)
 
 
 def _print_knobs(file: Path, values: dict[str, Any] | None = None) -> None:
-    table = Table("knob", "value", "meaning", title=f"{file.name}")
+    table = Table("knob", "value", Column("meaning", overflow="fold"), title=f"{file.name}")
     for line in file.read_text().splitlines():
         match = _TOP_LEVEL.match(line)
-        if match and match["comment"] and match["value"] and match["name"] not in _RUN_IDS:
+        if match is None or not match["value"] or match["value"].startswith("{"):
+            continue
+        if values or match["comment"]:
             value = values[match["name"]] if values else match["value"]
-            table.add_row(match["name"], escape(str(value)), escape(match["comment"]))
+            table.add_row(match["name"], escape(str(value)), escape(match["comment"] or ""))
     Console().print(table)
 
 
-def _print_steps(chain: Chain) -> None:
+def _print_steps(chain: Chain, entry: str = "") -> None:
     described = chain.describe()
-    table = Table("step", "transform", "arguments", title=f"{described['name']}, fingerprint {chain.fingerprint()}")
+    title = f"{entry}{described['name']}, fingerprint {chain.fingerprint()}"
+    table = Table("step", "transform", "arguments", title=title)
     for step, arguments in described["steps"].items():
         target = arguments.pop("_target_")
         told = ", ".join(f"{k}={v}" for k, v in arguments.items() if k != "allow_missing_keys")

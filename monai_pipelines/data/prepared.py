@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from copy import deepcopy
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -68,7 +69,7 @@ class PreparedDataset(Dataset):
                 self.skipped.append({**item, "skipped": reason})
             else:
                 usable.append(item)
-                self._results.append(result)
+                self._results.append(deepcopy(result))  # a tensor in a worker's shared memory holds a file open
         if self.skipped and (on_error == "raise" or not usable):
             problems = [f"{item['image']}: {item['skipped']}" for item in self.skipped]
             raise CohortError(f"{len(problems)} of {len(data)} scans cannot be used", problems)
@@ -95,16 +96,17 @@ class _Preparation(Dataset):
     def _transform(self, index: int) -> tuple[Any, str | None]:
         image = self.data[index]["image"]
         try:
-            if self.cache_dir is None:
+            if self.cache_dir is None or not Path(image).exists():  # the chain tells what is missing
                 return self._prepare(image), None
-            file = self.cache_dir / f"{_key(image, self.fingerprint)}.pt"
-            if not file.exists():
-                save_plain(self._prepare(image), file)
-            return str(file), None
+            file = self.cache_dir / f"{_key(image, self.fingerprint, self.outputs)}.pt"
+            result = None if file.exists() else self._prepare(image)
         except ScanError as error:
             return None, error.reason
         except OSError as error:
             return None, f"{type(error).__name__}: {error.strerror or error}"
+        if result is not None:
+            save_plain(result, file)  # outside: a full disk is no bad scan
+        return str(file), None
 
     def _prepare(self, image: str) -> dict[str, dict[str, torch.Tensor]]:
         result = self.chain({"image": image})
@@ -131,9 +133,9 @@ def _unpack(packed: dict[str, dict[str, torch.Tensor]]) -> dict[str, torch.Tenso
     }
 
 
-def _key(image: str, fingerprint: str) -> str:
-    """Changes with the chain and with the path, size or time of any file of the scan."""
+def _key(image: str, fingerprint: str, outputs: tuple[str, ...]) -> str:
+    """Changes with the chain, with what is kept, and with the path, size or time of any file of the scan."""
     path = Path(image).resolve()
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     stats = [(file.name, stat.st_size, stat.st_mtime_ns) for file in files for stat in [file.stat()]]
-    return hashlib.sha256(repr((fingerprint, str(path), stats)).encode()).hexdigest()[:32]
+    return hashlib.sha256(repr((fingerprint, outputs, str(path), stats)).encode()).hexdigest()[:32]

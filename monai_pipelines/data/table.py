@@ -18,6 +18,9 @@ SPLITS = ("train", "validation", "test")
 _SPLIT_NAMES = {"train": "train", "training": "train", "val": "validation", "valid": "validation",
                 "validation": "validation", "test": "test", "testing": "test"}  # fmt: skip
 
+VOLUMES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
+SIDECARS = (".csv", ".tsv", ".txt", ".json", ".yaml", ".md", ".raw", ".zraw", ".raw.gz")
+
 Item = dict[str, Any]
 
 
@@ -51,7 +54,7 @@ def read_cohort(
 
     The table is a CSV with the columns ``image`` (relative to the table), ``label`` (class name or index) and
     optionally ``patient`` (default: every scan is a patient of its own) and ``split`` (train, validation, test).
-    Without ``split`` patients are drawn at random, stratified by label (a patient's highest).
+    Without ``split`` the patients of each label (a patient's highest) are drawn at random, at least one for each split.
 
     Args:
         table: the CSV file.
@@ -63,14 +66,17 @@ def read_cohort(
         the `Cohort`.
 
     Raises:
-        CohortError: lists all problems at once: missing files, missing or unknown labels, a patient in two splits, a
-            class with no patient in a split.
+        CohortError: lists all problems at once: missing files, missing or unknown labels, a scan of two patients, a
+            patient in two splits, a class with no patient in a split.
     """
     rows = _read_rows(table)
     problems: list[str] = []
     items = [item for row in rows if (item := _item(row, Path(table).parent, list(classes), problems)) is not None]
     labels: dict[str, int] = {}
+    patient_of: dict[str, str] = {}
     for item in items:
+        if patient_of.setdefault(item["image"], item["patient"]) != item["patient"]:
+            problems.append(f"{item['name']}: listed for patients {patient_of[item['image']]} and {item['patient']}")
         labels[item["patient"]] = max(item["label"], labels.get(item["patient"], 0))
     if any(item.get("split") for item in items):
         split_of = _given_split(items, problems)
@@ -89,8 +95,8 @@ def read_cohort(
 def find_scans(source: str | PathLike[str]) -> list[Item]:
     """Scans to be classified: the ``image`` column of a CSV table, or all scans in a folder.
 
-    In a folder every NIfTI, NRRD and MetaImage file is a scan, and every folder that directly holds other files is
-    one DICOM series.
+    In a folder every NIfTI, NRRD and MetaImage file is a scan, and every folder that directly holds other files (but
+    notes, tables and the data files of such volumes) is one DICOM series.
 
     Args:
         source: a CSV file, a folder, or one scan.
@@ -105,30 +111,37 @@ def find_scans(source: str | PathLike[str]) -> list[Item]:
     path = Path(source)
     if not path.exists():
         raise FileNotFoundError(f"{source}: no such file or folder; wanted a CSV table, a folder of scans, or a scan")
-    if path.suffix == ".csv":
-        images = [row["image"] for row in _read_rows(path, needed=("image",))]
+    if path.suffix.lower() == ".csv":
+        rows = _read_rows(path, needed=("image",))
+        missing = [f"line {row['line']}: no image" for row in rows if not row["image"].strip()]
+        if missing:
+            raise CohortError(source, missing)
+        images = [row["image"].strip() for row in rows]
         return [{"image": str(path.parent / image), "name": image} for image in images]
     if path.is_file():
         return [{"image": str(path), "name": path.name}]
-    files = [p for p in sorted(path.rglob("*")) if p.is_file() and not p.name.startswith(".")]
-    volumes = [p for p in files if p.name.endswith((".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd"))]
-    taken = {p.parent for p in volumes}
-    scans = sorted({*volumes, *(p.parent for p in files if p.parent not in taken)})
-    if not scans:
+    files = [p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")]
+    volumes = {p for p in files if p.name.lower().endswith(VOLUMES)}
+    series = {p.parent for p in files if p not in volumes and not p.name.lower().endswith(SIDECARS)}
+    if not volumes | series:
         raise CohortError(source, ["no scan in it: wanted DICOM series folders, NIfTI, NRRD or MetaImage files"])
-    return [{"image": str(p), "name": str(p.relative_to(path)) if p != path else path.name} for p in scans]
+    return [
+        {"image": str(p), "name": str(p.relative_to(path)) if p != path else path.resolve().name}
+        for p in sorted(volumes | series)
+    ]
 
 
 def _read_rows(table: str | PathLike[str], needed: Sequence[str] = ("image", "label")) -> list[Item]:
     if not Path(table).is_file():
         raise CohortError(table, [f"no such table; wanted a CSV with the columns {', '.join(needed)}"])
     with open(table, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        rows: list[Item] = [{"line": reader.line_num, **row} for row in reader]
-        missing = [c for c in needed if c not in (reader.fieldnames or ())]
-    if missing:
-        there = ", ".join(reader.fieldnames or ()) or "none"
-        raise CohortError(table, [f"no column {c!r}; the table's columns are {there}" for c in missing])
+        reader = csv.DictReader(file, restval="")
+        rows: list[Item] = [{**row, "line": reader.line_num} for row in reader]
+        columns = list(reader.fieldnames or ())
+    problems = [f"no column {c!r}; the table's columns are {', '.join(columns)}" for c in needed if c not in columns]
+    problems += [f"line {r['line']}: more fields than columns (a comma without quotes?)" for r in rows if None in r]
+    if problems:
+        raise CohortError(table, problems)
     if not rows:
         raise CohortError(table, ["no row in it"])
     return rows
@@ -136,7 +149,7 @@ def _read_rows(table: str | PathLike[str], needed: Sequence[str] = ("image", "la
 
 def _item(row: Item, folder: Path, classes: list[str], problems: list[str]) -> Item | None:
     where = f"line {row.pop('line')}"
-    image, label = (row["image"] or "").strip(), (row["label"] or "").strip()
+    image, label = row["image"].strip(), row["label"].strip()
     before = len(problems)
     if not image:
         problems.append(f"{where}: no image")
@@ -153,14 +166,14 @@ def _item(row: Item, folder: Path, classes: list[str], problems: list[str]) -> I
         )
     if len(problems) > before:
         return None
-    patient = (row.get("patient") or "").strip() or image
+    patient = row.get("patient", "").strip() or image
     return {**row, "image": str(folder / image), "name": image, "patient": patient}
 
 
 def _given_split(items: Sequence[Item], problems: list[str]) -> dict[str, str]:
     found: defaultdict[str, set[str]] = defaultdict(set)
     for item in items:
-        split = _SPLIT_NAMES.get((item["split"] or "").strip().lower())
+        split = _SPLIT_NAMES.get(item["split"].strip().lower())
         if split is None:
             problems.append(f"{item['name']}: unknown split {item['split']!r}, wanted train, validation or test")
         else:
@@ -179,10 +192,13 @@ def _drawn_split(
     problems += [f"class {c!r} has fewer than 3 patients: it cannot be in train, validation and test" for c in few]
     if few:
         return {}
-    num_rest = max(round(len(patients) * (1 - fractions[0])), 2 * len(classes))
-    num_test = min(max(round(len(patients) * fractions[2]), len(classes)), num_rest - len(classes))
-    train, rest = train_test_split(
-        patients, test_size=num_rest, stratify=[labels[p] for p in patients], random_state=seed
-    )
-    validation, test = train_test_split(rest, test_size=num_test, stratify=[labels[p] for p in rest], random_state=seed)
-    return dict.fromkeys(train, "train") | dict.fromkeys(validation, "validation") | dict.fromkeys(test, "test")
+    split_of: dict[str, str] = {}
+    for k in range(len(classes)):
+        members = [p for p in patients if labels[p] == k]
+        num_test = min(max(1, round(len(members) * fractions[2])), len(members) - 2)
+        num_validation = min(max(1, round(len(members) * fractions[1])), len(members) - num_test - 1)
+        rest, test = train_test_split(members, test_size=num_test, random_state=seed)
+        train, validation = train_test_split(rest, test_size=num_validation, random_state=seed)
+        for split, drawn in zip(SPLITS, (train, validation, test), strict=True):
+            split_of |= dict.fromkeys(drawn, split)
+    return split_of

@@ -38,8 +38,8 @@ class LoadCheckpoint:
 class Checkpoints:
     """Keep ``last.pt`` and ``best.pt``, stop early, resume.
 
-    The best epoch has the highest validation metric and, among equals, the lowest validation loss. A metric that is
-    not a number never counts as better, and any number replaces it. ``last.pt`` holds all that ``resume`` needs:
+    The best epoch has the highest validation metric and, among equals, the lowest validation loss. What is not a
+    number comes last, so any number replaces it. ``last.pt`` holds all that ``resume`` needs:
     model, optimiser, scheduler, epoch, best figures, epochs without a better one, history.
 
     Args:
@@ -92,7 +92,9 @@ class Checkpoints:
             done = f"{checkpoint['epoch']} of {engine.state.max_epochs} epochs"
             raise ValueError(f"{file}: already trained {done}; raise max_epochs to go on")
         self.optimizer.load_state_dict(checkpoint["optimizer"])
-        self.lr_scheduler.load_state_dict(checkpoint["lr_scheduler"])
+        cycle = ("total_steps", "_schedule_phases")  # of a one-cycle schedule: longer now if there are more epochs
+        state = checkpoint["lr_scheduler"]
+        self.lr_scheduler.load_state_dict({name: value for name, value in state.items() if name not in cycle})
         self.best, self.num_without_better = checkpoint["best"], checkpoint["num_without_better"]
         self.history[:] = checkpoint["history"]
         engine.state.epoch = checkpoint["epoch"]
@@ -113,8 +115,9 @@ class Checkpoints:
         if self.evaluator.state.epoch == epoch:
             metrics = {name: float(value) for name, value in self.evaluator.state.metrics.items()}
             card["metrics"] = metrics
-            if self._better(metrics) or not self.best["epoch"]:
-                self.best = {"metric": metrics[self.key_metric], "loss": metrics.get("loss", math.nan), "epoch": epoch}
+            metric, loss = metrics[self.key_metric], metrics.get("loss", math.nan)
+            if not self.best["epoch"] or _rank(metric, loss) > _rank(self.best["metric"], self.best["loss"]):
+                self.best = {"metric": metric, "loss": loss, "epoch": epoch}
                 self.num_without_better = 0
                 save_plain(card, self.output_dir / "best.pt")
             else:
@@ -131,8 +134,7 @@ class Checkpoints:
             logger.info("no better %s in %d validations: stopped after epoch %d", self.key_metric, self.patience, epoch)
             engine.terminate()
 
-    def _better(self, metrics: dict[str, float]) -> bool:
-        metric, best = metrics[self.key_metric], self.best["metric"]
-        if math.isnan(metric) or math.isnan(best):
-            return not math.isnan(metric)
-        return metric > best or (metric == best and metrics.get("loss", math.inf) < self.best["loss"])
+
+def _rank(metric: float, loss: float) -> tuple[float, float]:
+    """Higher is better; what is not a number comes last."""
+    return -math.inf if math.isnan(metric) else metric, -math.inf if math.isnan(loss) else -loss

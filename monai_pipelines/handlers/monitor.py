@@ -88,6 +88,7 @@ class Monitor:
             for metric, value in record.get(split, {}).items():
                 if value is not None:
                     self.writer.add_scalar(f"{metric}/{name}", value, epoch)
+        self.writer.flush()
         self.history.append(record)
         (self.output_dir / "history.json").write_text(json.dumps(self.history, indent=1))
         logger.info("epoch %d/%d: %s", epoch, engine.state.max_epochs, self._line(record))

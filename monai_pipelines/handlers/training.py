@@ -57,7 +57,8 @@ class TrainingHandlers:
         )
 
     def attach(self, engine: Engine) -> None:
-        ProgressBar(desc="epoch", ncols=80).attach(engine, output_transform=_loss)
+        bar = ProgressBar(persist=False, ncols=80, disable=None)  # None: no bar where no terminal shows it
+        bar.attach(engine, output_transform=_loss)
         StopOnNaN().attach(engine)
         if self.clip_norm is not None:
             ClipGradients(self.clip_norm).attach(engine)

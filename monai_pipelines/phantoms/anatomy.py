@@ -73,7 +73,7 @@ class Lung(NamedTuple):
 
     def points(self, rng: np.random.Generator, count: int, depth_mm: float) -> np.ndarray:
         """Random positions in the lung, (count, 3)."""
-        points = rng.uniform(*self.bounds_mm(), (60 * count, 3))
+        points = rng.uniform(*self.bounds_mm(), (12 * count + 400, 3))
         return points[self.shape(*points.T) < -depth_mm][:count]
 
 
@@ -99,6 +99,7 @@ class Plate(NamedTuple):
     centre_mm: np.ndarray
     normal: np.ndarray
     radius_mm: float
+    half_mm: float
     hu: float
 
 
@@ -153,22 +154,22 @@ def draw_patient(rng: np.random.Generator, diseased: bool, lesion_mm: tuple[floa
     """
     if not 0 < lesion_mm[0] < lesion_mm[1]:
         raise ValueError(f"lung phantoms: lesion_mm must rise from above 0, got {tuple(lesion_mm)} (swapped?)")
-    half = rng.uniform([111, 80], [139, 99])
+    half = rng.uniform([111, 80], [137, 97])
     body_half = half + rng.uniform([22, 26], [36, 36])
     carina = np.array([0, -15, rng.uniform(31, 39)])
     lungs = _draw_lungs(rng, half)
-    vessels, airways, calibre = [], [], rng.uniform(0.7, 1.35)
-    num_generations = int(rng.integers(6, 9))
+    vessels, airways, calibre = [], [], rng.uniform(0.6, 1.6)
+    num_generations, most_thick = int(rng.integers(6, 9)), int(rng.integers(0, 7))
     for lung in lungs:
         hilum = np.array([lung.side * (lung.mediastinum_mm + 6), -12, 5 if lung.side > 0 else 12])
         tree = _grow(rng, lung, hilum, int(rng.integers(5, 9)), 5.5 * calibre, num_generations)
-        vessels.append(_join([tree, *(_thick_vessel(rng, lung) for _ in range(rng.integers(0, 4)))]))
+        vessels.append(_join([tree, *(_thick_vessel(rng, lung) for _ in range(rng.integers(0, most_thick + 1)))]))
         airways.append(_grow(rng, lung, hilum + [0, -6, 4], 3, 4.0, 4))
     return Patient(
         lungs=lungs,
         body_half_mm=body_half,
         fat_mm=rng.uniform(6, 20),
-        blood_hu=rng.uniform(25, 55) if rng.random() < 0.7 else rng.uniform(80, 250),
+        blood_hu=rng.uniform(25, 55) if rng.random() < 0.8 else rng.uniform(60, 150),
         lung_hu=rng.uniform(-890, -780),
         gravity_hu_per_mm=rng.uniform(0.1, 0.7),
         dependent_hu=rng.uniform(0, 220),
@@ -180,7 +181,7 @@ def draw_patient(rng: np.random.Generator, diseased: bool, lesion_mm: tuple[floa
         vessels=(vessels[0], vessels[1]),
         airways=_join(airways),
         gas=_draw_gas(rng, lungs[1]),
-        plates=[_draw_plate(rng, lungs[rng.integers(2)]) for _ in range(rng.integers(0, 4))],
+        plates=[_draw_plate(rng, lungs[rng.integers(2)]) for _ in range(rng.integers(0, 6))],
         spots=_draw_spots(rng, lungs, lesion_mm) if diseased else [],
     )
 
@@ -278,11 +279,11 @@ def _grow(
 
 
 def _thick_vessel(rng: np.random.Generator, lung: Lung) -> Tubes:
-    """A vessel along z, as wide as a small lesion and five times as long or more: a nodule in any single slice."""
-    radius = rng.uniform(5, 8)
+    """A vessel along z, 8 to 14 mm wide, five times as long or more: looks like a nodule in any single slice."""
+    radius = rng.uniform(4, 6.5)
     places = lung.points(rng, 60, radius + 2)
     share = np.linspace(-1, 1, 5)
-    along = radius * rng.uniform(5.2, 7.5) * share
+    along = radius * rng.uniform(5.5, 8) * share
     tilt, bend = rng.normal(0, 0.12, 2), rng.normal(0, 4, 2)
     paths = places[:, None] + np.stack([*(np.outer(tilt, along) + np.outer(bend, share**2)), along], axis=1)
     outside = np.maximum(lung.shape(*np.moveaxis(paths, -1, 0)) + radius, 0).sum(axis=1)
@@ -303,7 +304,9 @@ def _draw_plate(rng: np.random.Generator, lung: Lung) -> Plate:
     """Low and at the back, where lungs collapse."""
     places = lung.points(rng, 20, 4)
     centre = places[np.argmin(places[:, 1] + places[:, 2])]
-    return Plate(centre, _unit(rng.normal(size=3) * [0.3, 0.5, 1]), rng.uniform(12, 35), rng.uniform(-600, -50))
+    return Plate(
+        centre, _unit(rng.normal(size=3) * [0.3, 0.5, 1]), rng.uniform(15, 50), rng.uniform(2, 5), rng.uniform(-400, 40)
+    )
 
 
 def _draw_spots(rng: np.random.Generator, lungs: tuple[Lung, Lung], lesion_mm: tuple[float, float]) -> list[Spot]:

@@ -90,7 +90,7 @@ class Canvas:
         width_mm = lengthwise * inplane_mm + (1 - lengthwise) * (inplane_mm + slice_mm) / 2
         radius_mm = np.stack([tubes.start_radius_mm, tubes.end_radius_mm], axis=1)
         shown_mm = np.maximum(radius_mm, width_mm[:, None] / 2)
-        strength = np.mean((radius_mm / shown_mm) ** 2, axis=1)
+        strength = np.mean(radius_mm**2 / (shown_mm**2 + width_mm[:, None] ** 2 / 12), axis=1)
         reach_mm = (shown_mm.max(axis=1) + width_mm / 2)[:, None]
         ends = np.stack(
             [

@@ -144,7 +144,9 @@ def _write_patient(
         )
         mask = nib.Nifti1Image(scan.lungs.astype(np.uint8), scan.affine)
         mask.header.set_xyzt_units("mm")
-        (folder / "truth" / f"{name}_lungs.nii.gz").write_bytes(gzip.compress(mask.to_bytes(), mtime=0))
+        (folder / "truth" / f"{name}_lungs.nii.gz").write_bytes(
+            gzip.compress(mask.to_bytes(), compresslevel=1, mtime=0)
+        )
         written.append((f"scans/{name}", scan.lesions))
     return written
 

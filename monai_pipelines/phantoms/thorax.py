@@ -173,12 +173,12 @@ def _paint_tissue(canvas: Canvas, patient: Patient, lung: Lung) -> tuple[Box, np
     half_y = lung.half_mm[1].item()
     tissue = patient.lung_hu - patient.gravity_hu_per_mm * y + patient.dependent_hu * np.exp(-(y + half_y) / 12)
     tissue = tissue + patient.texture_hu * patient.texture(x, y, z)
-    for centre, normal, radius_mm, hu in patient.plates:
+    for centre, normal, radius_mm, half_mm, hu in patient.plates:
         dx, dy, dz = (axis - c for axis, c in zip((x, y, z), centre.tolist(), strict=True))
         nx, ny, nz = normal.tolist()
         depth = dx * nx + dy * ny + dz * nz
         across = np.sqrt(np.maximum(dx**2 + dy**2 + dz**2 - depth**2, 0))
-        plate = np.exp(-((depth / 3) ** 2)) * np.clip((radius_mm - across) / 4, 0, 1)
+        plate = np.exp(-((depth / half_mm) ** 2)) * np.clip((radius_mm - across) / 4, 0, 1)
         tissue += plate * (hu - tissue)
     canvas.paint(box, share, tissue)
     return box, share

@@ -66,7 +66,7 @@ def report_evaluation(
         class_names=classes,
         history=read_history(history) if history.is_file() else None,
         key_metric=key_metric,
-        run=json.loads(run.read_text()) if run.is_file() else None,
+        run=_told(json.loads(run.read_text())) if run.is_file() else None,
         samples=samples,
     )
     _print_beside(metrics)
@@ -92,6 +92,12 @@ def write_inference(
     write_predictions(file, [*rows, *_skipped(dataset)], classes)
     logger.info("%d scans predicted, %d skipped: %s", len(rows), len(dataset.skipped), file)
     return file
+
+
+def _told(run: dict[str, Any]) -> dict[str, Any]:
+    """``run.json`` for the page: of the chains their knobs; the rest stands in the file."""
+    chains = {name: run[name] for name in ("chain", "augmentation") if run[name]}
+    return {**run, **{n: {k: v for k, v in c["knobs"].items() if k != "keys"} for n, c in chains.items()}}
 
 
 def _skipped(dataset: PreparedDataset) -> list[dict[str, Any]]:

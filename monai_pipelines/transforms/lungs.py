@@ -244,16 +244,20 @@ def _split(both: Mask, litre: float) -> tuple[Mask, Mask] | None:
         first, *rest = np.argsort(-sizes)
         if not rest or sizes[rest[0]] < 0.1 * sizes[first]:
             continue
-        one, two = labels == first + 1, labels == rest[0] + 1
-        while True:
-            grown_one = _grow(one, (1, 1, 1)) & half & ~two
-            grown_two = _grow(two, (1, 1, 1)) & half & ~grown_one
-            if (grown_one == one).all() and (grown_two == two).all():
-                break
-            one, two = grown_one, grown_two
+        one, two = _regrow(labels == first + 1, labels == rest[0] + 1, half)
         fine = [m.repeat(2, 0).repeat(2, 1).repeat(2, 2)[tuple(map(slice, both.shape))] for m in (one, two)]
-        return both & fine[0], both & fine[1]
+        return _regrow(both & fine[0], both & fine[1], both)
     return None
+
+
+def _regrow(one: Mask, two: Mask, region: Mask) -> tuple[Mask, Mask]:
+    """Grow two masks side by side until they fill what they reach of the region."""
+    while True:
+        grown_one = _grow(one, (1, 1, 1)) & region & ~two
+        grown_two = _grow(two, (1, 1, 1)) & region & ~grown_one
+        if (grown_one == one).all() and (grown_two == two).all():
+            return one, two
+        one, two = grown_one, grown_two
 
 
 def _grow(mask: Mask, radius: tuple[int, ...]) -> Mask:
@@ -272,13 +276,13 @@ def _grow(mask: Mask, radius: tuple[int, ...]) -> Mask:
 
 
 def _close(lung: Mask, spacing_mm: NDArray[np.float64], radius_mm: float) -> Mask:
-    """Closing with a ball in the padded bounding box, then holes of the axial slices filled."""
+    """Closing with a ball in the padded bounding box, then holes filled."""
     radius = tuple(int(r) for r in np.rint(radius_mm / spacing_mm))
     where = ndimage.find_objects(lung.astype(np.uint8))[0]
     closed = np.pad(lung[where], [(r + 1, r + 1) for r in radius])
     if max(radius):
         closed = ~_grow(~_grow(closed, radius), radius)
-    closed |= _inside(~closed)
+    closed = ndimage.binary_fill_holes(closed)
     out = np.zeros_like(lung)
     out[where] = closed[tuple(slice(r + 1, -r - 1) for r in radius)]
     return out

@@ -1,0 +1,228 @@
+"""Tables of scans: every problem told at once, patients kept together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from monai_pipelines.data import Cohort, find_scans, read_cohort
+from monai_pipelines.errors import CohortError
+
+CLASSES = ["healthy", "disease"]
+SPLITS = ("train", "validation", "test")
+
+
+def _table(folder: Path, text: str, scans: tuple[str, ...] = (), encoding: str = "utf-8") -> Path:
+    for scan in scans:
+        (folder / scan).touch()
+    file = folder / "table.csv"
+    file.write_text(text, encoding=encoding)
+    return file
+
+
+def _cohort(folder: Path, patients: list[tuple[int, int]], **options: Any) -> Cohort:
+    """A cohort of patients, each (label, number of scans)."""
+    lines, scans = ["image,label,patient"], []
+    for number, (label, num_scans) in enumerate(patients):
+        for scan in range(num_scans):
+            scans.append(f"p{number}_{scan}")
+            lines.append(f"p{number}_{scan},{label},p{number}")
+    return read_cohort(_table(folder, "\n".join(lines), tuple(scans)), CLASSES, **options)
+
+
+def _patients(cohort: Cohort) -> dict[str, set[str]]:
+    return {split: {item["patient"] for item in getattr(cohort, split)} for split in SPLITS}
+
+
+def test_items(tmp_path: Path) -> None:
+    scans = ("a b", "c", "d", "e", "f", "g")
+    text = "image,label,patient,split,site\n" + "\n".join(
+        ["a b, disease ,p1,train,Basel", "c,0,,TRAINING,", "d,1,p3,val,", "e,healthy,p4,Valid,", "f,1,p5,testing"]
+        + ["g,0,p6,test,"]
+    )
+    cohort = read_cohort(_table(tmp_path, text, scans), CLASSES)
+    image = str(tmp_path / "a b")
+    basel = {"image": image, "label": 1, "patient": "p1", "name": "a b", "split": "train", "site": "Basel"}
+    assert cohort.train[0] == basel
+    assert cohort.train[1]["patient"] == "c", "a scan without a patient is a patient of its own"
+    assert cohort.test[0]["site"] == "", "a short line has empty fields, which every batch can hold"
+    assert [cohort.labels(split) for split in SPLITS] == [[1, 0], [1, 0], [1, 0]]
+    assert cohort.classes == ("healthy", "disease")
+
+
+def test_byte_order_mark_blank_lines_and_absolute_paths(tmp_path: Path) -> None:
+    other = tmp_path / "elsewhere"
+    other.mkdir()
+    rows = "".join(f"{other / str(i)},{i % 2}\n\n" for i in range(6))
+    for i in range(6):
+        (other / str(i)).touch()
+    cohort = read_cohort(_table(tmp_path, "image,label\n" + rows, encoding="utf-8-sig"), CLASSES)
+    assert len(cohort.train + cohort.validation + cohort.test) == 6
+    assert cohort.train[0]["image"].startswith(str(other))
+
+
+# ---- problems
+
+
+def test_all_problems_at_once(tmp_path: Path) -> None:
+    text = """image,label,patient,split
+a,healthy,p1,train
+lost,disease,p2,train
+b,sick,p3,val
+,disease,p4,test
+c,,p5,test
+d,2,p6,train
+e,1,p1,test
+f,1,p7,holdout
+a,1,p8,train
+"""
+    with pytest.raises(CohortError) as error:
+        read_cohort(_table(tmp_path, text, tuple("abcdef")), CLASSES)
+    wanted = "wanted one of healthy, disease or 0 to 1"
+    assert error.value.problems == [
+        "line 3: lost: no such file or folder",
+        f"line 4: b: unknown label 'sick', {wanted}",
+        "line 5: no image",
+        f"line 6: c: no label, {wanted}",
+        f"line 7: d: unknown label '2', {wanted}",
+        "a: listed for patients p1 and p8",
+        "f: unknown split 'holdout', wanted train, validation or test",
+        "patient p1 is in test and train",
+    ]
+    told = str(error.value)
+    assert told.startswith(f"{tmp_path / 'table.csv'}: 8 problem(s)\n")
+    assert all(problem in told for problem in error.value.problems)
+
+
+@pytest.mark.parametrize(
+    ("text", "problems"),
+    [
+        ("image;label\na;0\n", ["no column 'image'; the table's columns are image;label", "no column 'label'"]),
+        ("file,class\na,0\n", ["no column 'image'; the table's columns are file, class", "no column 'label'"]),
+        ("image,label\n", ["no row in it"]),
+        ("", ["no column 'image'", "no column 'label'"]),
+        ("image,label\na,0\nb,c,1\n", ["line 3: more fields than columns"]),
+        (
+            "image,label,split\na,0,train\nb,1,train\nc,0,val\nd,1,test\ne,0,test\n",
+            ["class 'disease' has no patient in validation"],
+        ),
+        ("image,label\na,0\nb,0\nc,0\nd,1\ne,1\n", ["class 'disease' has fewer than 3 patients"]),
+    ],
+)
+def test_each_kind_of_problem(tmp_path: Path, text: str, problems: list[str]) -> None:
+    with pytest.raises(CohortError) as error:
+        read_cohort(_table(tmp_path, text, tuple("abcde")), CLASSES)
+    assert len(error.value.problems) == len(problems)
+    for told, wanted in zip(error.value.problems, problems, strict=True):
+        assert told.startswith(wanted)
+
+
+def test_no_table(tmp_path: Path) -> None:
+    with pytest.raises(CohortError, match="no such table; wanted a CSV with the columns image, label"):
+        read_cohort(tmp_path / "table.csv", CLASSES)
+
+
+@pytest.mark.parametrize("fractions", [(0.7, 0.3), (0.7, 0.3, 0.0), (0.7, 0.2, 0.2), (1.2, -0.1, -0.1)])
+def test_fractions_must_sum_to_one(tmp_path: Path, fractions: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="fractions must be three positive numbers that sum to 1"):
+        _cohort(tmp_path, [(i % 2, 1) for i in range(12)], fractions=fractions)
+
+
+# ---- the split
+
+
+def test_patients_are_never_in_two_splits_and_no_scan_is_lost(tmp_path: Path) -> None:
+    patients = [(i % 2, 1 + i % 3) for i in range(24)]
+    for seed in range(30):
+        cohort = _cohort(tmp_path, patients, seed=seed)
+        there = _patients(cohort)
+        assert sum(map(len, there.values())) == len(set.union(*there.values())) == 24
+        assert sum(len(getattr(cohort, split)) for split in SPLITS) == sum(n for _, n in patients)
+
+
+def test_split_follows_the_seed_alone(tmp_path: Path) -> None:
+    patients = [(i % 2, 1) for i in range(40)]
+    assert _cohort(tmp_path, patients, seed=3) == _cohort(tmp_path, patients, seed=3)
+    assert len({str(_patients(_cohort(tmp_path, patients, seed=seed)).items()) for seed in range(5)}) == 5
+    lines = (tmp_path / "table.csv").read_text().splitlines()
+    shuffled = "\n".join([lines[0], *reversed(lines[1:])])
+    again = read_cohort(_table(tmp_path, shuffled), CLASSES, seed=3)
+    assert _patients(again) == _patients(_cohort(tmp_path, patients, seed=3)), "the order of the lines plays no part"
+
+
+@pytest.mark.parametrize("fractions", [(0.7, 0.15, 0.15), (0.5, 0.3, 0.2), (0.8, 0.1, 0.1)])
+def test_every_class_is_split_in_the_fractions(tmp_path: Path, fractions: tuple[float, float, float]) -> None:
+    cohort = _cohort(tmp_path, [(int(i < 40), 1) for i in range(200)], fractions=fractions)
+    for split, fraction in zip(SPLITS, fractions, strict=True):
+        labels = cohort.labels(split)
+        assert labels.count(1) == round(40 * fraction)
+        assert labels.count(0) == round(160 * fraction)
+
+
+@pytest.mark.parametrize("rare", [3, 4, 5, 7])
+@pytest.mark.parametrize("fractions", [(0.7, 0.15, 0.15), (0.1, 0.1, 0.8), (0.1, 0.8, 0.1), (0.9, 0.05, 0.05)])
+def test_a_rare_class_is_in_every_split(tmp_path: Path, rare: int, fractions: tuple[float, float, float]) -> None:
+    for seed in range(5):
+        cohort = _cohort(tmp_path, [(int(i < rare), 1) for i in range(60)], seed=seed, fractions=fractions)
+        assert all(1 in cohort.labels(split) and 0 in cohort.labels(split) for split in SPLITS)
+
+
+def test_a_patient_with_both_labels_stays_together(tmp_path: Path) -> None:
+    rows = [f"s{i},{i % 2},p{i}" for i in range(12)] + [f"t{i},1,p{i}" for i in range(0, 12, 4)]
+    scans = tuple(row.partition(",")[0] for row in rows)
+    cohort = read_cohort(_table(tmp_path, "image,label,patient\n" + "\n".join(rows), scans), CLASSES)
+    assert sum(map(len, _patients(cohort).values())) == 12
+
+
+# ---- scans to be classified
+
+
+def _names(source: Path) -> list[str]:
+    items = find_scans(source)
+    assert all(Path(item["image"]).exists() for item in items)
+    return [item["name"] for item in items]
+
+
+def _fill(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+def test_scans_of_a_folder_tree(tmp_path: Path) -> None:
+    _fill(tmp_path, "p2/ct/1.dcm", "p2/ct/2.dcm", "p1/IM0001", "p1/.DS_Store", "x.nii.gz", "deep/er/y.MHA")
+    assert _names(tmp_path) == ["deep/er/y.MHA", "p1", "p2/ct", "x.nii.gz"]
+
+
+def test_notes_and_data_files_are_no_scans_but_nothing_else_is_dropped(tmp_path: Path) -> None:
+    _fill(tmp_path, "table.csv", "notes/readme.txt", "v/a.mhd", "v/a.raw", "mixed/b.nii", "mixed/b.json", "mixed/1.dcm")
+    assert _names(tmp_path) == ["mixed", "mixed/b.nii", "v/a.mhd"]
+
+
+def test_one_series_and_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _fill(tmp_path, "series/1.dcm", "series/2.dcm", "a.nrrd")
+    assert find_scans(tmp_path / "series") == [{"image": str(tmp_path / "series"), "name": "series"}]
+    assert find_scans(tmp_path / "a.nrrd") == [{"image": str(tmp_path / "a.nrrd"), "name": "a.nrrd"}]
+    monkeypatch.chdir(tmp_path / "series")
+    assert find_scans(".") == [{"image": ".", "name": "series"}]
+
+
+def test_scans_of_a_table(tmp_path: Path) -> None:
+    _fill(tmp_path, "a", "b")
+    table = _table(tmp_path, "image,site\n a ,x\nlost,y\n")
+    named = [{"image": str(tmp_path / "a"), "name": "a"}, {"image": str(tmp_path / "lost"), "name": "lost"}]
+    assert find_scans(table) == named, "a lost scan is told, with its reason, among the predictions"
+    with pytest.raises(CohortError, match="line 3: no image"):
+        find_scans(_table(tmp_path, "image,site\na,x\n,y\n"))
+    with pytest.raises(CohortError, match="no column 'image'"):
+        find_scans(_table(tmp_path, "scan\na\n"))
+
+
+def test_nothing_to_classify(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="wanted a CSV table, a folder of scans, or a scan"):
+        find_scans(tmp_path / "lost")
+    with pytest.raises(CohortError, match="no scan in it: wanted DICOM series folders"):
+        find_scans(_fill(tmp_path, "readme.txt"))

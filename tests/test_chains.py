@@ -1,0 +1,370 @@
+"""Chains: declared once, flat, told as plain data, fingerprinted, and the same wherever they run."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from monai.data import CacheDataset, MetaTensor
+from monai.transforms import Compose, MapTransform, Randomizable
+
+from monai_pipelines import Chain, load_chain
+from monai_pipelines.declared import declared_path, list_declared
+from monai_pipelines.errors import ChainMismatchError, ScanError
+
+CHAINS = list_declared("transforms")
+ROOT = Path(__file__).resolve().parents[1]
+
+OWN_CHAIN = """
+keys: image
+window_hu: [-100, 100]   # HU
+steps:
+  window: {_target_: monai_pipelines.transforms.WindowHUd, keys: "@keys", window_hu: "@window_hu"}
+  again: {_target_: monai_pipelines.transforms.WindowHUd, keys: "@keys", window_hu: [0, 0.5]}
+"""
+
+
+@pytest.fixture
+def own_chain(tmp_path: Path) -> Path:
+    file = tmp_path / "own.yaml"
+    file.write_text(OWN_CHAIN)
+    return file
+
+
+def _declared(name: str) -> dict[str, Any]:
+    return yaml.safe_load((declared_path("transforms") / f"{name}.yaml").read_text())
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_declared_chain_is_flat_named_and_plain(name: str) -> None:
+    chain, declared = load_chain(name), _declared(name)
+    assert chain.step_names == tuple(declared["steps"]) == tuple(chain.steps)
+    assert list(chain.transforms) == list(chain.steps.values())
+    assert not any(isinstance(step, Compose) for step in chain.transforms)
+    description = chain.describe()
+    assert json.loads(json.dumps(description)) == description == yaml.safe_load(yaml.safe_dump(description))
+    assert description["name"] == name
+    assert set(description["knobs"]) == set(declared) - {"steps"}
+    assert set(description["versions"]) == {"monai_pipelines", "monai"}
+    assert "lambda" not in (declared_path("transforms") / f"{name}.yaml").read_text()
+    assert "0x" not in json.dumps(description), "an object told by its address is not plain data"
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_every_knob_is_used_by_a_step(name: str) -> None:
+    declared = _declared(name)
+    steps = json.dumps(declared["steps"])
+    assert [knob for knob in declared if knob != "steps" and f'"@{knob}"' not in steps] == []
+
+
+def test_description_has_every_argument_given_or_by_default() -> None:
+    steps = load_chain("lung_ct", size=(96, 96, 64)).describe()["steps"]
+    assert steps["lungs"] == {
+        "_target_": "monai_pipelines.transforms.SegmentLungsd",
+        "keys": "image",
+        "mask_key": "lungs",
+        "air_hu": -320.0,
+        "grid_mm": 2.5,
+        "closing_mm": 10.0,
+        "no_lungs": "raise",
+        "allow_missing_keys": False,
+    }
+    assert steps["resample"]["size"] == [96, 96, 64]
+
+
+def test_description_is_a_copy() -> None:
+    chain = load_chain("lung_ct")
+    chain.describe()["steps"]["window"]["window_hu"] = "bone"
+    assert chain.describe()["steps"]["window"]["window_hu"] == "lung"
+
+
+# ---- fingerprint
+
+
+KNOBS = {
+    "lung_ct": {
+        "keys": "scan",
+        "size": [96, 96, 96],
+        "spacing_mm": [1, 1, 2],
+        "margin_mm": 5,
+        "window_hu": [-1000, 401],
+        "masking": "air",
+        "dilate_mm": 3,
+        "no_lungs": "flag",
+    },
+    "augment_ct": {
+        "keys": ["image", "mask"],
+        "rotation_deg": 11,
+        "rotation_prob": 0.4,
+        "scale": [0.8, 1.1],
+        "scale_prob": 0.4,
+        "shift_voxels": 6,
+        "shift_prob": 0.4,
+        "flip_prob": 0.1,
+        "elastic_sd_voxels": 2,
+        "elastic_prob": 0.1,
+        "elastic_points": 4,
+        "crop_size": [32, 32, 32],
+        "mode": "nearest",
+        "fill": 0.5,
+        "backend": "elasticdeform",
+        "brightness_factor": [0.8, 1.1],
+        "brightness_prob": 0.1,
+        "contrast_factor": [0.8, 1.1],
+        "contrast_prob": 0.1,
+        "noise_sd": 0.1,
+        "noise_prob": 0.1,
+    },
+}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_fingerprint_changes_with_every_knob(name: str) -> None:
+    assert set(KNOBS[name]) == set(_declared(name)) - {"steps"}, "a new knob wants another value here"
+    prints = [
+        load_chain(name).fingerprint(),
+        *(load_chain(name, **{k: v}).fingerprint() for k, v in KNOBS[name].items()),
+    ]
+    assert len(set(prints)) == len(prints)
+    assert all(len(p) == 16 and int(p, 16) >= 0 for p in prints)
+
+
+def test_fingerprint_changes_with_step_argument_order_and_version(own_chain: Path) -> None:
+    def prints(text: str) -> str:
+        own_chain.write_text(text)
+        return load_chain(own_chain).fingerprint()
+
+    head, window, again = OWN_CHAIN.partition("  window:")[0], *OWN_CHAIN.strip().splitlines()[-2:]
+    chain = load_chain("lung_ct")
+    versions = Chain(chain.steps, {**chain.describe(), "versions": {"monai_pipelines": "0", "monai": "0"}})
+    different = [
+        prints(OWN_CHAIN),
+        prints("\n".join([head, again, window])),
+        prints("\n".join([head, window])),
+        prints(OWN_CHAIN.replace("0.5", "0.6")),
+        prints(OWN_CHAIN.replace("again", "later")),
+        load_chain("lung_ct", steps={"mask": None}).fingerprint(),
+        load_chain("lung_ct", steps={"lungs": {"grid_mm": 3}}).fingerprint(),
+        chain.fingerprint(),
+        versions.fingerprint(),
+    ]
+    assert len(set(different)) == len(different)
+
+
+def test_fingerprint_does_not_change_otherwise(own_chain: Path) -> None:
+    same = [
+        load_chain("lung_ct"),
+        load_chain(declared_path("transforms") / "lung_ct.yaml"),
+        load_chain("lung_ct", size=(128, 128, 128), margin_mm=10.0),
+        load_chain("lung_ct", size=np.array([128, 128, 128])),
+        load_chain("lung_ct", steps={"lungs": {"air_hu": -320}}),
+        pickle.loads(pickle.dumps(load_chain("lung_ct"))),
+    ]
+    assert len({chain.fingerprint() for chain in same}) == 1
+    before = load_chain(own_chain).fingerprint()
+    own_chain.write_text("# another comment\n" + OWN_CHAIN + "unused: 3\n")
+    assert load_chain(own_chain).fingerprint() == before
+
+
+def _fingerprint_and_result(chain: Chain, image: torch.Tensor) -> tuple[str, torch.Tensor]:
+    return chain.fingerprint(), torch.as_tensor(chain(image)).as_subclass(torch.Tensor)
+
+
+def test_chain_works_in_a_spawned_process(own_chain: Path) -> None:
+    chain, image = load_chain(own_chain), torch.linspace(-200, 200, 27).reshape(1, 3, 3, 3)
+    with get_context("spawn").Pool(1) as pool:
+        fingerprint, result = pool.apply(_fingerprint_and_result, (chain, image))
+    assert fingerprint == chain.fingerprint()
+    assert torch.equal(result, chain(image).as_tensor())
+
+
+@pytest.mark.slow
+def test_fingerprints_are_the_same_in_another_python() -> None:
+    code = f"from monai_pipelines import load_chain; print([load_chain(n).fingerprint() for n in {CHAINS}])"
+    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert told.splitlines()[-1] == str([load_chain(name).fingerprint() for name in CHAINS])
+
+
+# ---- names
+
+
+@pytest.mark.parametrize(
+    ("error", "call", "nearest"),
+    [
+        (FileNotFoundError, dict(name="lung_tc"), "lung_ct"),
+        (KeyError, dict(name="lung_ct", window_h=3), "window_hu"),
+        (KeyError, dict(name="lung_ct", steps={"resampel": None}), "resample"),
+        (KeyError, dict(name="lung_ct", steps={"lungs": {"grid": 2}}), "grid_mm"),
+    ],
+)
+def test_unknown_name_is_answered_with_the_nearest(error: type[Exception], call: dict, nearest: str) -> None:
+    with pytest.raises(error, match=f"did you mean '{nearest}'"):
+        load_chain(**call)
+
+
+def test_unknown_name_like_nothing_lists_what_there_is() -> None:
+    with pytest.raises(FileNotFoundError, match="there are augment_ct, lung_ct") as error:
+        load_chain("zebra")
+    assert "did you mean" not in str(error.value)
+
+
+def test_unknown_target(own_chain: Path) -> None:
+    own_chain.write_text(OWN_CHAIN.replace("WindowHUd", "WindowHDd"))
+    with pytest.raises(KeyError, match=r"step 'window' names 'monai_pipelines.transforms.WindowHDd'"):
+        load_chain(own_chain)
+
+
+def test_a_step_takes_off_or_arguments() -> None:
+    with pytest.raises(TypeError, match="None \\(off\\) or a mapping"):
+        load_chain("lung_ct", steps={"mask": True})
+
+
+# ---- changes
+
+
+def test_step_off_and_changed_by_name() -> None:
+    chain = load_chain("lung_ct", steps={"mask": None, "measure": False, "window": {"window_hu": "bone"}})
+    assert chain.step_names == ("load", "lungs", "resample", "window")
+    window: Any = chain.steps["window"]
+    assert (window.window.low, window.window.high) == (-450, 1050)
+    assert chain.describe()["steps"]["window"]["window_hu"] == "bone"
+
+
+def test_users_own_file(own_chain: Path) -> None:
+    chain = load_chain(str(own_chain), window_hu=[-200, 200])
+    result = chain({"image": torch.tensor([[-300.0, -200.0, -100.0, 0.0, 100.0]])})
+    # (hu + 200) / 400 clipped, then / 0.5 clipped
+    assert result["image"].tolist() == [[0.0, 0.0, 0.5, 1.0, 1.0]]
+    assert chain.describe()["name"] == "own"
+
+
+def test_users_own_file_may_use_monais_transforms_by_their_short_names(own_chain: Path) -> None:
+    own_chain.write_text("steps:\n  scale: {_target_: ScaleIntensityd, keys: image, minv: 0, maxv: 2}\n")
+    chain = load_chain(own_chain)
+    assert chain(torch.tensor([1.0, 2.0, 3.0])).tolist() == [0.0, 1.0, 2.0]
+    assert chain.describe()["steps"]["scale"]["maxv"] == 2
+
+
+def test_bare_input(own_chain: Path, tmp_path: Path) -> None:
+    chain, image = load_chain(own_chain), torch.linspace(-200, 200, 8).reshape(1, 2, 2, 2)
+    wanted = chain({"image": image, "label": 1})["image"]
+    assert isinstance(wanted, MetaTensor)
+    for bare in (image, MetaTensor(image), image.numpy()):
+        assert torch.equal(chain(bare), wanted)
+    with pytest.raises(ScanError):  # a path goes to the loader
+        load_chain("lung_ct")(tmp_path / "nothing")
+
+
+def test_bare_input_has_the_key_of_the_chain(own_chain: Path) -> None:
+    chain = load_chain(own_chain, keys="scan")
+    assert chain.key == "scan"
+    assert chain(torch.zeros(1, 2)).tolist() == [[1.0, 1.0]]  # HU 0 -> 0.5 -> 1
+    assert load_chain(own_chain, keys=["scan", "other"]).key == "scan"
+
+
+@pytest.mark.parametrize("bare", [True, False])
+def test_scan_error_is_not_wrapped(tmp_path: Path, bare: bool) -> None:
+    scan = str(tmp_path / "nothing.nii")
+    with pytest.raises(ScanError, match=r"nothing\.nii: no such file") as error:
+        load_chain("lung_ct")(scan if bare else {"image": scan})
+    assert error.value.path == scan
+    assert error.value.__cause__ is None
+
+
+def _run_out_of_disk(data: dict) -> dict:
+    raise PermissionError(13, "Permission denied", "scan.nii")
+
+
+def _bug(data: dict) -> dict:
+    raise ZeroDivisionError("bug")
+
+
+def test_errors_of_the_system_are_not_wrapped_others_are() -> None:
+    with pytest.raises(PermissionError, match="Permission denied"):
+        Chain({"read": _run_out_of_disk}, {})({"image": 0})
+    with pytest.raises(RuntimeError) as error:
+        Chain({"read": _bug}, {})({"image": 0})
+    assert isinstance(error.value.__cause__, ZeroDivisionError)
+
+
+# ---- the same chain as then?
+
+
+def test_check_same_is_silent_for_the_same_chain() -> None:
+    assert load_chain("lung_ct").check_same(load_chain("lung_ct").describe()) == []
+
+
+def test_check_same_lists_every_difference() -> None:
+    then = load_chain("lung_ct", size=[64, 64, 64], window_hu="bone", steps={"measure": None})
+    now = load_chain("lung_ct", size=[96, 96, 96], steps={"mask": None})
+    with pytest.raises(ChainMismatchError) as error:
+        now.check_same(then.describe(), "best.pt")
+    assert error.value.differences == [
+        "step 'mask' is missing here",
+        "step 'measure' is new here",
+        "resample.size: [64, 64, 64] there, [96, 96, 96] here",
+        "window.window_hu: 'bone' there, 'lung' here",
+    ]
+    assert str(error.value).startswith("best.pt: made with another transform chain")
+    assert all(difference in str(error.value) for difference in error.value.differences)
+
+
+def test_check_same_sees_the_order() -> None:
+    chain = load_chain("lung_ct")
+    description = chain.describe()
+    description["steps"] = dict(reversed(description["steps"].items()))
+    with pytest.raises(ChainMismatchError, match="order of steps"):
+        chain.check_same(description)
+
+
+def test_check_same_tells_other_versions_without_an_error() -> None:
+    chain = load_chain("lung_ct")
+    then = chain.describe() | {"versions": {"monai_pipelines": "0.0.9", "monai": chain.describe()["versions"]["monai"]}}
+    assert chain.check_same(then) == [
+        f"monai_pipelines 0.0.9 then, {chain.describe()['versions']['monai_pipelines']} now"
+    ]
+
+
+# ---- MONAI's surprises
+
+
+class _Count(MapTransform):
+    """Counts how often it runs."""
+
+    calls = 0
+
+    def __call__(self, data: dict) -> dict:
+        type(self).calls += 1
+        return dict(data)
+
+
+def test_monai_caches_nothing_behind_a_nested_compose_but_all_of_a_chain() -> None:
+    def calls(transform: Any) -> int:
+        _Count.calls = 0
+        dataset = CacheDataset([{"image": 0}], transform, progress=False)
+        _ = dataset[0], dataset[0]
+        return _Count.calls
+
+    step = _Count("image")
+    assert calls(Compose([Compose([step])])) == 2, "MONAI has learnt to cache a nested Compose"
+    assert calls(Chain({"count": step}, {})) == 1
+
+
+def test_lung_ct_draws_nothing() -> None:
+    assert not any(isinstance(step, Randomizable) for step in load_chain("lung_ct").transforms)
+
+
+def test_seed_of_a_chain_reaches_its_steps() -> None:
+    image = torch.rand(1, 8, 8, 8)
+    first, again, other = (load_chain("augment_ct").set_random_state(seed)(image) for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)

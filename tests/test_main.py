@@ -1,0 +1,231 @@
+"""The command line: what it prints, draws and writes, and how it tells errors."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from monai.data import MetaTensor
+
+from monai_pipelines import __main__, load_chain, show
+from monai_pipelines.declared import declared_path, list_declared
+from monai_pipelines.phantoms import write_lung_ct_cohort
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run `python -m monai_pipelines ARGUMENTS` in this process: exit status, what it printed, what it complained."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["monai_pipelines", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "300")
+        monkeypatch.setenv("TERMINAL_WIDTH", "300")
+        with pytest.raises(SystemExit) as end:
+            __main__.main()
+        told = capsys.readouterr()
+        return int(end.value.code or 0), told.out, told.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    table = write_lung_ct_cohort(
+        tmp_path_factory.mktemp("scan") / "data", 2, matrix=64, slice_mm=8, num_workers=1, progress=False
+    )
+    return next((table.parent / "scans").iterdir())
+
+
+# ---- show
+
+
+def test_show_lists_all(command: Command) -> None:
+    status, out, _ = command("show")
+    assert status == 0
+    for name in list_declared("transforms"):
+        assert name in out
+        assert ", ".join(load_chain(name).step_names) in out
+    for name in list_declared("bundles"):
+        assert name in out
+        for config in (declared_path("bundles") / name / "configs").glob("*.yaml"):
+            assert config.name in out
+
+
+@pytest.mark.parametrize("name", list_declared("transforms"))
+def test_show_chain(command: Command, name: str) -> None:
+    status, out, _ = command("show", name)
+    assert status == 0
+    chain = load_chain(name)
+    description = chain.describe()
+    rows = [line.split("│") for line in out.splitlines() if line.startswith("│")]
+    told = {row[1].strip(): [cell.strip() for cell in row[2:-1]] for row in rows}
+    for knob, value in description["knobs"].items():
+        assert told[knob][0] == str(value)
+    for step, arguments in description["steps"].items():
+        assert told[step][0] == arguments.pop("_target_").rpartition(".")[2]
+        for argument, value in arguments.items():
+            assert argument == "allow_missing_keys" or f"{argument}={value}" in told[step][1]
+    assert chain.fingerprint() in out
+    assert {"window_hu", "fill"} & set(told), "with what it means: " + str(told)
+    comment = "HU" if name == "lung_ct" else "value outside the scan"
+    assert comment in out
+
+
+@pytest.mark.parametrize("name", list_declared("bundles"))
+def test_show_bundle_tells_its_own_numbers(command: Command, name: str) -> None:
+    status, out, _ = command("show", name)
+    assert status == 0
+    for knob in ("max_epochs", "learning_rate", "batch_size", "size", "seed"):
+        assert f"│ {knob} " in out
+    assert "preprocessing: lung_ct, fingerprint" in out
+    assert "masking=air" in out, "as the bundle has it, not as the chain has it by default"
+    assert command("show", declared_path("bundles") / name)[1] == out
+
+
+def test_show_users_own_chain(command: Command, tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text(
+        "low: -5   # HU [lowest]\nplain: 3\nsteps:\n"
+        '  window: {_target_: monai_pipelines.transforms.WindowHUd, keys: image, window_hu: ["@low", 7]}\n'
+    )
+    status, out, _ = command("show", file)
+    assert status == 0
+    assert "window_hu=[-5, 7]" in out
+    assert "HU [lowest]" in out
+    assert "│ plain │" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["show", "lung_tc"], "no chain 'lung_tc' (did you mean 'lung_ct'?); there are augment_ct, lung_ct"),
+        (["show", "lung_ct_clasification"], "no chain or bundle 'lung_ct_clasification' (did you mean 'lung_ct_class"),
+        (["show", "lung_ct", "--input", "lost", "--picture", "a.png"], "lost: no such file or folder"),
+        (
+            ["show", "augment_ct", "--input", "lost", "--picture", "a.png"],
+            "starts with RandSpatial3Dd, not with a file",
+        ),
+        (["phantoms", "lung-ct", "new", "--lesion-mm", "40", "20"], "lesion_mm must rise"),
+        (["phantoms", "lung-ct", "."], "must be new or empty"),
+    ],
+)
+def test_errors_are_told_in_one_line(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "something").touch()
+    status, out, err = command(*arguments)
+    assert status == 1
+    assert out == ""
+    assert err.startswith("error: ")
+    assert message in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["show", "lung_ct", "--input", "scan"], "--picture FILE and --input SCAN go together"),
+        (["show", "lung_ct", "--picture", "a.png"], "--picture FILE and --input SCAN go together"),
+        (["shwo"], "No such command 'shwo'"),
+        (["phantoms", "lung-ct", "new", "--patients", "1"], "'--patients': Input should be greater than or equal to 2"),
+    ],
+)
+def test_wrong_usage_is_told_without_a_traceback(command: Command, arguments: list[str], message: str) -> None:
+    status, _, err = command(*arguments)
+    assert status == 2
+    assert message in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.slow
+def test_help_and_errors_of_the_real_command(tmp_path: Path) -> None:
+    """Help imports neither torch nor MONAI; an error of the command is no traceback."""
+    code = (
+        "import sys, runpy; sys.argv[1:] = ['--help']\ntry: runpy.run_module('monai_pipelines', run_name='__main__')\n"
+    )
+    code += "finally: print(sorted({'torch', 'monai'} & set(sys.modules)))"
+    root = Path(__file__).resolve().parents[1]
+    helped = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert "phantoms" in helped.stdout
+    assert helped.stdout.splitlines()[-1] == "[]"
+    command = [sys.executable, "-m", "monai_pipelines", "show", "lung_tc"]
+    failed = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert failed.returncode == 1
+    assert failed.stderr.startswith("error: no chain 'lung_tc'")
+
+
+# ---- pictures
+
+
+def test_picture_of_a_chain(command: Command, scan: Path, tmp_path: Path) -> None:
+    file = tmp_path / "chain.png"
+    status, out, _ = command("show", "lung_ct", "--input", scan, "--picture", file)
+    assert (status, out.strip()) == (0, f"wrote {file}")
+    pixels = matplotlib.image.imread(file)
+    assert pixels.shape[1] > 6 * 250
+    orange = (pixels[..., 0] > 0.8) & (pixels[..., 2] < 0.2)
+    assert orange.any(), "the lungs are outlined"
+
+
+def test_picture_is_drawn_as_radiologists_look(scan: Path) -> None:
+    """Patient right on the left, front and head up, in millimetres, the outline in its place, for any voxel order."""
+    image = torch.zeros(1, 20, 16, 10)
+    image[0, 15:, 8, :] = 0.5  # patient left
+    image[0, :, 12:, :] = 0.2  # front
+    mask = torch.zeros(1, 10, 8, 10)
+    mask[0, 2:5, 2:4, 3:7] = 1
+    affine, coarse = torch.diag(torch.tensor([-2.0, 1, 3, 1])), torch.diag(torch.tensor([-4.0, 2, 3, 1]))
+    affine[:3, 3] = torch.tensor([38.0, 0, 0])
+    coarse[:3, 3] = torch.tensor([37.0, 0.5, 0])
+    for flip in (False, True):
+        volume = MetaTensor(image, affine=affine)
+        if flip:  # the same scan with its first axis the other way round
+            turned = affine.clone()
+            turned[:3, 0], turned[0, 3] = -affine[:3, 0], 0.0
+            volume = MetaTensor(image.flip(1), affine=turned)
+        figure = Figure()
+        axis: Any = figure.subplots()
+        show._draw_plane(axis, volume, MetaTensor(mask, affine=coarse), 2)
+        (picture,) = axis.images
+        # x runs from 38 to 0 mm: voxel 15 and up lie at 8 mm and below
+        assert picture.get_extent() == pytest.approx([39, -1, -0.5, 15.5])
+        shown = np.asarray(picture.get_array())
+        assert picture.origin == "lower"
+        row, column = np.nonzero(shown == 0.5)
+        assert set(row) == {8}
+        assert set(column) == set(range(15, 20))
+        assert (shown[12:] >= 0.2).all()
+        assert (shown[:8] == 0).all()
+        assert axis.get_aspect() == 1
+        (outline,) = [c for c in axis.collections if len(c.get_paths())]
+        points = np.concatenate([path.vertices for path in outline.get_paths()])
+        # mask voxels 2 to 4 lie at 29 to 21 mm, the outline halfway to their neighbours; 2 to 3 at 4.5 to 6.5 mm
+        assert [*points.min(axis=0), *points.max(axis=0)] == pytest.approx([19, 3.5, 31, 7.5])
+
+
+# ---- phantoms
+
+
+def test_phantoms(command: Command, tmp_path: Path) -> None:
+    options = ("--patients", 3, "--seed", 7, "--matrix", 48, "--slice-mm", 12, "--lesion-mm", 15, 25, "--workers", 1)
+    folder = tmp_path / "data"
+    status, out, _ = command("phantoms", "lung-ct", folder, *options)
+    assert status == 0
+    assert out.splitlines()[-1] == f"wrote {folder / 'table.csv'}"
+    again = write_lung_ct_cohort(
+        tmp_path / "again", 3, 7, matrix=48, slice_mm=12, lesion_mm=(15, 25), num_workers=1, progress=False
+    )
+    files = {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    assert len(files) > 30
+    assert all((again.parent / name).read_bytes() == content for name, content in files.items())
