@@ -25,7 +25,7 @@ demo: $(DEMO)/data/.complete
 
 $(DEMO)/data/.complete: | $(INSTALLED)
 	rm -rf $(@D)
-	$(PY) -m monai_pipelines phantoms lung-ct $(@D) --patients 340 --seed $(SEED) --matrix 128 --slice-mm 6
+	$(PY) -m monai_pipelines phantoms lung-ct $(@D) --patients 480 --seed $(SEED) --matrix 128 --slice-mm 6
 	touch $@
 
 test: lint

@@ -49,7 +49,7 @@ def run_seed(seed: int, folder: Path) -> dict[str, object]:
 
 def table(rows: list[dict[str, str]]) -> str:
     """The rows as a Markdown table."""
-    lines = ["| config | seed | test scans (patients) | ROC AUC | shortcut's | sensitivity | specificity | whole demo |",
+    lines = ["| config | seed | test scans (patients) | ROC AUC | shortcut's | sensitivity | specificity | time |",
              "|---|---|---|---|---|---|---|---|"]  # fmt: skip
     lines += [
         f"| {r['config']} | {r['seed']} | {r['num_scans']} ({r['num_patients']}) | **{float(r['roc_auc']):.3f}** "
@@ -72,7 +72,7 @@ def write_tables() -> None:
 
 def main() -> None:
     """Run the seeds."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs/seeds"))
     args = parser.parse_args()

@@ -20,8 +20,13 @@ def show(
     name: Annotated[str | None, typer.Argument(help="A chain or bundle, by name or path; none lists all.")] = None,
     input: Annotated[Path | None, typer.Option(help="A scan to run the chain on.")] = None,
     picture: Annotated[Path | None, typer.Option(help="Draw what each step does to --input here (PNG).")] = None,
+    knob: Annotated[
+        list[str] | None, typer.Option(help="Of the chain drawn, as name=value; repeatable.")
+    ] = None,
 ) -> None:
     """Print the steps, knobs and numbers of a chain or bundle."""
+    import yaml
+
     from monai_pipelines import show as showing
 
     if (input is None) != (picture is None):
@@ -31,7 +36,11 @@ def show(
     elif input is None or picture is None:
         showing.show_one(name)
     else:
-        showing.draw_chain(name, input, picture)
+        wrong = [given for given in knob or () if "=" not in given]
+        if wrong:
+            raise typer.BadParameter(f"--knob wants name=value, got {', '.join(wrong)}")
+        knobs = {given.partition("=")[0]: yaml.safe_load(given.partition("=")[2]) for given in knob or ()}
+        showing.draw_chain(name, input, picture, **knobs)
         typer.echo(f"wrote {picture}")
 
 

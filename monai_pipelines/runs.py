@@ -102,7 +102,9 @@ def check_split(
     file = Path(checkpoint).parent / "run.json"
     run = json.loads(file.read_text()) if file.is_file() else {}
     if run.get("table_sha256") != _sha256(table):
-        logger.warning("%s was not trained on %s as it is now: its split is checked for nothing", checkpoint, table)
+        logger.warning(
+            "%s was not trained on %s as it is now: make sure that no test patient was trained on", checkpoint, table
+        )
         return
     now = {"seed": seed, "split_fractions": list(split_fractions)}
     differences = [f"{name} {run[name]} there, {value} here" for name, value in now.items() if run[name] != value]

@@ -57,18 +57,19 @@ def show_one(name: str) -> None:
             _print_steps(parser.get_parsed_content(entry), f"{entry}: ")
 
 
-def draw_chain(name: str, scan: str | PathLike[str], file: str | PathLike[str]) -> None:
+def draw_chain(name: str, scan: str | PathLike[str], file: str | PathLike[str], **knobs: Any) -> None:
     """Draw the middle axial and coronal slice after each step of a chain that starts from a file.
 
     Args:
         name: the chain.
         scan: what it loads.
         file: the picture.
+        knobs: of the chain.
 
     Raises:
         ValueError: a chain that starts from a loaded scan.
     """
-    chain = load_chain(name)
+    chain = load_chain(name, **knobs)
     first = type(next(iter(chain.steps.values()))).__name__
     if not first.startswith("Load"):
         raise ValueError(f"chain {name} starts with {first}, not with a file; draw one that loads, such as lung_ct")

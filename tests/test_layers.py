@@ -17,10 +17,12 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "monai_pipelines"
 LAYERS = (  # bottom to top; a module imports from its own layer or below
     {"errors", "declared"},
-    {"transforms", "losses", "networks", "phantoms", "metrics"},
+    {"transforms", "losses", "inferers", "phantoms", "metrics"},
     {"chains"},
+    {"checkpoints", "runs"},
     {"data"},
-    {"handlers", "report", "explain"},
+    {"handlers", "report"},
+    {"show"},
     {"__init__", "__main__"},
 )
 HEIGHT = {module: height for height, layer in enumerate(LAYERS) for module in layer}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from matplotlib.figure import Figure
 from monai.data import MetaTensor
 
-from monai_pipelines import __main__, load_chain, show
+from monai_pipelines import load_chain, show
 from monai_pipelines.declared import declared_path, list_declared
 from monai_pipelines.phantoms import write_lung_ct_cohort
 
@@ -31,7 +32,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         monkeypatch.setenv("COLUMNS", "300")
         monkeypatch.setenv("TERMINAL_WIDTH", "300")
         with pytest.raises(SystemExit) as end:
-            __main__.main()
+            import_module("monai_pipelines.__main__").main()
         told = capsys.readouterr()
         return int(end.value.code or 0), told.out, told.err
 
@@ -115,6 +116,7 @@ def test_show_users_own_chain(command: Command, tmp_path: Path) -> None:
             ["show", "augment_ct", "--input", "lost", "--picture", "a.png"],
             "starts with RandSpatial3Dd, not with a file",
         ),
+        (["show", "lung_ct", "--input", "s", "--picture", "a.png", "--knob", "sise=9"], "did you mean 'size'?"),
         (["phantoms", "lung-ct", "new", "--lesion-mm", "40", "20"], "lesion_mm must rise"),
         (["phantoms", "lung-ct", "."], "must be new or empty"),
     ],
@@ -137,6 +139,7 @@ def test_errors_are_told_in_one_line(
     [
         (["show", "lung_ct", "--input", "scan"], "--picture FILE and --input SCAN go together"),
         (["show", "lung_ct", "--picture", "a.png"], "--picture FILE and --input SCAN go together"),
+        (["show", "lung_ct", "--input", "s", "--picture", "a.png", "--knob", "masking"], "wants name=value"),
         (["shwo"], "No such command 'shwo'"),
         (["phantoms", "lung-ct", "new", "--patients", "1"], "'--patients': Input should be greater than or equal to 2"),
     ],
@@ -170,7 +173,7 @@ def test_help_and_errors_of_the_real_command(tmp_path: Path) -> None:
 
 def test_picture_of_a_chain(command: Command, scan: Path, tmp_path: Path) -> None:
     file = tmp_path / "chain.png"
-    status, out, _ = command("show", "lung_ct", "--input", scan, "--picture", file)
+    status, out, _ = command("show", "lung_ct", "--input", scan, "--picture", file, "--knob", "size=[48, 48, 48]")
     assert (status, out.strip()) == (0, f"wrote {file}")
     pixels = matplotlib.image.imread(file)
     assert pixels.shape[1] > 6 * 250

@@ -66,6 +66,8 @@ class Checkpoints:
         patience: int | None = 15,
         history: list[dict[str, Any]] | None = None,
     ) -> None:
+        if patience is not None and (not isinstance(patience, int) or patience < 1):
+            raise ValueError(f"patience must be 1 or more, or null ('$None' on the command line), got {patience!r}")
         self.output_dir = Path(output_dir)
         self.evaluator, self.network, self.optimizer, self.lr_scheduler = evaluator, network, optimizer, lr_scheduler
         self.chain, self.classes, self.key_metric, self.patience = chain, list(classes), key_metric, patience

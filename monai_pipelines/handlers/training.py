@@ -32,7 +32,7 @@ class TrainingHandlers:
         key_metric: validation metric that chooses the best epoch.
         patience: validations without a better one before training stops; None never stops.
         clip_norm: largest norm of the gradient; None does not clip.
-        resume: go on from the run's ``last.pt``.
+        resume: go on from the run's ``last.pt``; the command line gives "true" or "false".
     """
 
     def __init__(
@@ -47,10 +47,13 @@ class TrainingHandlers:
         key_metric: str = "roc_auc",
         patience: int | None = 15,
         clip_norm: float | None = 1.0,
-        resume: bool = False,
+        resume: bool | str = False,
     ) -> None:
+        if str(resume).lower() not in ("true", "false"):
+            raise ValueError(f"TrainingHandlers: resume must be true or false, got {resume!r}")
         history: list[dict[str, Any]] = []
-        self.evaluator, self.lr_scheduler, self.clip_norm, self.resume = evaluator, lr_scheduler, clip_norm, resume
+        self.evaluator, self.lr_scheduler, self.clip_norm = evaluator, lr_scheduler, clip_norm
+        self.resume = str(resume).lower() == "true"
         self.monitor = Monitor(output_dir, evaluator, optimizer, classes, key_metric, history)
         self.checkpoints = Checkpoints(
             output_dir, evaluator, network, optimizer, lr_scheduler, chain, classes, key_metric, patience, history

@@ -1,6 +1,5 @@
 """What a run leaves to be looked at: predictions, figures and one page."""
 
-from monai_pipelines.report.evaluation import report_evaluation, write_inference
 from monai_pipelines.report.figures import confusion_figure, history_figure, roc_figure, slices_figure
 from monai_pipelines.report.page import read_history, write_predictions, write_report
 
@@ -8,10 +7,8 @@ __all__ = [
     "confusion_figure",
     "history_figure",
     "read_history",
-    "report_evaluation",
     "roc_figure",
     "slices_figure",
-    "write_inference",
     "write_predictions",
     "write_report",
 ]

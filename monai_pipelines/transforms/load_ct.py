@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import struct
+import zlib
 from collections.abc import Hashable, Mapping
 from os import PathLike
 from pathlib import Path
@@ -100,6 +102,8 @@ def _read_series(folder: Path) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
         try:
             slices.append((file, _header(file)))
         except InvalidDicomError:
+            if file.suffix.lower() == ".dcm":
+                raise ScanError(file, "named DICOM but is none (truncated?); copy it again or take it away") from None
             others.append(file.name)
     if not slices:
         found = f"{len(others)} other files, first {others[0]!r}" if others else "no file at all"
@@ -160,7 +164,7 @@ def _header(file: Path) -> Dataset:
             raise ScanError(
                 file, f"wanted one value per pixel, got {header.SamplesPerPixel}: a colour image, no CT slice"
             )
-    except (EOFError, OSError, ValueError, TypeError) as error:
+    except (EOFError, OSError, ValueError, TypeError, struct.error) as error:
         if isinstance(error, (ScanError, InvalidDicomError)):
             raise
         raise ScanError(file, f"unreadable DICOM ({error}); export the series again") from error
@@ -178,7 +182,8 @@ def _pixels_hu(file: Path, header: Dataset) -> NDArray[np.int16]:
         kind = "<i2" if header.get("PixelRepresentation") else "<u2"
         stored = np.frombuffer(raw, kind, shape[0] * shape[1]).reshape(shape)
         slope, intercept = float(header.get("RescaleSlope", 1)), float(header.get("RescaleIntercept", 0))
-        if slope == 1 and intercept.is_integer() and int(stored.max(initial=0)) + abs(intercept) < 2**15:
+        fits = int(stored.min()) + intercept >= -(2**15) and int(stored.max()) + intercept < 2**15
+        if slope == 1 and intercept.is_integer() and abs(intercept) < 2**15 and fits:
             return stored.astype(np.int16) + np.int16(intercept)
         return _int16(stored * slope + intercept)
     return _itk_volume(file)[0][:, :, 0].T  # compressed, big endian: GDCM decodes and rescales
@@ -217,12 +222,14 @@ def _read_nifti(file: Path) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
     try:
         image: Any = nib.load(file)
         values = np.asanyarray(image.dataobj)
-    except (ImageFileError, EOFError, OSError, ValueError) as error:
+    except (ImageFileError, EOFError, OSError, ValueError, zlib.error) as error:
         raise ScanError(file, f"unreadable NIfTI ({error}); copy or convert it again") from error
     if values.ndim == 4 and values.shape[3] == 1:
         values = values[..., 0]
     if values.ndim != 3 or min(values.shape) == 0:
         raise ScanError(file, f"wanted one volume (X, Y, Z), got shape {values.shape}")
+    if values.dtype.kind not in "iuf":
+        raise ScanError(file, f"wanted one real number per voxel, got {values.dtype}: colour or complex, no CT")
     if image.affine is None or abs(np.linalg.det(image.affine[:3, :3])) < 1e-9:
         raise ScanError(file, "its affine maps voxels to no volume; set the sform or qform")
     if values.dtype == np.int16:

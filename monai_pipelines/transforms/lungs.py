@@ -30,8 +30,9 @@ class SegmentLungs(Transform):
     Works on block averages of about ``grid_mm``, where the mask of a 250 x 512 x 512 scan takes a fraction of a
     second and noise is gone: air below ``air_hu``; air connected to the edge of its axial slice is outside; the
     trachea is followed downwards from the top until it enters the lungs; of what remains the largest component of
-    plausible volume and density and its partner are the lungs (cut in two where they touch); each is
-    closed with a ball of ``closing_mm`` and its holes are filled.
+    plausible volume and density within the trunk and its partner are the lungs (cut in two where they touch), one on
+    each side of the trunk's centre; each is closed with a ball of ``closing_mm`` and its holes are filled. A single
+    lung with air in it counts as no plausible lungs: the crop would lose the other one.
 
     Args:
         air_hu: upper limit of air, HU.
@@ -57,9 +58,9 @@ class SegmentLungs(Transform):
 
     def __init__(
         self,
-        air_hu: float = -320.0,
+        air_hu: float = -400.0,
         grid_mm: float = 2.5,
-        closing_mm: float = 10.0,
+        closing_mm: float = 15.0,
         no_lungs: Literal["raise", "flag"] = "raise",
     ) -> None:
         if no_lungs not in ("raise", "flag"):
@@ -102,9 +103,9 @@ class SegmentLungsd(MapTransform):
         self,
         keys: KeysCollection,
         mask_key: str = "lungs",
-        air_hu: float = -320.0,
+        air_hu: float = -400.0,
         grid_mm: float = 2.5,
-        closing_mm: float = 10.0,
+        closing_mm: float = 15.0,
         no_lungs: Literal["raise", "flag"] = "raise",
         allow_missing_keys: bool = False,
     ) -> None:
@@ -139,7 +140,7 @@ def _coarse_ras(volume: MetaTensor, grid_mm: float) -> tuple[NDArray[np.float32]
 
 
 def find_lungs(
-    hu: NDArray[np.float32], spacing_mm: NDArray[np.float64], air_hu: float = -320.0, closing_mm: float = 10.0
+    hu: NDArray[np.float32], spacing_mm: NDArray[np.float64], air_hu: float = -400.0, closing_mm: float = 15.0
 ) -> NDArray[np.uint8] | None:
     """Right (1) and left (2) lung of a coarse volume.
 
@@ -159,18 +160,26 @@ def find_lungs(
     if count == 0:
         return None
     sizes = np.bincount(labels.ravel(), minlength=count + 1) * litre
-    means = ndimage.mean(hu, labels, np.arange(count + 1))
-    plausible = [i for i in range(1, count + 1) if sizes[i] >= MIN_LUNG_L and means[i] > GAS_HU]
+    everything, trunk = np.arange(count + 1), _trunk(hu >= air_hu)
+    means, shares = ndimage.mean(hu, labels, everything), ndimage.mean(trunk, labels, everything)
+    plausible = [i for i in everything[1:] if sizes[i] >= MIN_LUNG_L and means[i] > GAS_HU and shares[i] > 0.5]
     plausible.sort(key=lambda i: -sizes[i])
     if not plausible:
         return None
     pair = _two_lungs(labels, plausible, sizes, litre)
     if pair is None:
         return None
+    left, right = sorted(pair, key=_centre_x)
+    if not _centre_x(left) < _centre_x(trunk) < _centre_x(right):
+        return None
     lungs = np.zeros(hu.shape, np.uint8)
-    for side, lung in zip((1, 2), sorted(pair, key=lambda m: -float(np.mean(np.nonzero(m)[0]))), strict=True):
+    for side, lung in ((1, right), (2, left)):
         lungs[(lungs == 0) & _close(lung, spacing_mm, closing_mm)] = side
     return lungs
+
+
+def _centre_x(mask: Mask) -> float:
+    return float(np.average(np.arange(len(mask)), weights=mask.sum(axis=(1, 2))))
 
 
 def _inside(region: Mask) -> Mask:
@@ -183,6 +192,14 @@ def _inside(region: Mask) -> Mask:
         outside[np.unique(edge)] = True
     outside[0] = True
     return ~outside[labels]
+
+
+def _trunk(tissue: Mask) -> Mask:
+    """The trunk with all that it encloses, without the shell of a hollow table, which is thin."""
+    thick = _grow(~_grow(~tissue, (1, 1, 0)), (1, 1, 0))
+    labels, _ = ndimage.label(thick)
+    trunk = labels == np.argmax(np.bincount(labels[thick], minlength=2))
+    return trunk | _inside(~trunk)
 
 
 def _trachea(inside: Mask, hu: NDArray[np.float32], spacing_mm: NDArray[np.float64]) -> Mask:
@@ -223,7 +240,7 @@ def _trachea(inside: Mask, hu: NDArray[np.float32], spacing_mm: NDArray[np.float
 def _two_lungs(
     labels: NDArray[np.int32], plausible: list[int], sizes: NDArray[Any], litre: float
 ) -> tuple[Mask, Mask] | None:
-    """The largest component and its partner; one component on both sides of the body is cut in two."""
+    """The largest component and its partner; a component without one is cut in two."""
     largest = labels == plausible[0]
     partners = [i for i in plausible[1:] if sizes[i] >= 0.15 * sizes[plausible[0]]]
     if partners:

@@ -136,6 +136,12 @@ def test_patience_counts_validations(make_run: MakeRun) -> None:
     assert run.trainer.state.epoch == 6  # validated after 2, 4 and 6
 
 
+@pytest.mark.parametrize("patience", [0, -1, "null", 1.5])
+def test_patience_is_a_number_of_validations(make_run: MakeRun, patience: Any) -> None:
+    with pytest.raises(ValueError, match="patience must be 1 or more, or null"):
+        make_run(patience=patience)
+
+
 # ---- resume
 
 
@@ -192,6 +198,13 @@ def test_finished_run_goes_on_with_more_epochs(make_run: MakeRun, tmp_path: Path
 def test_nothing_to_resume(make_run: MakeRun, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"last\.pt: nothing to resume; start without --resume"):
         make_run(resume=True)
+
+
+def test_resume_as_the_command_line_gives_it(make_run: MakeRun) -> None:
+    make_run(resume="false", max_epochs=1).trainer.run()
+    assert make_run(resume="true").trainer.state.epoch == 1
+    with pytest.raises(ValueError, match="resume must be true or false, got 'yes'"):
+        make_run(resume="yes")
 
 
 def test_finished_run_is_not_resumed(make_run: MakeRun) -> None:

@@ -1,0 +1,425 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK as sitk
+from monai.data import MetaTensor
+from monai.transforms import LoadImage
+from pydicom.data import get_testdata_file
+from pydicom.dataset import Dataset
+from pydicom.uid import RLELossless
+from scipy.spatial.transform import Rotation
+
+from monai_pipelines.errors import ScanError
+from monai_pipelines.phantoms import SCANNERS, Scanner, ThoraxScan, thorax_phantom, write_dicom_series
+from monai_pipelines.transforms import LoadCT
+
+NIBABEL_DATA = Path(nib.__file__).parent / "tests" / "data"
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+OBLIQUE = np.eye(4)
+OBLIQUE[:3, :3] = Rotation.from_euler("xyz", [12, -20, 31], degrees=True).as_matrix()
+Change = Callable[[Dataset, int], None]
+
+
+@pytest.fixture(scope="session")
+def scan() -> ThoraxScan:
+    return thorax_phantom(3, diseased=True, matrix=48, slice_mm=24, scanner=SCANNERS[0])
+
+
+@pytest.fixture
+def series(scan: ThoraxScan, tmp_path: Path) -> Path:
+    return write_dicom_series(tmp_path / "series", scan.hu, scan.affine, patient_id="Jane Doe")
+
+
+def rewrite(folder: Path, change: Change) -> None:
+    """Change each slice; the number is that of its position, from the feet up."""
+    files = {file: pydicom.dcmread(file) for file in folder.iterdir()}
+    for index, file in enumerate(sorted(files, key=lambda f: files[f].ImagePositionPatient[2])):
+        change(files[file], index)
+        files[file].save_as(file)
+
+
+def assert_same_scan(volume: MetaTensor, hu: np.ndarray, affine: np.ndarray) -> None:
+    """Same value at the same place, whatever the order of the voxels."""
+    to_other = np.linalg.inv(affine) @ volume.affine.numpy()
+    steps = np.rint(to_other)
+    np.testing.assert_allclose(to_other, steps, atol=1e-3)
+    where = nib.affines.apply_affine(steps, np.stack(np.indices(volume.shape[1:]), -1)).astype(int)
+    assert hu.shape == tuple(np.abs(steps[:3, :3]).astype(int) @ volume.shape[1:])
+    np.testing.assert_array_equal(volume[0].numpy(), np.rint(hu[tuple(np.moveaxis(where, -1, 0))]))
+
+
+def itk_affine(image: sitk.Image) -> np.ndarray:
+    columns = [image.TransformIndexToPhysicalPoint([int(a == b) for b in range(3)]) for a in range(3)]
+    origin = np.array(image.TransformIndexToPhysicalPoint([0, 0, 0]))
+    return LPS @ nib.affines.from_matvec((np.array(columns) - origin).T, origin)
+
+
+def _reference_sitk(folder: Path) -> sitk.Image:
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
+    return reader.Execute()
+
+
+def _reference_pydicom(folder: Path) -> np.ndarray:
+    """HU (X, Y, Z) of an axial series, from the feet up: pydicom's pixels, slope and intercept by hand."""
+    headers = sorted((pydicom.dcmread(f) for f in folder.iterdir()), key=lambda d: d.ImagePositionPatient[2])
+    planes = [d.pixel_array.T.astype(float) * float(d.RescaleSlope) + float(d.RescaleIntercept) for d in headers]
+    return np.stack(planes, axis=-1)
+
+
+# ---- DICOM series
+
+
+@pytest.mark.parametrize("scanner", SCANNERS, ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    "place", [np.eye(4), np.diag([1, 1, -1, 1]), OBLIQUE], ids=["axial", "head to feet", "oblique"]
+)
+def test_series_agrees_with_the_truth_simpleitk_and_monai(
+    scan: ThoraxScan, tmp_path: Path, place: np.ndarray, scanner: Scanner
+) -> None:
+    affine = place @ scan.affine
+    folder = write_dicom_series(tmp_path / "scan", scan.hu, affine, scanner=scanner)
+    volume = LoadCT()(folder)
+    assert volume.shape == (1, *scan.hu.shape)
+    assert str(volume.dtype) == "torch.int16"
+    assert_same_scan(volume, scan.hu, affine)
+    image = _reference_sitk(folder)
+    assert_same_scan(volume, sitk.GetArrayFromImage(image).T, itk_affine(image))
+    other = LoadImage(reader="PydicomReader", image_only=True, ensure_channel_first=True)(folder)
+    assert_same_scan(volume, other[0].numpy(), other.affine.numpy())
+
+
+def test_slices_are_ordered_by_position_alone(scan: ThoraxScan, series: Path) -> None:
+    order = np.random.default_rng(0).permutation(scan.hu.shape[2])
+
+    def scramble(header: Dataset, index: int) -> None:
+        header.InstanceNumber = int(order[index])
+        header.SliceLocation = float(order[index])
+
+    rewrite(series, scramble)
+    for number, file in enumerate(sorted(series.iterdir())):
+        file.rename(series / f"{order[number]:03d}_shuffled")
+    assert_same_scan(LoadCT()(series), scan.hu, scan.affine)
+
+
+def test_missing_instance_numbers_do_no_harm(scan: ThoraxScan, series: Path) -> None:
+    rewrite(series, lambda header, index: delattr(header, "InstanceNumber"))
+    assert_same_scan(LoadCT()(series), scan.hu, scan.affine)
+
+
+@pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
+@pytest.mark.parametrize(
+    "rescale",
+    [lambda i: (1, -1024), lambda i: (1 + i % 3, -1000 - 10 * i), lambda i: (0.37, -811.5), lambda i: (1, -0.5)],
+    ids=["integers", "per slice", "fractions", "half"],
+)
+def test_slope_and_intercept_are_those_of_each_slice(
+    scan: ThoraxScan, tmp_path: Path, rescale: Callable[[int], tuple[float, float]], signed: bool
+) -> None:
+    scanner = replace(SCANNERS[0], signed=signed, intercept_hu=-1024)
+    series = write_dicom_series(tmp_path / "scan", scan.hu, scan.affine, scanner=scanner)
+
+    def change(header: Dataset, index: int) -> None:
+        header.RescaleSlope, header.RescaleIntercept = rescale(index)
+
+    rewrite(series, change)
+    volume = LoadCT()(series)
+    np.testing.assert_array_equal(volume[0], np.rint(_reference_pydicom(series)))
+    image = sitk.GetArrayFromImage(_reference_sitk(series)).T
+    np.testing.assert_allclose(volume[0].numpy(), image, atol=0.51)
+
+
+def test_values_beyond_int16_are_clipped(series: Path) -> None:
+    """Padding of -32768 with an intercept of -1024 must not wrap round to bone."""
+
+    def pad(header: Dataset, index: int) -> None:
+        pixels = header.pixel_array.copy()
+        pixels[0, :2] = -32768, 32767
+        header.PixelData = pixels.tobytes()
+        header.RescaleIntercept = (-1024, 1024)[index % 2]
+
+    rewrite(series, pad)
+    volume = LoadCT()(series)[0]
+    assert volume[:2, 0, 0].tolist() == [-32768, 32767 - 1024]
+    assert volume[:2, 0, 1].tolist() == [-32768 + 1024, 32767]
+
+
+def test_compressed_series(scan: ThoraxScan, series: Path) -> None:
+    rewrite(series, lambda header, index: header.compress(RLELossless, generate_instance_uid=False))
+    assert_same_scan(LoadCT()(series), scan.hu, scan.affine)
+
+
+def test_other_files_in_the_folder_are_left_out(scan: ThoraxScan, series: Path) -> None:
+    (series / "notes.txt").write_text("not an image")
+    (series / ".hidden").write_bytes(b"")
+    assert_same_scan(LoadCT()(series), scan.hu, scan.affine)
+
+
+def test_nothing_of_the_patient_is_kept(series: Path) -> None:
+    meta = LoadCT()(series).meta
+    assert set(meta) == {"filename_or_obj", "affine", "space"}
+    assert meta["filename_or_obj"] == str(series)
+
+
+# ---- single files
+
+
+def test_one_slice(scan: ThoraxScan, series: Path) -> None:
+    file = sorted(series.iterdir())[0]
+    affine = scan.affine @ np.diag([1, 1, SCANNERS[0].thickness_mm / scan.affine[2, 2], 1])
+    assert_same_scan(LoadCT()(file), scan.hu[:, :, :1], affine)
+
+
+@pytest.mark.parametrize("name", ["CT_small.dcm", "693_J2KI.dcm", "J2K_pixelrep_mismatch.dcm"])
+def test_real_dicom_files_of_pydicom(name: str) -> None:
+    path = get_testdata_file(name, download=False)
+    image = sitk.ReadImage(str(path))
+    volume = LoadCT()(path)
+    np.testing.assert_array_equal(volume[0], sitk.GetArrayFromImage(image).T)
+    np.testing.assert_allclose(volume.affine[:3, :2], itk_affine(image)[:3, :2], atol=1e-4)
+    np.testing.assert_allclose(volume.affine[:3, 3], itk_affine(image)[:3, 3], atol=1e-4)
+
+
+def test_hand_worked_corner_of_pydicoms_ct() -> None:
+    """First stored pixels 175, 180, 166 with intercept -1024; ImagePositionPatient -158.135803, -179.035797, -75.7."""
+    volume = LoadCT()(get_testdata_file("CT_small.dcm", download=False))
+    assert volume[0, :3, 0, 0].tolist() == [-849, -844, -858]
+    np.testing.assert_allclose(volume.affine[:3, 3], [158.135803, 179.035797, -75.699997], atol=1e-5)
+    np.testing.assert_allclose(volume.affine[:3, :3], np.diag([-0.661468, -0.661468, 5.0]), atol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".nrrd", ".mha"])
+@pytest.mark.parametrize("place", [np.eye(4), OBLIQUE], ids=["axial", "oblique"])
+def test_other_formats_say_the_same_as_the_dicom_they_come_from(
+    scan: ThoraxScan, tmp_path: Path, suffix: str, place: np.ndarray
+) -> None:
+    folder = write_dicom_series(tmp_path / "scan", scan.hu, place @ scan.affine)
+    file = tmp_path / f"scan{suffix}"
+    sitk.WriteImage(_reference_sitk(folder), str(file))
+    dicom = LoadCT()(folder)
+    assert_same_scan(LoadCT()(file), dicom[0].numpy(), dicom.affine.numpy())
+
+
+def test_nifti_of_floats_with_slope(tmp_path: Path) -> None:
+    values = np.linspace(-1024, 3000, 60).reshape(3, 4, 5)
+    image = nib.Nifti1Image(values, OBLIQUE)
+    image.header.set_data_dtype(np.uint8)
+    nib.save(image, tmp_path / "a.nii")
+    volume = LoadCT()(tmp_path / "a.nii")
+    np.testing.assert_allclose(volume[0].numpy(), values, atol=4024 / 255 / 2 + 0.5)
+    np.testing.assert_allclose(volume.affine, OBLIQUE, atol=1e-6)
+
+
+def test_real_nifti_of_nibabel() -> None:
+    image = nib.load(NIBABEL_DATA / "anatomical.nii")
+    assert_same_scan(LoadCT()(NIBABEL_DATA / "anatomical.nii"), image.get_fdata(), image.affine)
+
+
+def test_plain_and_compressed_nifti_side_by_side(tmp_path: Path) -> None:
+    for name, hu in (("x.nii", -5), ("x.nii.gz", 7)):
+        nib.save(nib.Nifti1Image(np.full((2, 3, 4), hu, np.int16), np.eye(4)), tmp_path / name)
+    assert LoadCT()(tmp_path / "x.nii").unique().tolist() == [-5]
+    assert LoadCT()(tmp_path / "x.nii.gz").unique().tolist() == [7]
+
+
+# ---- bad input
+
+
+def refused(path: Path, named: Path | None = None) -> str:
+    """The reason of the error, after a look at the file it names."""
+    with pytest.raises(ScanError) as caught:
+        LoadCT()(path)
+    assert caught.value.path == str(named or path)
+    assert str(caught.value).startswith(f"{named or path}: ")
+    return caught.value.reason
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    assert "no such file or folder; paths in a table are relative" in refused(tmp_path / "nothing")
+    assert "found no file at all; name the series folder" in refused(tmp_path)
+    (tmp_path / "notes.txt").write_text("not an image")
+    assert "found 1 other files, first 'notes.txt'; name the series folder" in refused(tmp_path)
+    assert "this is none of them" in refused(tmp_path / "notes.txt")
+
+
+def test_folder_above_the_series(series: Path) -> None:
+    assert "found no file at all; name the series folder itself" in refused(series.parent)
+
+
+@pytest.mark.parametrize("left", ["preamble", "header", "within a tag", "half the pixels", "all but a byte"])
+def test_truncated_dicom(series: Path, left: str) -> None:
+    file = sorted(series.iterdir())[4]
+    whole = file.read_bytes()
+    pixels = len(whole) - 48 * 48 * 2
+    length = {
+        "preamble": 60,
+        "header": 700,
+        "within a tag": pixels - 3,
+        "half the pixels": pixels + 48 * 48,
+        "all but a byte": len(whole) - 1,
+    }[left]
+    file.write_bytes(whole[:length])
+    assert refused(series, named=file).endswith(
+        ("copy it again", "copy it again or take it away", "export the series again")
+    )
+    assert refused(file)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".nrrd", ".mha"])
+@pytest.mark.parametrize("share", [0, 0.5, 0.99])
+def test_truncated_volume(scan: ThoraxScan, tmp_path: Path, suffix: str, share: float) -> None:
+    whole, part = tmp_path / f"whole{suffix}", tmp_path / f"part{suffix}"
+    sitk.WriteImage(sitk.GetImageFromArray(scan.hu), str(whole))
+    part.write_bytes(whole.read_bytes()[: int(share * whole.stat().st_size)])
+    assert "unreadable" in refused(part)
+    assert refused(part).endswith("copy or convert it again")
+
+
+def test_damaged_compressed_nifti(scan: ThoraxScan, tmp_path: Path) -> None:
+    file = tmp_path / "a.nii.gz"
+    nib.save(nib.Nifti1Image(scan.hu, scan.affine), file)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:3000] + bytes(500) + whole[3500:])
+    assert "unreadable NIfTI" in refused(file)
+
+
+def test_single_slice_series(series: Path) -> None:
+    for file in sorted(series.iterdir())[1:]:
+        file.unlink()
+    assert "a single slice, a volume needs more; to read it alone, name the file" in refused(series)
+
+
+def drop(name: str) -> Change:
+    return lambda header, index: delattr(header, name)
+
+
+def one(name: str, value: object) -> Change:
+    return lambda header, index: setattr(header, name, value) if index == 2 else None
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (one("Modality", "MR"), "wanted Modality CT, got 'MR'"),
+        (drop("ImagePositionPatient"), "no ImagePositionPatient"),
+        (drop("ImageOrientationPatient"), "no ImageOrientationPatient"),
+        (drop("PixelSpacing"), "no PixelSpacing"),
+        (one("SamplesPerPixel", 3), "wanted one value per pixel, got 3: a colour image"),
+    ],
+    ids=["MR", "no position", "no orientation", "no spacing", "RGB"],
+)
+def test_slice_that_is_no_ct_slice(series: Path, change: Change, reason: str) -> None:
+    rewrite(series, change)
+    with pytest.raises(ScanError) as caught:
+        LoadCT()(series)
+    assert Path(caught.value.path).parent == series
+    assert reason in caught.value.reason
+
+
+def test_real_mr() -> None:
+    path = Path(get_testdata_file("MR_small.dcm", download=False))
+    assert "wanted Modality CT, got 'MR'" in refused(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("SeriesInstanceUID", "1.2.3", "2 different SeriesInstanceUID; give each series its own folder"),
+        ("Rows", 24, "2 different Rows: 24, 48; give"),
+        ("PixelSpacing", [1, 1], "2 different PixelSpacing"),
+        ("ImageOrientationPatient", [0, 1, 0, 0, 0, 1], "2 different ImageOrientationPatient"),
+    ],
+)
+def test_slices_that_differ(series: Path, name: str, value: object, reason: str) -> None:
+    rewrite(series, one(name, value))
+    assert reason in refused(series)
+
+
+def test_two_series_in_a_folder(scan: ThoraxScan, series: Path) -> None:
+    other = write_dicom_series(series.parent / "other", scan.hu, scan.affine, scan_id="other")
+    for file in other.iterdir():
+        shutil.copy(file, series / f"other_{file.name}")
+    assert "2 different SeriesInstanceUID" in refused(series)
+
+
+@pytest.mark.slow
+def test_real_mixed_series(shared_data: Path, tmp_path: Path) -> None:
+    """Two kernels of one study."""
+    for name in ("series-2", "series-3"):
+        for file in (shared_data / "ct" / "A0002" / name).iterdir():
+            shutil.copy(file, tmp_path / f"{name}_{file.name}")
+    assert "different SeriesInstanceUID; give each series its own folder" in refused(tmp_path)
+
+
+def test_missing_slice(series: Path) -> None:
+    sorted(series.iterdir())[5].unlink()
+    assert "24.00 to 48.00 mm apart: some are missing; export the whole series" in refused(series)
+
+
+def test_doubled_slice(series: Path) -> None:
+    file = sorted(series.iterdir())[5]
+    shutil.copy(file, series / "again.dcm")
+    assert "two slices at the same position; keep one of each" in refused(series)
+
+
+def test_gantry_tilt(series: Path) -> None:
+    """Slices 24 mm apart that slide by 24 mm * tan(10 degrees)."""
+
+    def tilt(header: Dataset, index: int) -> None:
+        x, y, z = (float(v) for v in header.ImagePositionPatient)
+        header.ImagePositionPatient = [x, round(y + index * 24 * np.tan(np.deg2rad(10)), 4), z]
+
+    rewrite(series, tilt)
+    assert "gantry tilt of 10.0 degrees; straighten the series first" in refused(series)
+
+
+def test_small_irregularities_pass(scan: ThoraxScan, series: Path) -> None:
+    """Positions written with few digits."""
+
+    def jitter(header: Dataset, index: int) -> None:
+        x, y, z = (float(v) for v in header.ImagePositionPatient)
+        header.ImagePositionPatient = [round(x, 1), y, round(z, 1)]
+
+    rewrite(series, jitter)
+    np.testing.assert_allclose(LoadCT()(series).affine, scan.affine, atol=0.06)
+
+
+def test_nan(tmp_path: Path) -> None:
+    values = np.zeros((4, 4, 4), np.float32)
+    values[1, 2, 3], values[0, 0, 0] = np.nan, np.inf
+    nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / "a.nii")
+    assert "2 voxels are NaN or infinite; replace by -1024" in refused(tmp_path / "a.nii")
+    sitk.WriteImage(sitk.GetImageFromArray(values), str(tmp_path / "a.mha"))
+    assert "NaN or infinite voxels; replace" in refused(tmp_path / "a.mha")
+
+
+def test_not_three_dimensions() -> None:
+    assert "wanted one volume (X, Y, Z), got shape (128, 96, 24, 2)" in refused(NIBABEL_DATA / "example4d.nii.gz")
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        sitk.Image([4, 4], sitk.sitkInt16),
+        sitk.Image([4, 4, 4, 2], sitk.sitkInt16),
+        sitk.Image([4, 4, 4], sitk.sitkVectorUInt8, 3),
+    ],
+    ids=["2D", "4D", "RGB"],
+)
+def test_itk_image_that_is_no_volume(tmp_path: Path, image: sitk.Image) -> None:
+    sitk.WriteImage(image, str(tmp_path / "a.mha"))
+    assert "wanted one volume of single values, got" in refused(tmp_path / "a.mha")
+
+
+@pytest.mark.parametrize("dtype", [[("R", "u1"), ("G", "u1"), ("B", "u1")], np.complex64], ids=["RGB", "complex"])
+def test_nifti_that_is_no_ct(tmp_path: Path, dtype: object) -> None:
+    nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), dtype), np.eye(4)), tmp_path / "a.nii")
+    assert "wanted one real number per voxel" in refused(tmp_path / "a.nii")
