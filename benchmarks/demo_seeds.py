@@ -60,10 +60,15 @@ def table(rows: list[dict[str, str]]) -> str:
     return "\n".join(lines)
 
 
+def read_results() -> list[dict[str, str]]:
+    """The rows of results.csv."""
+    with open(DOCS / "results.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 def write_tables() -> None:
     """Put the table made from results.csv between the marks of the READMEs."""
-    with open(DOCS / "results.csv", newline="", encoding="utf-8") as file:
-        made = table(list(csv.DictReader(file)))
+    made = table(read_results())
     for readme in (ROOT / "README.md", DOCS / "README.md"):
         text = readme.read_text(encoding="utf-8")
         before, _, rest = text.partition(START)

@@ -20,9 +20,7 @@ def show(
     name: Annotated[str | None, typer.Argument(help="A chain or bundle, by name or path; none lists all.")] = None,
     input: Annotated[Path | None, typer.Option(help="A scan to run the chain on.")] = None,
     picture: Annotated[Path | None, typer.Option(help="Draw what each step does to --input here (PNG).")] = None,
-    knob: Annotated[
-        list[str] | None, typer.Option(help="Of the chain drawn, as name=value; repeatable.")
-    ] = None,
+    knob: Annotated[list[str] | None, typer.Option(help="Of the chain drawn, as name=value; repeatable.")] = None,
 ) -> None:
     """Print the steps, knobs and numbers of a chain or bundle."""
     import yaml

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from copy import deepcopy
 from os import PathLike
@@ -18,6 +19,8 @@ from torch.utils.data import DataLoader
 from monai_pipelines.chains import Chain
 from monai_pipelines.checkpoints import save_plain
 from monai_pipelines.errors import CohortError, ScanError
+
+logger = logging.getLogger(__name__)
 
 
 class PreparedDataset(Dataset):
@@ -73,6 +76,8 @@ class PreparedDataset(Dataset):
         if self.skipped and (on_error == "raise" or not usable):
             problems = [f"{item['image']}: {item['skipped']}" for item in self.skipped]
             raise CohortError(f"{len(problems)} of {len(data)} scans cannot be used", problems)
+        for item in self.skipped:
+            logger.warning("skipped %s: %s", item["image"], item["skipped"])
         super().__init__(usable, transform)
 
     def _transform(self, index: int) -> dict[str, Any]:

@@ -38,8 +38,8 @@ class LoadCheckpoint:
 class Checkpoints:
     """Keep ``last.pt`` and ``best.pt``, stop early, resume.
 
-    The best epoch has the highest validation metric and, among equals, the lowest validation loss. What is not a
-    number comes last, so any number replaces it. ``last.pt`` holds all that ``resume`` needs:
+    The best epoch has the highest validation metric (the lowest, if it is the loss) and, among equals, the lowest
+    loss. What is not a number comes last, so any number replaces it. ``last.pt`` holds all that ``resume`` needs:
     model, optimiser, scheduler, epoch, best figures, epochs without a better one, history.
 
     Args:
@@ -118,7 +118,7 @@ class Checkpoints:
             metrics = {name: float(value) for name, value in self.evaluator.state.metrics.items()}
             card["metrics"] = metrics
             metric, loss = metrics[self.key_metric], metrics.get("loss", math.nan)
-            if not self.best["epoch"] or _rank(metric, loss) > _rank(self.best["metric"], self.best["loss"]):
+            if not self.best["epoch"] or self._rank(metric, loss) > self._rank(self.best["metric"], self.best["loss"]):
                 self.best = {"metric": metric, "loss": loss, "epoch": epoch}
                 self.num_without_better = 0
                 save_plain(card, self.output_dir / "best.pt")
@@ -136,7 +136,7 @@ class Checkpoints:
             logger.info("no better %s in %d validations: stopped after epoch %d", self.key_metric, self.patience, epoch)
             engine.terminate()
 
-
-def _rank(metric: float, loss: float) -> tuple[float, float]:
-    """Higher is better; what is not a number comes last."""
-    return -math.inf if math.isnan(metric) else metric, -math.inf if math.isnan(loss) else -loss
+    def _rank(self, metric: float, loss: float) -> tuple[float, float]:
+        """Higher is better; what is not a number comes last."""
+        score = -metric if self.key_metric == "loss" else metric
+        return -math.inf if math.isnan(score) else score, -math.inf if math.isnan(loss) else -loss

@@ -102,11 +102,10 @@ class Monitor:
             self._writer = None
 
     def _line(self, record: dict[str, Any]) -> str:
-        wanted = ("loss", self.key_metric)
         parts = [
             f"{split} {metric} {value:.4f}"
             for split in ("train", "val")
-            for metric in wanted
+            for metric in ("loss", "roc_auc")
             if (value := record.get(split, {}).get(metric)) is not None
         ]
         return ", ".join(parts)

@@ -27,10 +27,9 @@ def report_evaluation(
     title: str,
     rows: Sequence[dict[str, Any]],
     train: PreparedDataset,
+    validation: PreparedDataset,
     test: PreparedDataset,
     classes: Sequence[str],
-    split: str = "test",
-    shortcut_key: str = "shortcut",
     key_metric: str = "roc_auc",
 ) -> dict[str, Any]:
     """Write the report of predictions on ``test``, with the shortcut baseline fitted on ``train``.
@@ -39,23 +38,22 @@ def report_evaluation(
         output_dir: folder of the run; its ``history.json`` and ``run.json`` are used where they are there.
         title: of the page.
         rows: of `CollectPredictions`, in the order of ``test``.
-        train, test: the datasets; ``shortcut_key`` holds the features of the baseline.
+        train, validation, test: the datasets; their ``shortcut`` holds the features of the baseline.
         classes: class names by index.
-        split: name of the split.
-        shortcut_key: key of the baseline's features.
-        key_metric: metric that chose the best epoch.
+        key_metric: validation figure that chose the best epoch.
 
     Returns:
         the content of ``metrics.json``.
     """
     features = [
-        np.stack([np.asarray(dataset[i][shortcut_key]) for i in range(len(dataset))]) for dataset in (train, test)
+        np.stack([np.asarray(dataset[i]["shortcut"]) for i in range(len(dataset))]) for dataset in (train, test)
     ]
     baseline = shortcut_baseline(features[0], [item["label"] for item in train.data], features[1], len(classes))
     scored: list[dict[str, Any]] = [
-        {**row, "split": split, "shortcut_prob": prob} for row, prob in zip(rows, baseline.tolist(), strict=True)
+        {**row, "split": "test", "shortcut_prob": prob} for row, prob in zip(rows, baseline.tolist(), strict=True)
     ]
-    skipped = [{**row, "split": split} for row in _skipped(test)]
+    splits = {"train": train, "validation": validation, "test": test}
+    skipped = [{**row, "split": split} for split, dataset in splits.items() for row in _skipped(dataset)]
     folder = Path(output_dir)
     history, run = folder / "history.json", folder / "run.json"
     samples = [(f"{test.data[i]['name']} ({classes[test.data[i]['label']]})", test[i]["image"]) for i in _spread(test)]

@@ -160,7 +160,7 @@ def find_lungs(
     if count == 0:
         return None
     sizes = np.bincount(labels.ravel(), minlength=count + 1) * litre
-    everything, trunk = np.arange(count + 1), _trunk(hu >= air_hu)
+    everything, trunk = np.arange(count + 1), _trunk(hu >= air_hu, spacing_mm)
     means, shares = ndimage.mean(hu, labels, everything), ndimage.mean(trunk, labels, everything)
     plausible = [i for i in everything[1:] if sizes[i] >= MIN_LUNG_L and means[i] > GAS_HU and shares[i] > 0.5]
     plausible.sort(key=lambda i: -sizes[i])
@@ -194,9 +194,10 @@ def _inside(region: Mask) -> Mask:
     return ~outside[labels]
 
 
-def _trunk(tissue: Mask) -> Mask:
-    """The trunk with all that it encloses, without the shell of a hollow table, which is thin."""
-    thick = _grow(~_grow(~tissue, (1, 1, 0)), (1, 1, 0))
+def _trunk(tissue: Mask, spacing_mm: NDArray[np.float64]) -> Mask:
+    """The trunk with all that it encloses, without the shell of a hollow table, which is thin; chest walls are not."""
+    radius = (int(spacing_mm[0] <= 5), int(spacing_mm[1] <= 5), 0)
+    thick = _grow(~_grow(~tissue, radius), radius)
     labels, _ = ndimage.label(thick)
     trunk = labels == np.argmax(np.bincount(labels[thick], minlength=2))
     return trunk | _inside(~trunk)

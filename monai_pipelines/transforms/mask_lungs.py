@@ -22,13 +22,13 @@ class LungHistogram(Transform):
     """Mean and histogram of HU inside the lungs: the shortcut that a network has to beat.
 
     Returns:
-        float32 (13,): mean HU / 1000, then the fraction of lung voxels below -1000, in 11 steps of 100 HU up to 100
+        float32 (14,): mean HU / 1000, then the fraction of lung voxels below -1000, in 11 steps of 100 HU up to 100
         and above (a histogram with open ends).
 
     Example:
         >>> import numpy as np
         >>> LungHistogram()(np.full((1, 2, 2, 2), -850), np.ones((1, 2, 2, 2)))[:4]
-        array([-0.85,  0.  ,  1.  ,  0.  ], dtype=float32)
+        array([-0.85,  0.  ,  0.  ,  1.  ], dtype=float32)
     """
 
     def __call__(self, img: NdarrayOrTensor, mask: NdarrayOrTensor) -> NDArray[np.float32]:  # type: ignore[override]

@@ -22,6 +22,7 @@ from monai_pipelines.phantoms import SCANNERS, Scanner, ThoraxScan, thorax_phant
 from monai_pipelines.transforms import LoadCT
 
 NIBABEL_DATA = Path(nib.__file__).parent / "tests" / "data"
+NUM_PIXEL_BYTES = 48 * 48 * 2
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 OBLIQUE = np.eye(4)
 OBLIQUE[:3, :3] = Rotation.from_euler("xyz", [12, -20, 31], degrees=True).as_matrix()
@@ -80,7 +81,9 @@ def _reference_pydicom(folder: Path) -> np.ndarray:
 
 @pytest.mark.parametrize("scanner", SCANNERS, ids=lambda s: s.name)
 @pytest.mark.parametrize(
-    "place", [np.eye(4), np.diag([1, 1, -1, 1]), OBLIQUE], ids=["axial", "head to feet", "oblique"]
+    "place",
+    [np.eye(4), np.diag([1, 1, -1, 1]), np.diag([1, 1.7, 1, 1]), OBLIQUE @ np.diag([1.3, 1, 1, 1])],
+    ids=["axial", "head to feet", "oblong pixels", "oblique"],
 )
 def test_series_agrees_with_the_truth_simpleitk_and_monai(
     scan: ThoraxScan, tmp_path: Path, place: np.ndarray, scanner: Scanner
@@ -103,15 +106,12 @@ def test_slices_are_ordered_by_position_alone(scan: ThoraxScan, series: Path) ->
     def scramble(header: Dataset, index: int) -> None:
         header.InstanceNumber = int(order[index])
         header.SliceLocation = float(order[index])
+        if index == 3:
+            del header.InstanceNumber
 
     rewrite(series, scramble)
     for number, file in enumerate(sorted(series.iterdir())):
         file.rename(series / f"{order[number]:03d}_shuffled")
-    assert_same_scan(LoadCT()(series), scan.hu, scan.affine)
-
-
-def test_missing_instance_numbers_do_no_harm(scan: ThoraxScan, series: Path) -> None:
-    rewrite(series, lambda header, index: delattr(header, "InstanceNumber"))
     assert_same_scan(LoadCT()(series), scan.hu, scan.affine)
 
 
@@ -184,8 +184,7 @@ def test_real_dicom_files_of_pydicom(name: str) -> None:
     image = sitk.ReadImage(str(path))
     volume = LoadCT()(path)
     np.testing.assert_array_equal(volume[0], sitk.GetArrayFromImage(image).T)
-    np.testing.assert_allclose(volume.affine[:3, :2], itk_affine(image)[:3, :2], atol=1e-4)
-    np.testing.assert_allclose(volume.affine[:3, 3], itk_affine(image)[:3, 3], atol=1e-4)
+    np.testing.assert_allclose(volume.affine[:, [0, 1, 3]], itk_affine(image)[:, [0, 1, 3]], atol=1e-4)
 
 
 def test_hand_worked_corner_of_pydicoms_ct() -> None:
@@ -242,34 +241,29 @@ def refused(path: Path, named: Path | None = None) -> str:
     return caught.value.reason
 
 
-def test_nothing_there(tmp_path: Path) -> None:
+def test_nothing_there(series: Path, tmp_path: Path) -> None:
     assert "no such file or folder; paths in a table are relative" in refused(tmp_path / "nothing")
-    assert "found no file at all; name the series folder" in refused(tmp_path)
+    assert "found no file at all; name the series folder itself" in refused(series.parent)
     (tmp_path / "notes.txt").write_text("not an image")
     assert "found 1 other files, first 'notes.txt'; name the series folder" in refused(tmp_path)
     assert "this is none of them" in refused(tmp_path / "notes.txt")
 
 
-def test_folder_above_the_series(series: Path) -> None:
-    assert "found no file at all; name the series folder itself" in refused(series.parent)
-
-
-@pytest.mark.parametrize("left", ["preamble", "header", "within a tag", "half the pixels", "all but a byte"])
-def test_truncated_dicom(series: Path, left: str) -> None:
+@pytest.mark.parametrize(
+    ("end", "way_out"),
+    [
+        (60, "copy it again or take it away"),
+        (700, "export the series again"),
+        (-NUM_PIXEL_BYTES - 3, "export the series again"),
+        (-NUM_PIXEL_BYTES // 2, "copy it again"),
+        (-1, "copy it again"),
+    ],
+    ids=["in the preamble", "in the header", "within a tag", "in the pixels", "by a byte"],
+)
+def test_truncated_dicom(series: Path, end: int, way_out: str) -> None:
     file = sorted(series.iterdir())[4]
-    whole = file.read_bytes()
-    pixels = len(whole) - 48 * 48 * 2
-    length = {
-        "preamble": 60,
-        "header": 700,
-        "within a tag": pixels - 3,
-        "half the pixels": pixels + 48 * 48,
-        "all but a byte": len(whole) - 1,
-    }[left]
-    file.write_bytes(whole[:length])
-    assert refused(series, named=file).endswith(
-        ("copy it again", "copy it again or take it away", "export the series again")
-    )
+    file.write_bytes(file.read_bytes()[:end])
+    assert refused(series, named=file).endswith(way_out)
     assert refused(file)
 
 
@@ -324,11 +318,6 @@ def test_slice_that_is_no_ct_slice(series: Path, change: Change, reason: str) ->
     assert reason in caught.value.reason
 
 
-def test_real_mr() -> None:
-    path = Path(get_testdata_file("MR_small.dcm", download=False))
-    assert "wanted Modality CT, got 'MR'" in refused(path)
-
-
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
@@ -343,14 +332,6 @@ def test_slices_that_differ(series: Path, name: str, value: object, reason: str)
     assert reason in refused(series)
 
 
-def test_two_series_in_a_folder(scan: ThoraxScan, series: Path) -> None:
-    other = write_dicom_series(series.parent / "other", scan.hu, scan.affine, scan_id="other")
-    for file in other.iterdir():
-        shutil.copy(file, series / f"other_{file.name}")
-    assert "2 different SeriesInstanceUID" in refused(series)
-
-
-@pytest.mark.slow
 def test_real_mixed_series(shared_data: Path, tmp_path: Path) -> None:
     """Two kernels of one study."""
     for name in ("series-2", "series-3"):
@@ -401,20 +382,14 @@ def test_nan(tmp_path: Path) -> None:
     assert "NaN or infinite voxels; replace" in refused(tmp_path / "a.mha")
 
 
-def test_not_three_dimensions() -> None:
+def test_real_files_that_are_no_ct_volume() -> None:
+    assert "wanted Modality CT, got 'MR'" in refused(Path(get_testdata_file("MR_small.dcm", download=False)))
     assert "wanted one volume (X, Y, Z), got shape (128, 96, 24, 2)" in refused(NIBABEL_DATA / "example4d.nii.gz")
 
 
-@pytest.mark.parametrize(
-    "image",
-    [
-        sitk.Image([4, 4], sitk.sitkInt16),
-        sitk.Image([4, 4, 4, 2], sitk.sitkInt16),
-        sitk.Image([4, 4, 4], sitk.sitkVectorUInt8, 3),
-    ],
-    ids=["2D", "4D", "RGB"],
-)
-def test_itk_image_that_is_no_volume(tmp_path: Path, image: sitk.Image) -> None:
+@pytest.mark.parametrize("shape", [(4, 4), (4, 4, 4, 2), (4, 4, 4)], ids=["2D", "4D", "RGB"])
+def test_itk_image_that_is_no_volume(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    image = sitk.Image(shape, sitk.sitkVectorUInt8, 3) if len(shape) == 3 else sitk.Image(shape, sitk.sitkInt16)
     sitk.WriteImage(image, str(tmp_path / "a.mha"))
     assert "wanted one volume of single values, got" in refused(tmp_path / "a.mha")
 
