@@ -79,6 +79,11 @@ def test_best_epoch(make_run: MakeRun, tmp_path: Path, script: list[tuple[float,
     assert last["best"]["epoch"] == best
 
 
+def test_best_epoch_by_loss(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run(script=[(0.9, 1.0), (0.8, 0.4), (0.95, NAN)], key_metric="loss").trainer.run()
+    assert _load(tmp_path / "best.pt")["epoch"] == 2
+
+
 def test_monais_own_saver_keeps_nan_for_ever(tmp_path: Path) -> None:
     """The surprise that `Checkpoints` is there for."""
     from monai.handlers import CheckpointSaver
