@@ -7,15 +7,16 @@ DEMO ?= runs/demo
 BUNDLE := bundles/lung_ct_classification
 CONFIGS := $(BUNDLE)/configs
 RUN_BUNDLE := $(PY) -m monai.bundle run --bundle_root $(BUNDLE)
-TRAINED := --dataset_dir $(DEMO)/data --output_dir $(DEMO) --seed $(SEED)
+DATA := $(DEMO)/phantoms-$(SEED)
+TRAINED := --dataset_dir $(DATA) --output_dir $(DEMO) --seed $(SEED)
 TRAIN := $(CONFIGS)/train.yaml','$(CONFIGS)/demo.yaml
 
 .PHONY: demo test lint bench clean
 
-demo: $(DEMO)/data/.complete
+demo: $(DATA)/.complete
 	$(RUN_BUNDLE) --config_file "['$(TRAIN)']" $(TRAINED)
 	$(RUN_BUNDLE) --config_file "['$(TRAIN)','$(CONFIGS)/evaluate.yaml']" $(TRAINED)
-	$(RUN_BUNDLE) --config_file "['$(CONFIGS)/inference.yaml','$(CONFIGS)/demo.yaml']" --dataset_dir $(DEMO)/data/scans \
+	$(RUN_BUNDLE) --config_file "['$(CONFIGS)/inference.yaml','$(CONFIGS)/demo.yaml']" --dataset_dir $(DATA)/scans \
 		--output_dir $(DEMO)/inference --checkpoint $(DEMO)/best.pt --cache_dir $(DEMO)/cache
 	@echo
 	@echo "Report:       $(DEMO)/report.html"
@@ -23,7 +24,7 @@ demo: $(DEMO)/data/.complete
 	@echo "Inference:    $(DEMO)/inference/predictions.csv (all scans of the folder)"
 	@echo "Curves:       .venv/bin/tensorboard --logdir $(DEMO)/tensorboard"
 
-$(DEMO)/data/.complete: | $(INSTALLED)
+$(DATA)/.complete: | $(INSTALLED)
 	rm -rf $(@D)
 	$(PY) -m monai_pipelines phantoms lung-ct $(@D) --patients 480 --seed $(SEED) --matrix 128 --slice-mm 6
 	touch $@

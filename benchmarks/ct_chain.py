@@ -14,7 +14,9 @@ import argparse
 import csv
 import datetime
 import platform
+import shlex
 import statistics
+import sys
 import tempfile
 import time
 import warnings
@@ -158,7 +160,7 @@ def main() -> None:
             row = [name, *(round(v) for v in (medians[name], 1000 * min(values), 1000 * max(values)))]
             row += [round(medians[name] / base, 1), args.rounds, "x".join(map(str, hu.shape))]
             machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-            out.writerow([datetime.date.today(), *row, machine, "python benchmarks/ct_chain.py"])
+            out.writerow([datetime.date.today(), *row, machine, shlex.join(["python", *sys.argv])])
             print(f"{row[0]:36} {row[1]:7} ms ({row[2]}-{row[3]})  x{row[4]}")
 
 

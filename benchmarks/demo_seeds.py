@@ -1,6 +1,6 @@
 """The demo over several seeds: new phantoms, new split, new weights for each; test figures beside the shortcut's.
 
-    python benchmarks/demo_seeds.py [--seeds 0 1 2] [--runs runs/seeds]
+    .venv/bin/python benchmarks/demo_seeds.py [--seeds 0 1 2] [--runs runs/seeds]
 
 Appends a row for each seed to the bundle's docs/results.csv and rewrites the tables made from it in the READMEs.
 """
@@ -11,10 +11,13 @@ import argparse
 import csv
 import datetime
 import json
+import os
 import platform
 import subprocess
 import time
 from pathlib import Path
+
+import torch
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "bundles" / "lung_ct_classification" / "docs"
@@ -27,9 +30,12 @@ def run_seed(seed: int, folder: Path) -> dict[str, object]:
     """`make demo` with its own seed; returns a row."""
     command = ["make", "demo", f"SEED={seed}", f"DEMO={folder}"]
     start = time.perf_counter()
+    if (ROOT / folder).exists():
+        raise SystemExit(f"{folder} exists: what lies there would be used again, and the time would be none")
     subprocess.run(command, cwd=ROOT, check=True)
     seconds = time.perf_counter() - start
     metrics = json.loads((ROOT / folder / "metrics.json").read_text())
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     own, shortcut = metrics["metrics"], metrics["shortcut"]
     return {
         "date": datetime.date.today(),
@@ -42,7 +48,7 @@ def run_seed(seed: int, folder: Path) -> dict[str, object]:
         "sensitivity": round(own["recall"], 4),
         "specificity": round(own["specificity"], 4),
         "seconds": round(seconds),
-        "machine": f"2 CPU cores, {platform.machine()}, no GPU",
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {device}",
         "command": f"make demo SEED={seed}",
     }
 

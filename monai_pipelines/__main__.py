@@ -8,8 +8,6 @@ from typing import Annotated
 
 import typer
 
-from monai_pipelines.errors import ChainMismatchError, CohortError, ScanError
-
 app = typer.Typer(help="MONAI pipelines that classify medical images.", no_args_is_help=True, add_completion=False)
 phantoms = typer.Typer(help="Write synthetic patients with known truth.", no_args_is_help=True)
 app.add_typer(phantoms, name="phantoms")
@@ -68,15 +66,7 @@ def main() -> None:
     """Run the command line; what the user can mend is told without a traceback."""
     try:
         app()
-    except (
-        ScanError,
-        CohortError,
-        ChainMismatchError,
-        FileNotFoundError,
-        FileExistsError,
-        KeyError,
-        ValueError,
-    ) as error:
+    except (ValueError, KeyError, OSError) as error:
         message = error.args[0] if isinstance(error, KeyError) else error
         typer.secho(f"error: {message}", fg="red", err=True)
         sys.exit(1)

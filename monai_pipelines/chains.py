@@ -174,16 +174,17 @@ def chain_file(name: str | Path) -> Path:
     if declared.is_file():
         return declared
     names = list_declared("transforms")
-    raise FileNotFoundError(f"no chain {str(name)!r}{_did_you_mean(str(name), names)}; there are {', '.join(names)}")
+    raise FileNotFoundError(f"no chain {str(name)!r}{did_you_mean(str(name), names)}; there are {', '.join(names)}")
 
 
 def _check_name(chain: str, what: str, name: str, known: Iterable[str]) -> None:
     known = list(known)
     if name not in known:
-        raise KeyError(f"chain {chain} has no {what} {name!r}{_did_you_mean(name, known)}; it has {', '.join(known)}")
+        raise KeyError(f"chain {chain} has no {what} {name!r}{did_you_mean(name, known)}; it has {', '.join(known)}")
 
 
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The nearest known name as a question, or nothing."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
 

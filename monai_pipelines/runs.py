@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import logging
 import platform
+import re
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from monai_pipelines.chains import Chain
+from monai.bundle import ConfigParser
+from monai.bundle import run as monai_run
+
+from monai_pipelines.chains import Chain, did_you_mean
+from monai_pipelines.checkpoints import load_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -27,15 +33,17 @@ _PACKAGES = (
 
 
 def start_run(bundle_root: str | PathLike[str]) -> None:
-    """Check ``bundle_root``, and have errors that the user can mend told on the last line, below the traceback.
+    """Check the command line, and have errors that the user can mend told on the last line, below the traceback.
 
     Raises:
-        SystemExit: no ``configs/metadata.json`` below it.
+        SystemExit: ``bundle_root`` is no bundle, or an override names nothing that the configs have.
     """
     if not (Path(bundle_root) / "configs" / "metadata.json").is_file():
         found = f"{str(bundle_root)!r} ({Path(bundle_root).resolve()}) has no configs/metadata.json"
         raise SystemExit(f"bundle_root {found}: run from the bundle's folder or add --bundle_root FOLDER")
     sys.excepthook = _tell_cause_last
+    if Path(sys.argv[0]).parent.name == "bundle":
+        _check_overrides(Path(bundle_root) / "configs")
 
 
 def record_run(
@@ -68,7 +76,7 @@ def record_run(
             f"{table}: no such table of scans; name its folder with --dataset_dir, or it with --table"
         )
     run = {
-        "command": shlex.join(["python", *(["-m", "monai.bundle"] if "monai" in sys.argv[0] else []), *sys.argv[1:]]),
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "seed": seed,
         "split_fractions": list(split_fractions),
         "table": str(table),
@@ -80,37 +88,52 @@ def record_run(
     }
     configs = Path(output_dir) / "configs"
     configs.mkdir(parents=True, exist_ok=True)
-    for file in sorted((Path(bundle_root) / "configs").iterdir()):
+    for file in {*(Path(bundle_root) / "configs").iterdir(), *_named_configs()}:
         if file.is_file():
             shutil.copyfile(file, configs / file.name)
     (Path(output_dir) / "run.json").write_text(json.dumps(run, indent=1))
     return run
 
 
-def check_split(
-    checkpoint: str | PathLike[str], seed: int, split_fractions: Sequence[float], table: str | PathLike[str]
-) -> None:
+def split_card(seed: int, split_fractions: Sequence[float], table: str | PathLike[str]) -> dict[str, Any]:
+    """What a drawn split is made from, to be stored with the weights."""
+    return {"seed": seed, "split_fractions": [float(f) for f in split_fractions], "table_sha256": _sha256(table)}
+
+
+def check_split(checkpoint: str | PathLike[str], split: Mapping[str, Any]) -> None:
     """Check that an evaluation splits the table as the training did: otherwise it tests on training patients.
 
     Args:
-        checkpoint: of the run; `record_run` left its ``run.json`` beside it.
-        seed, split_fractions, table: of the evaluation.
+        checkpoint: of the run.
+        split: `split_card` of the evaluation.
 
     Raises:
         ValueError: same table, other seed or fractions.
     """
-    file = Path(checkpoint).parent / "run.json"
-    run = json.loads(file.read_text()) if file.is_file() else {}
-    if run.get("table_sha256") != _sha256(table):
-        logger.warning(
-            "%s was not trained on %s as it is now: make sure that no test patient was trained on", checkpoint, table
-        )
+    then = load_checkpoint(checkpoint)["split"]
+    if then is None or then["table_sha256"] != split["table_sha256"]:
+        logger.warning("%s was trained on another table: make sure that no test patient was trained on", checkpoint)
         return
-    now = {"seed": seed, "split_fractions": list(split_fractions)}
-    differences = [f"{name} {run[name]} there, {value} here" for name, value in now.items() if run[name] != value]
+    differences = [f"{name} {then[name]} there, {now} here" for name, now in split.items() if then[name] != now]
     if differences:
         told = "; ".join(differences)
         raise ValueError(f"{checkpoint}: trained on another split of the same table ({told}); use the same numbers")
+
+
+def _named_configs() -> set[Path]:
+    """The config files that the command line names."""
+    return {Path(name) for text in sys.argv for name in re.findall(r"[^\s'\"\[\],=]+\.(?:ya?ml|json)", text)}
+
+
+def _check_overrides(configs: Path) -> None:
+    """End the program on an override of nothing: MONAI takes a misspelt one without a word."""
+    known = {*inspect.signature(monai_run).parameters}
+    for file in {*configs.glob("*.yaml"), *_named_configs()}:
+        known |= {str(key).partition("::")[0] for key in ConfigParser.load_config_file(file)}
+    for argument in (a for a in sys.argv if a.startswith("--")):
+        name = re.split(r"=|::|#", argument[2:])[0]
+        if name not in known:
+            raise SystemExit(f"{argument}: nothing in the configs is called {name!r}{did_you_mean(name, known)}")
 
 
 def _sha256(file: str | PathLike[str]) -> str:

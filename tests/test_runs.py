@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from monai_pipelines import load_chain, runs
+from monai_pipelines.checkpoints import save_plain
 from monai_pipelines.declared import declared_path
 from monai_pipelines.errors import CohortError
 
@@ -32,7 +34,7 @@ def _record(output_dir: Path, table: Path, **changed: Any) -> dict[str, Any]:
 
 def test_record_says_how_to_run_again(tmp_path: Path, table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["run", "--config_file", "['configs/train.yaml']", "--dataset_dir", "a folder"]
-    monkeypatch.setattr(sys, "argv", ["/venv/monai/bundle/__main__.py", *arguments])
+    monkeypatch.setattr(sys, "orig_argv", ["/venv/bin/python", "-m", "monai.bundle", *arguments])
     chain, augmentation = load_chain("lung_ct", size=[8, 8, 8]), load_chain("augment_ct")
     run = _record(tmp_path / "run", table, chain=chain, augmentation=augmentation)
     assert run == json.loads((tmp_path / "run" / "run.json").read_text())
@@ -57,9 +59,14 @@ def test_no_table(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def _card(folder: Path, table: Path, seed: int = 3, fractions: tuple[float, ...] = (0.6, 0.2, 0.2)) -> Path:
+    file = folder / "best.pt"
+    save_plain({"split": runs.split_card(seed, fractions, table)}, file)
+    return file
+
+
 def test_same_split_passes(tmp_path: Path, table: Path, caplog: pytest.LogCaptureFixture) -> None:
-    _record(tmp_path, table)
-    runs.check_split(tmp_path / "best.pt", 3, [0.6, 0.2, 0.2], table)
+    runs.check_split(_card(tmp_path, table), runs.split_card(3, [0.6, 0.2, 0.2], table))
     assert caplog.text == ""
 
 
@@ -72,20 +79,30 @@ def test_same_split_passes(tmp_path: Path, table: Path, caplog: pytest.LogCaptur
     ],
 )
 def test_another_split_is_refused(tmp_path: Path, table: Path, seed: int, fractions: list[float], told: str) -> None:
-    _record(tmp_path, table)
     with pytest.raises(ValueError, match=f"trained on another split of the same table .*{told}"):
-        runs.check_split(tmp_path / "best.pt", seed, fractions, table)
+        runs.check_split(_card(tmp_path, table), runs.split_card(seed, fractions, table))
 
 
-@pytest.mark.parametrize("recorded", [True, False])
-def test_another_table_is_a_warning(
-    tmp_path: Path, table: Path, caplog: pytest.LogCaptureFixture, recorded: bool
-) -> None:
-    if recorded:
-        _record(tmp_path, table)
+def test_another_table_is_a_warning(tmp_path: Path, table: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = _card(tmp_path, table)
     table.write_text("image,label\nother,0\n")
-    runs.check_split(tmp_path / "best.pt", 0, [0.7, 0.1, 0.2], table)
-    assert "was not trained on" in caplog.text
+    runs.check_split(file, runs.split_card(3, [0.6, 0.2, 0.2], table))
+    assert "was trained on another table" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("argument", "told"),
+    [("--max_epoch", "did you mean 'max_epochs'?"), ("--network_deff::_target_", "did you mean 'network_def'?")],
+)
+def test_misspelt_override_is_told(monkeypatch: pytest.MonkeyPatch, argument: str, told: str) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    for arguments in (["--max_epochs", "3", "--network_def::widen_factor=0.5", "--config_file", "x"], [argument, "3"]):
+        monkeypatch.setattr(sys, "argv", ["site/monai/bundle/__main__.py", "run", *arguments])
+        if argument in arguments:
+            with pytest.raises(SystemExit, match=re.escape(told)):
+                runs.start_run(BUNDLE)
+        else:
+            runs.start_run(BUNDLE)
 
 
 def test_wrong_bundle_root(tmp_path: Path) -> None:

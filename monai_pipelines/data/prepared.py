@@ -106,9 +106,13 @@ class _Preparation(Dataset):
             file = self.cache_dir / f"{_key(image, self.fingerprint, self.outputs)}.pt"
             result = None if file.exists() else self._prepare(image)
         except ScanError as error:
-            return None, error.reason
+            part = "" if Path(error.path) == Path(image) else f"{Path(error.path).name}: "
+            return None, part + error.reason
         except OSError as error:
             return None, f"{type(error).__name__}: {error.strerror or error}"
+        except Exception as error:
+            error.add_note(f"while preparing {image}")
+            raise
         if result is not None:
             save_plain(result, file)  # outside: a full disk is no bad scan
         return str(file), None

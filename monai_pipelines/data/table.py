@@ -66,17 +66,21 @@ def read_cohort(
         the `Cohort`.
 
     Raises:
-        CohortError: lists all problems at once: missing files, missing or unknown labels, a scan of two patients, a
-            patient in two splits, a class with no patient in a split.
+        CohortError: lists all problems at once: missing files, missing or unknown labels, a scan of two patients or
+            two classes, a patient in two splits, a class with no patient in a split.
     """
     rows = _read_rows(table)
     problems: list[str] = []
     items = [item for row in rows if (item := _item(row, Path(table).parent, list(classes), problems)) is not None]
     labels: dict[str, int] = {}
     patient_of: dict[str, str] = {}
+    label_of: dict[str, int] = {}
     for item in items:
         if patient_of.setdefault(item["image"], item["patient"]) != item["patient"]:
             problems.append(f"{item['name']}: listed for patients {patient_of[item['image']]} and {item['patient']}")
+        if label_of.setdefault(item["image"], item["label"]) != item["label"]:
+            names = classes[label_of[item["image"]]], classes[item["label"]]
+            problems.append(f"{item['name']}: listed as {names[0]} and as {names[1]}")
         labels[item["patient"]] = max(item["label"], labels.get(item["patient"], 0))
     if any(item.get("split") for item in items):
         split_of = _given_split(items, problems)

@@ -19,6 +19,11 @@ from monai_pipelines.checkpoints import load_checkpoint, save_plain
 
 logger = logging.getLogger(__name__)
 
+METRICS = (
+    *("roc_auc", "loss", "average_precision", "balanced_accuracy", "accuracy"),
+    *("recall", "specificity", "precision", "f1"),
+)
+
 
 class LoadCheckpoint:
     """Load a run's weights when the engine starts, checked against chain and classes (see `load_checkpoint`)."""
@@ -50,6 +55,7 @@ class Checkpoints:
         classes: class names by index.
         key_metric: name of the validation metric.
         patience: validations without a better one before training stops; None never stops.
+        split: what the split was made from (`monai_pipelines.runs.split_card`); stored with the weights.
         history: list of epochs, shared with the handler that fills it.
     """
 
@@ -64,11 +70,14 @@ class Checkpoints:
         classes: Sequence[str],
         key_metric: str = "roc_auc",
         patience: int | None = 15,
+        split: dict[str, Any] | None = None,
         history: list[dict[str, Any]] | None = None,
     ) -> None:
         if patience is not None and (not isinstance(patience, int) or patience < 1):
             raise ValueError(f"patience must be 1 or more, or null ('$None' on the command line), got {patience!r}")
-        self.output_dir = Path(output_dir)
+        if key_metric not in METRICS:
+            raise ValueError(f"the best epoch is chosen by one of {', '.join(METRICS)}, got {key_metric!r}")
+        self.output_dir, self.split = Path(output_dir), split
         self.evaluator, self.network, self.optimizer, self.lr_scheduler = evaluator, network, optimizer, lr_scheduler
         self.chain, self.classes, self.key_metric, self.patience = chain, list(classes), key_metric, patience
         self.history = [] if history is None else history
@@ -84,12 +93,14 @@ class Checkpoints:
 
         Raises:
             FileNotFoundError: nothing to go on from.
-            ValueError: the run has already done its epochs.
+            ValueError: the run has already done its epochs, or had another split.
         """
         file = self.output_dir / "last.pt"
         if not file.is_file():
             raise FileNotFoundError(f"{file}: nothing to resume; start without --resume, or name the run's output_dir")
         checkpoint = load_checkpoint(file, self.network, self.chain, self.classes)
+        if checkpoint["split"] != self.split:
+            raise ValueError(f"{file}: trained on the split {checkpoint['split']}, now {self.split}; use the same")
         if checkpoint["epoch"] >= engine.state.max_epochs:
             done = f"{checkpoint['epoch']} of {engine.state.max_epochs} epochs"
             raise ValueError(f"{file}: already trained {done}; raise max_epochs to go on")
@@ -112,6 +123,7 @@ class Checkpoints:
             "fingerprint": self.chain.fingerprint(),
             "epoch": epoch,
             "key_metric": self.key_metric,
+            "split": self.split,
             "versions": {"monai_pipelines": __version__, "monai": version("monai"), "torch": str(torch.__version__)},
         }
         if self.evaluator.state.epoch == epoch:

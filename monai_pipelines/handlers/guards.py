@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -25,7 +26,8 @@ class ClipGradients:
         engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
 
     def __call__(self, engine: Any) -> None:
-        torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.max_norm)
+        norm = torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.max_norm)
+        _check_finite(engine, "norm of the gradient", float(norm))
 
 
 class StopOnNaN:
@@ -35,10 +37,13 @@ class StopOnNaN:
         engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self)
 
     def __call__(self, engine: Any) -> None:
-        loss = float(engine.state.output["loss"].detach())
-        if loss - loss != 0:
-            names = ", ".join(map(str, engine.state.batch.get("name", ["(no names in the data)"])))
-            raise FloatingPointError(
-                f"loss is {loss} in epoch {engine.state.epoch}, iteration {engine.state.iteration}, with the scans "
-                f"{names}; look at these scans, or lower the learning rate"
-            )
+        _check_finite(engine, "loss", float(engine.state.output["loss"].detach()))
+
+
+def _check_finite(engine: Any, what: str, value: float) -> None:
+    if not math.isfinite(value):
+        names = ", ".join(map(str, engine.state.batch.get("name", ["(no names in the data)"])))
+        raise FloatingPointError(
+            f"{what} is {value} in epoch {engine.state.epoch}, iteration {engine.state.iteration}, with the scans "
+            f"{names}; look at these scans, lower the learning rate, or use --precision fp32"
+        )

@@ -15,7 +15,7 @@ Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class ClassificationMetrics(EpochMetric):
-    """Metrics of all logits and labels of an epoch, over all processes.
+    """Metrics of all logits and labels of an epoch.
 
     Args:
         only: the one metric to report (for a ``key_metric``); None reports all under their own names, and keeps

@@ -32,6 +32,7 @@ class TrainingHandlers:
         key_metric: validation metric that chooses the best epoch.
         patience: validations without a better one before training stops; None never stops.
         clip_norm: largest norm of the gradient; None does not clip.
+        split: what the split was made from; stored with the weights.
         resume: go on from the run's ``last.pt``; the command line gives "true" or "false".
     """
 
@@ -47,6 +48,7 @@ class TrainingHandlers:
         key_metric: str = "roc_auc",
         patience: int | None = 15,
         clip_norm: float | None = 1.0,
+        split: dict[str, Any] | None = None,
         resume: bool | str = False,
     ) -> None:
         if str(resume).lower() not in ("true", "false"):
@@ -55,9 +57,8 @@ class TrainingHandlers:
         self.evaluator, self.lr_scheduler, self.clip_norm = evaluator, lr_scheduler, clip_norm
         self.resume = str(resume).lower() == "true"
         self.monitor = Monitor(output_dir, evaluator, optimizer, classes, key_metric, history)
-        self.checkpoints = Checkpoints(
-            output_dir, evaluator, network, optimizer, lr_scheduler, chain, classes, key_metric, patience, history
-        )
+        saved = (output_dir, evaluator, network, optimizer, lr_scheduler, chain, classes)
+        self.checkpoints = Checkpoints(*saved, key_metric, patience, split, history)
 
     def attach(self, engine: Engine) -> None:
         bar = ProgressBar(persist=False, ncols=80, disable=None)  # None: no bar where no terminal shows it

@@ -93,9 +93,10 @@ def write_inference(
 
 
 def _told(run: dict[str, Any]) -> dict[str, Any]:
-    """``run.json`` for the page: of the chains their knobs; the rest stands in the file."""
-    chains = {name: run[name] for name in ("chain", "augmentation") if run[name]}
-    return {**run, **{n: {k: v for k, v in c["knobs"].items() if k != "keys"} for n, c in chains.items()}}
+    """``run.json`` for the page: of the chains their knobs, of the table its name; the rest stands in the file."""
+    chains = {name: run[name] and {k: v for k, v in run[name]["knobs"].items() if k != "keys"}
+              for name in ("chain", "augmentation")}  # fmt: skip
+    return {**run, **chains, "table": Path(run["table"]).name}
 
 
 def _skipped(dataset: PreparedDataset) -> list[dict[str, Any]]:

@@ -180,7 +180,9 @@ def history_figure(history: Sequence[Mapping[str, Any]], key_metric: str = "roc_
 
 
 def best_epoch(history: Sequence[Mapping[str, Any]], key_metric: str = "roc_auc") -> int | None:
-    """First epoch with the best finite validation figure: the highest, or the lowest ``loss``; None if there is none.
+    """Epoch with the best finite validation figure: the highest, or the lowest ``loss``; None if there is none.
+
+    Among equals the one of lowest loss, then the first: the epoch whose weights are kept.
 
     Example:
         >>> best_epoch([{"epoch": 1, "val": {"f1": 0.7}}, {"epoch": 2, "val": {"f1": float("nan")}}], "f1")
@@ -189,7 +191,9 @@ def best_epoch(history: Sequence[Mapping[str, Any]], key_metric: str = "roc_auc"
     values = _series(history, "val", key_metric)
     if not np.isfinite(values).any():
         return None
-    return int(history[int(np.nanargmax(-values if key_metric == "loss" else values))]["epoch"])
+    cost = np.nan_to_num(values if key_metric == "loss" else -values, nan=np.inf)
+    loss = np.nan_to_num(_series(history, "val", "loss"), nan=np.inf)
+    return int(history[int(np.lexsort((loss, cost))[0])]["epoch"])
 
 
 def slices_figure(images: Sequence[Any], titles: Sequence[str]) -> Figure:

@@ -97,7 +97,7 @@ def resample_separable(
     planes = torch.empty(view.shape[0], len(second), len(third))
     rows = max(1, CHUNK_VOXELS // max(1, view[0].numel()))
     for i in range(0, view.shape[0], rows):
-        part = view[i : i + rows].float().sub_(fill)
+        part = view[i : i + rows].float() - fill
         if at_least is not None:
             part.clamp_(min=at_least - fill)
         planes[i : i + rows] = second @ (part @ third.T)

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 NATIVE_TRANSFER_SYNTAXES = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")  # implicit and explicit VR little endian
 ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
+SIDECARS = (".csv", ".tsv", ".txt", ".json", ".yaml", ".md", ".xml", ".html", ".pdf", ".png", ".jpg", ".raw", ".zraw",
+            ".raw.gz", ".nii", ".nii.gz", *ITK_SUFFIXES, "dicomdir", "thumbs.db")  # fmt: skip
 _TAGS = [
     "BitsAllocated", "Columns", "ImageOrientationPatient", "ImagePositionPatient", "Modality", "NumberOfFrames",
     "PixelData", "PixelRepresentation", "PixelSpacing", "RescaleIntercept", "RescaleSlope", "Rows", "SamplesPerPixel",
@@ -72,9 +74,9 @@ class LoadCT(Transform):
             hu, affine = _read_series(file)
         elif not file.exists():
             raise ScanError(path, "no such file or folder; paths in a table are relative to the table")
-        elif file.name.endswith((".nii", ".nii.gz")):
+        elif file.name.lower().endswith((".nii", ".nii.gz")):
             hu, affine = _read_nifti(file)
-        elif file.suffix in ITK_SUFFIXES:
+        elif file.suffix.lower() in ITK_SUFFIXES:
             hu, affine = _read_itk(file)
         else:
             hu, affine = _read_dicom_file(file)
@@ -102,12 +104,13 @@ def _read_series(folder: Path) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
         try:
             slices.append((file, _header(file)))
         except InvalidDicomError:
-            if file.suffix.lower() == ".dcm":
-                raise ScanError(file, "named DICOM but is none (truncated?); copy it again or take it away") from None
             others.append(file.name)
     if not slices:
         found = f"{len(others)} other files, first {others[0]!r}" if others else "no file at all"
         raise ScanError(folder, f"wanted a folder with one DICOM series, found {found}; name the series folder itself")
+    for name in others:
+        if not name.lower().endswith(SIDECARS):
+            raise ScanError(folder / name, "no DICOM (truncated?); copy it again or take it away")
     if others:
         logger.info("%s: %d files are not DICOM and were left out: %s", folder, len(others), ", ".join(others[:5]))
     if len(slices) == 1:
@@ -115,7 +118,7 @@ def _read_series(folder: Path) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
             return _read_itk(slices[0][0])
         raise ScanError(folder, "the series has a single slice, a volume needs more; to read it alone, name the file")
     for name in ("SeriesInstanceUID", "Rows", "Columns", "PixelSpacing", "ImageOrientationPatient"):
-        kinds = {str(header.get(name)) for _, header in slices}
+        kinds = {_comparable(header.get(name)) for _, header in slices}
         if len(kinds) > 1:
             values = "" if name == "SeriesInstanceUID" else f": {', '.join(sorted(kinds)[:4])}"
             raise ScanError(
@@ -132,6 +135,11 @@ def _read_series(folder: Path) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
         plane[:] = _pixels_hu(file, header)
     step = (origins[-1] - origins[0]) / (len(origins) - 1)
     return stack.transpose(2, 1, 0), _dicom_affine(first, step)
+
+
+def _comparable(value: Any) -> str:
+    """A header's value as text, numbers to 4 decimals: "0.70" is 0.7 and -0 is 0."""
+    return str(value) if isinstance(value, (str, int)) else str(np.round(np.array(value, float), 4) + 0.0)
 
 
 def _read_dicom_file(file: Path) -> tuple[NDArray[np.int16], NDArray[np.float64]]:

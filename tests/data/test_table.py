@@ -88,11 +88,12 @@ a,1,p8,train
         f"line 6: c: no label, {wanted}",
         f"line 7: d: unknown label '2', {wanted}",
         "a: listed for patients p1 and p8",
+        "a: listed as healthy and as disease",
         "f: unknown split 'holdout', wanted train, validation or test",
         "patient p1 is in test and train",
     ]
     told = str(error.value)
-    assert told.startswith(f"{tmp_path / 'table.csv'}: 8 problem(s)\n")
+    assert told.startswith(f"{tmp_path / 'table.csv'}: 9 problem(s)\n")
     assert all(problem in told for problem in error.value.problems)
 
 

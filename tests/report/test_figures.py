@@ -83,12 +83,12 @@ def test_history_panels_hold_train_and_validation():
     train, val, best = panels["Loss"].get_lines()
     assert train.get_ydata() == pytest.approx([1, 1 / 2, 1 / 3, 1 / 4])
     assert val.get_ydata() == pytest.approx([2, 1, 2 / 3, 1 / 2])
-    assert best.get_xdata() == [2, 2]
+    assert best.get_xdata() == [3, 3]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["Training", "Validation", "Best epoch: 2"]
 
 
-def test_best_epoch_is_the_first_best_and_never_nan():
-    assert best_epoch(_history()) == 2
+def test_best_epoch_is_the_best_of_lowest_loss_and_never_nan():
+    assert best_epoch(_history()) == 3
     assert best_epoch(_history(), "loss") == 4
     assert best_epoch(_history(), "f1") is None
     assert best_epoch([{"epoch": 5, "val": {"f1": float("inf")}}, {"epoch": 6, "val": {"f1": 0.0}}], "f1") == 6
