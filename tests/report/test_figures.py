@@ -84,7 +84,7 @@ def test_history_panels_hold_train_and_validation():
     assert train.get_ydata() == pytest.approx([1, 1 / 2, 1 / 3, 1 / 4])
     assert val.get_ydata() == pytest.approx([2, 1, 2 / 3, 1 / 2])
     assert best.get_xdata() == [3, 3]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["Training", "Validation", "Best epoch: 2"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["Training", "Validation", "Best epoch: 3"]
 
 
 def test_best_epoch_is_the_best_of_lowest_loss_and_never_nan():
