@@ -158,8 +158,8 @@ def draw_patient(rng: np.random.Generator, diseased: bool, lesion_mm: tuple[floa
     body_half = half + rng.uniform([22, 26], [36, 36])
     carina = np.array([0, -15, rng.uniform(31, 39)])
     lungs = _draw_lungs(rng, half)
-    vessels, airways, calibre = [], [], rng.uniform(0.6, 1.75)
-    num_generations, most_thick = int(rng.integers(6, 9)), int(rng.integers(0, 10))
+    vessels, airways, calibre = [], [], rng.uniform(0.6, 1.9)
+    num_generations, most_thick = int(rng.integers(6, 9)), int(rng.integers(0, 7))
     for lung in lungs:
         hilum = np.array([lung.side * (lung.mediastinum_mm + 6), -12, 5 if lung.side > 0 else 12])
         tree = _grow(rng, lung, hilum, int(rng.integers(5, 9)), 5.5 * calibre, num_generations)
@@ -181,7 +181,7 @@ def draw_patient(rng: np.random.Generator, diseased: bool, lesion_mm: tuple[floa
         vessels=(vessels[0], vessels[1]),
         airways=_join(airways),
         gas=_draw_gas(rng, lungs[1]),
-        plates=[_draw_plate(rng, lungs[rng.integers(2)]) for _ in range(rng.integers(0, 8))],
+        plates=[_draw_plate(rng, lungs[rng.integers(2)]) for _ in range(rng.integers(0, 6))],
         spots=_draw_spots(rng, lungs, lesion_mm) if diseased else [],
     )
 
