@@ -5,7 +5,7 @@
 Both read the same phantom series (warm file cache), find the lungs, window, crop to the lungs and resize. The methods
 take turns in one process; medians and the ratio of medians are told, and appended to the CSV with machine and date.
 MONAI has no lung segmentation of its own: its chain gets the published recipe's mask at full resolution (threshold,
-largest components, closing), timed apart, so that the comparison without any mask can be read as well.
+largest components, closing); both chains are also timed without any mask.
 """
 
 from __future__ import annotations
