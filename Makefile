@@ -2,35 +2,47 @@ PYTHON ?= python3
 PY := .venv/bin/python
 INSTALLED := .venv/.installed
 
+BUNDLE ?= lung_ct_classification
 SEED ?= 0
-DEMO ?= runs/demo
-BUNDLE := bundles/lung_ct_classification
-CONFIGS := $(BUNDLE)/configs
-RUN_BUNDLE := $(PY) -m monai.bundle run --bundle_root $(BUNDLE)
+DEMO ?= runs/demo/$(BUNDLE)
+
+CONFIGS := bundles/$(BUNDLE)/configs
+RUN_BUNDLE := $(PY) -m monai.bundle run --bundle_root bundles/$(BUNDLE)
 DATA := $(DEMO)/phantoms-$(SEED)
 TRAINED := --dataset_dir $(DATA) --output_dir $(DEMO) --seed $(SEED)
 TRAIN := $(CONFIGS)/train.yaml','$(CONFIGS)/demo.yaml
+
+# What each demo is trained on, and what its inference gets.
+PHANTOMS_lung_ct_classification := lung-ct $(DATA) --patients 480 --matrix 128 --slice-mm 6
+PHANTOMS_chest_xray_classification := chest-xray $(DATA) --patients 400
+PHANTOMS_colorectal_histology_classification := histology-tiles $(DATA) --per-class 60
+PHANTOMS_fundus_classification := fundus $(DATA) --patients 200
+PHANTOMS_medmnist_classification := pathmnist $(DATA)
+IMAGES_lung_ct_classification := $(DATA)/scans
+IMAGES_medmnist_classification := $(DATA)/pathmnist.npz
+CACHE := $(if $(filter medmnist%,$(BUNDLE)),,--cache_dir $(DEMO)/cache)
+IMAGES := $(or $(IMAGES_$(BUNDLE)),$(DATA))
 
 .PHONY: demo test lint bench clean
 
 demo: $(DATA)/.complete
 	$(RUN_BUNDLE) --config_file "['$(TRAIN)']" $(TRAINED)
 	$(RUN_BUNDLE) --config_file "['$(TRAIN)','$(CONFIGS)/evaluate.yaml']" $(TRAINED)
-	$(RUN_BUNDLE) --config_file "['$(CONFIGS)/inference.yaml','$(CONFIGS)/demo.yaml']" --dataset_dir $(DATA)/scans \
-		--output_dir $(DEMO)/inference --checkpoint $(DEMO)/best.pt --cache_dir $(DEMO)/cache
+	$(RUN_BUNDLE) --config_file "['$(CONFIGS)/inference.yaml','$(CONFIGS)/demo.yaml']" --dataset_dir $(IMAGES) \
+		--output_dir $(DEMO)/inference --checkpoint $(DEMO)/best.pt $(CACHE)
 	@echo
 	@echo "Report:       $(DEMO)/report.html"
-	@echo "Numbers:      $(DEMO)/metrics.json  $(DEMO)/predictions.csv (test patients)"
-	@echo "Inference:    $(DEMO)/inference/predictions.csv (all scans of the folder)"
+	@echo "Numbers:      $(DEMO)/metrics.json  $(DEMO)/predictions.csv (held out)"
+	@echo "Inference:    $(DEMO)/inference/predictions.csv (all images of the folder)"
 	@echo "Curves:       .venv/bin/tensorboard --logdir $(DEMO)/tensorboard"
 
 $(DATA)/.complete: | $(INSTALLED)
 	rm -rf $(@D)
-	$(PY) -m monai_pipelines phantoms lung-ct $(@D) --patients 480 --seed $(SEED) --matrix 128 --slice-mm 6
+	$(PY) -m monai_pipelines phantoms $(PHANTOMS_$(BUNDLE)) --seed $(SEED)
 	touch $@
 
 test: lint
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadgroup
 
 lint: $(INSTALLED)
 	$(PY) -m ruff check .
@@ -39,6 +51,8 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(PY) benchmarks/ct_chain.py
+	$(PY) benchmarks/augment2d.py
+	$(PY) benchmarks/medmnist_loading.py
 
 clean:
 	rm -rf .venv runs build dist .mypy_cache .pytest_cache .ruff_cache

@@ -40,6 +40,38 @@ def show(
         typer.echo(f"wrote {picture}")
 
 
+@app.command()
+def audit(
+    source: Annotated[Path, typer.Argument(help="Folder of class folders, zip of one, or CSV table.")],
+    classes: Annotated[str | None, typer.Option(help="Class names by index, a,b,...; default: the folders'.")] = None,
+    patient_pattern: Annotated[
+        str | None, typer.Option(help="Regular expression; its first group in a file's name is the patient.")
+    ] = None,
+    multilabel: Annotated[bool, typer.Option(help="Labels of a table are names joined by |.")] = False,
+    similarity: Annotated[
+        float, typer.Option(min=0, max=1, help="From which on two images are near duplicates; tiles: 0.5.")
+    ] = 0.95,
+    extract_dir: Annotated[Path | None, typer.Option(help="Where a zip is unpacked; default: beside it.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for audit.json.")] = None,
+) -> None:
+    """Count, measure and compare the images of a data set; exit status 1 if something must be mended first."""
+    import json
+
+    from monai_pipelines.audit import audit_images, print_audit
+    from monai_pipelines.data import list_images
+
+    names = None if classes is None else [name.strip() for name in classes.split(",")]
+    found = audit_images(list_images(source, names, patient_pattern, multilabel, extract_dir), similarity)
+    print_audit(found)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        file = out / "audit.json"
+        file.write_text(json.dumps(found.to_dict(), indent=2) + "\n", encoding="utf-8")
+        typer.echo(f"wrote {file}")
+    if found.to_mend:
+        raise typer.Exit(1)
+
+
 @phantoms.command("lung-ct")
 def lung_ct(
     directory: Annotated[Path, typer.Argument(help="New folder for the cohort.")],
@@ -60,6 +92,73 @@ def lung_ct(
         directory, patients, seed, matrix=matrix, slice_mm=slice_mm, lesion_mm=lesion_mm, num_workers=workers
     )
     typer.echo(f"wrote {table}")
+
+
+@phantoms.command("chest-xray")
+def chest_xray(
+    directory: Annotated[Path, typer.Argument(help="New folder for the cohort.")],
+    patients: Annotated[int, typer.Option(min=2, help="Number of patients.")] = 400,
+    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
+    multilabel: Annotated[bool, typer.Option(help="Opacity, nodule and effusion, several at once.")] = False,
+    size: Annotated[int, typer.Option(min=64, help="Columns of an image.")] = 256,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one per core.")] = None,
+) -> None:
+    """Write chest X-rays, normal and pneumonia, as DICOM, PNG and JPEG, with table and boxes of what is found."""
+    from monai_pipelines.phantoms import write_chest_xray_cohort
+
+    table = write_chest_xray_cohort(directory, patients, seed, multilabel=multilabel, size=size, num_workers=workers)
+    typer.echo(f"wrote {table}")
+
+
+@phantoms.command("histology-tiles")
+def histology_tiles(
+    directory: Annotated[Path, typer.Argument(help="New folder for the tiles.")],
+    per_class: Annotated[int, typer.Option(min=1, help="Tiles of each class.")] = 60,
+    count: Annotated[list[str] | None, typer.Option(help="Only these classes, as LYM=200; repeatable.")] = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
+    size: Annotated[int, typer.Option(min=64, help="Rows and columns of a tile, 0.5 um each.")] = 224,
+    slides: Annotated[int, typer.Option(min=1, help="Slides the tiles come from.")] = 24,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one per core.")] = None,
+) -> None:
+    """Write H&E-like tiles of nine colorectal tissues, a folder for each class."""
+    from monai_pipelines.phantoms import write_histology_tiles
+
+    wrong = [given for given in count or () if not given.partition("=")[2].isdecimal()]
+    if wrong:
+        raise typer.BadParameter(f"--count wants CLASS=number, got {', '.join(wrong)}")
+    counts = {given.partition("=")[0]: int(given.partition("=")[2]) for given in count or ()}
+    folder = write_histology_tiles(
+        directory, counts or per_class, seed, size=size, num_slides=slides, num_workers=workers
+    )
+    typer.echo(f"wrote {folder}")
+
+
+@phantoms.command("pathmnist")
+def pathmnist(
+    directory: Annotated[Path, typer.Argument(help="New folder for pathmnist.npz.")],
+    slides: Annotated[int, typer.Option(min=10, help="Number of slides, 36 tiles each.")] = 40,
+    seed: Annotated[int, typer.Option(help="Same seed, same tiles.")] = 0,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one per core.")] = None,
+) -> None:
+    """Write histology tiles of nine classes as MedMNIST has its PathMNIST, 28 x 28 pixels, split by slide."""
+    from monai_pipelines.phantoms import write_pathmnist
+
+    typer.echo(f"wrote {write_pathmnist(directory, slides, seed, num_workers=workers)}")
+
+
+@phantoms.command("fundus")
+def fundus(
+    directory: Annotated[Path, typer.Argument(help="New folder for the cohort.")],
+    patients: Annotated[int, typer.Option(min=2, help="Number of patients, half of them diseased.")] = 200,
+    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
+    size: Annotated[int, typer.Option(min=64, help="Rows and columns of a photograph.")] = 400,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one per core.")] = None,
+) -> None:
+    """Write fundus photographs of both eyes, a folder for disease and normal, with the true lesions."""
+    from monai_pipelines.phantoms import write_fundus_cohort
+
+    folder = write_fundus_cohort(directory, patients, seed, size=size, num_workers=workers)
+    typer.echo(f"wrote {folder}")
 
 
 def main() -> None:

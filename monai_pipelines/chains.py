@@ -52,6 +52,23 @@ class Chain(Compose):
         """
         return json.loads(json.dumps(self._description))
 
+    def until(self, step: str) -> Chain:
+        """The steps before ``step`` as a chain of its own: what is done once, and kept."""
+        return self._part(0, self._index(step))
+
+    def since(self, step: str) -> Chain:
+        """``step`` and all after it as a chain of its own: what is done to each batch."""
+        return self._part(self._index(step), len(self.step_names))
+
+    def _index(self, step: str) -> int:
+        _check_name(self._description["name"], "step", step, self.step_names)
+        return self.step_names.index(step)
+
+    def _part(self, start: int, stop: int) -> Chain:
+        names = self.step_names[start:stop]
+        description = {**self._description, "steps": {n: self._description["steps"][n] for n in names}}
+        return Chain({name: self.steps[name] for name in names}, description, self.key)
+
     def fingerprint(self) -> str:
         """16 hex digits that change whenever a step, an argument or a library version that matters changes."""
         what = {"steps": list(self._description["steps"].items()), "versions": self._description["versions"]}

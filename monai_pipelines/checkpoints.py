@@ -43,7 +43,8 @@ def load_checkpoint(
         classes: the class names it will predict.
 
     Returns:
-        the checkpoint: ``model``, ``classes``, ``chain`` (a description), ``epoch``, ``metrics`` and more.
+        the checkpoint: ``model``, ``classes``, ``chain`` (a description), ``epoch``, ``metrics``, ``threshold`` (None
+        without one) and more.
 
     Raises:
         FileNotFoundError: no such file.
@@ -67,4 +68,4 @@ def load_checkpoint(
                 f"{file}: weights of another network than {type(network).__name__} as configured "
                 f"(name the overlay it was trained with); {' '.join(lines[1:3]).strip()}"
             ) from None
-    return checkpoint
+    return {"threshold": None, **checkpoint}

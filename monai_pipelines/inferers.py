@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import chain, combinations
 from typing import Any, Literal
 
 import torch
 from monai.inferers import SimpleInferer
+from torch.nn import functional
+
+from monai_pipelines.heads import probabilities
 
 Precision = Literal["auto", "bf16", "fp32"]
 
@@ -35,6 +40,96 @@ class AutocastInferer(SimpleInferer):
         bf16 = self.precision == "bf16" or (self.precision == "auto" and fast_bf16(kind))
         with torch.autocast(kind, torch.bfloat16, enabled=bf16):
             return super().__call__(inputs, network, *args, **kwargs).float()
+
+
+class TestTimeInferer(AutocastInferer):
+    """Mean of the class probabilities over flipped and turned views of each image, and their spread.
+
+    The views are all flips combined with all turns, each once: both axes of a square with its turns by 90 degrees make
+    8 views, not 16. What comes back are logits of the mean probabilities, so that it stands in for any inferer:
+    ``log sum_v softmax(z_v)``, and where there is one logit or labels are many the logit of ``mean_v sigmoid(z_v)``.
+
+    Args:
+        flip_axes: spatial axes along which the anatomy may be mirrored, from 0: in (B, C, H, W) axis 1 is left-right.
+        rotate90_axes: two spatial axes, of equal length in the images, in whose plane to turn by 90 degrees; None
+            turns nothing.
+        multilabel: any number of classes at once, instead of exactly one.
+        precision: see `AutocastInferer`.
+
+    Attributes:
+        spread: of the last batch, (N,): standard deviation over the views of the probability of the likeliest class.
+
+    Raises:
+        ValueError: axes that are none, images that lack them or are not square in the plane of the turns.
+
+    Example:
+        >>> inferer = TestTimeInferer(flip_axes=[0, 1], rotate90_axes=[0, 1])
+        >>> len(inferer.views)
+        8
+        >>> image = torch.zeros(2, 1, 4, 4)
+        >>> image[0, 0, 0, 0] = 1
+        >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+        >>> inferer(image, network).shape
+        torch.Size([2, 3])
+        >>> inferer.spread[1]
+        tensor(0.)
+    """
+
+    __test__ = False  # no test class of pytest, whatever its name
+    spread: torch.Tensor | None = None
+
+    def __init__(
+        self,
+        flip_axes: Sequence[int],
+        rotate90_axes: Sequence[int] | None = None,
+        multilabel: bool = False,
+        precision: Precision = "auto",
+    ) -> None:
+        super().__init__(precision)
+        turned = () if rotate90_axes is None else tuple(rotate90_axes)
+        if len(set(turned)) != len(turned) or len(turned) not in (0, 2) or any(a < 0 for a in (*flip_axes, *turned)):
+            raise ValueError(
+                "TestTimeInferer: flip_axes and rotate90_axes count spatial axes from 0, and rotate90_axes are two, "
+                f"got {list(flip_axes)} and {rotate90_axes}"
+            )
+        self.rotate90_axes, self.multilabel = turned, multilabel
+        self.num_axes = max((*flip_axes, *turned), default=-1) + 1
+        axes = sorted(set(flip_axes))
+        flips = chain.from_iterable(combinations(axes, n) for n in range(len(axes) + 1))
+        probe = torch.arange(3.0**self.num_axes).reshape(1, 1, *[3] * self.num_axes)
+        views = [(flip, turns) for flip in flips for turns in (range(4) if turned else (0,))]
+        different: dict[tuple[float, ...], tuple[tuple[int, ...], int]] = {}
+        for view in views:
+            different.setdefault(tuple(self._view(probe, *view).flatten().tolist()), view)
+        self.views = list(different.values())
+
+    def __call__(self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        sides = inputs.shape[2:]
+        if self.num_axes > len(sides):
+            raise ValueError(
+                f"TestTimeInferer: wanted images with {self.num_axes} spatial axes, got shape {tuple(inputs.shape)}"
+            )
+        if len({sides[axis] for axis in self.rotate90_axes}) > 1:
+            raise ValueError(
+                f"TestTimeInferer: turns by 90 degrees need images with equal sides, got {tuple(sides)} "
+                "(crop or pad them to a square, or set rotate90_axes to null)"
+            )
+        logits = torch.stack(
+            [
+                super(TestTimeInferer, self).__call__(self._view(inputs, *v), network, *args, **kwargs)
+                for v in self.views
+            ]
+        )
+        prob = probabilities(logits.detach(), self.multilabel)
+        likeliest = prob.mean(0).argmax(1)
+        self.spread = prob.std(0, correction=0).gather(1, likeliest[:, None])[:, 0]
+        if self.multilabel or logits.shape[2] == 1:
+            return functional.logsigmoid(logits).logsumexp(0) - functional.logsigmoid(-logits).logsumexp(0)
+        return logits.log_softmax(2).logsumexp(0)
+
+    def _view(self, images: torch.Tensor, flips: tuple[int, ...], turns: int) -> torch.Tensor:
+        flipped = images.flip([axis + 2 for axis in flips])
+        return flipped.rot90(turns, [axis + 2 for axis in self.rotate90_axes]) if turns else flipped
 
 
 def fast_bf16(device_type: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 import logging
@@ -22,7 +21,6 @@ from monai.bundle import ConfigParser
 from monai.bundle import run as monai_run
 
 from monai_pipelines.chains import Chain, did_you_mean
-from monai_pipelines.checkpoints import load_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -51,9 +49,8 @@ def record_run(
     bundle_root: str | PathLike[str],
     chain: Chain,
     augmentation: Chain | None,
-    seed: int,
-    split_fractions: Sequence[float],
-    table: str | PathLike[str],
+    split: Mapping[str, Any],
+    source: str | PathLike[str],
 ) -> dict[str, Any]:
     """Save what is needed to run again: ``output_dir/run.json`` and the bundle's configs in ``output_dir/configs``.
 
@@ -61,26 +58,17 @@ def record_run(
         output_dir: folder of the run.
         bundle_root: the bundle.
         chain, augmentation: the fixed and the random chain; their descriptions are recorded.
-        seed, split_fractions: of the split; see `check_split`.
-        table: the table of scans; its SHA-256 is recorded.
+        split: `split_card` of the data.
+        source: where the data come from.
 
     Returns:
-        the content of ``run.json``: ``command``, ``seed``, ``split_fractions``, ``table``, ``table_sha256``,
+        the content of ``run.json``: ``command``, ``seed``, ``split_fractions``, ``data_sha256``, ``source``,
         ``fingerprint`` (of ``chain``), ``chain``, ``augmentation``, ``versions``.
-
-    Raises:
-        FileNotFoundError: no such table.
     """
-    if not Path(table).is_file():
-        raise FileNotFoundError(
-            f"{table}: no such table of scans; name its folder with --dataset_dir, or it with --table"
-        )
     run = {
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
-        "seed": seed,
-        "split_fractions": list(split_fractions),
-        "table": str(table),
-        "table_sha256": _sha256(table),
+        **split,
+        "source": str(source),
         "fingerprint": chain.fingerprint(),
         "chain": chain.describe(),
         "augmentation": augmentation.describe() if augmentation else None,
@@ -95,29 +83,29 @@ def record_run(
     return run
 
 
-def split_card(seed: int, split_fractions: Sequence[float], table: str | PathLike[str]) -> dict[str, Any]:
+def split_card(seed: int, split_fractions: Sequence[float], data_sha256: str) -> dict[str, Any]:
     """What a drawn split is made from, to be stored with the weights."""
-    return {"seed": seed, "split_fractions": [float(f) for f in split_fractions], "table_sha256": _sha256(table)}
+    return {"seed": seed, "split_fractions": [float(f) for f in split_fractions], "data_sha256": data_sha256}
 
 
-def check_split(checkpoint: str | PathLike[str], split: Mapping[str, Any]) -> None:
-    """Check that an evaluation splits the table as the training did: otherwise it tests on training patients.
+def check_split(checkpoint: Mapping[str, Any], split: Mapping[str, Any]) -> None:
+    """Check that an evaluation splits the data as the training did: otherwise it tests on training patients.
 
     Args:
-        checkpoint: of the run.
+        checkpoint: of the run, as `monai_pipelines.checkpoints.load_checkpoint` returns it.
         split: `split_card` of the evaluation.
 
     Raises:
-        ValueError: same table, other seed or fractions.
+        ValueError: same data, other seed or fractions.
     """
-    then = load_checkpoint(checkpoint)["split"]
-    if then is None or then["table_sha256"] != split["table_sha256"]:
-        logger.warning("%s was trained on another table: make sure that no test patient was trained on", checkpoint)
+    then = checkpoint["split"]
+    if then is None or then["data_sha256"] != split["data_sha256"]:
+        logger.warning("the checkpoint was trained on other data: make sure that no test patient was trained on")
         return
     differences = [f"{name} {then[name]} there, {now} here" for name, now in split.items() if then[name] != now]
     if differences:
         told = "; ".join(differences)
-        raise ValueError(f"{checkpoint}: trained on another split of the same table ({told}); use the same numbers")
+        raise ValueError(f"the checkpoint was trained on another split of the same data ({told}); use the same numbers")
 
 
 def _named_configs() -> set[Path]:
@@ -134,10 +122,6 @@ def _check_overrides(configs: Path) -> None:
         name = re.split(r"=|::|#", argument[2:])[0]
         if name not in known:
             raise SystemExit(f"{argument}: nothing in the configs is called {name!r}{did_you_mean(name, known)}")
-
-
-def _sha256(file: str | PathLike[str]) -> str:
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
 def _tell_cause_last(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -9,6 +9,8 @@ from types import ModuleType
 
 import pytest
 
+from monai_pipelines.declared import list_declared
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("bundles/*/docs/README.md"))]
 
@@ -39,9 +41,15 @@ def test_named_configs_exist(page: Path) -> None:
         assert (folder / config).is_file(), f"{_name(page)}: {config}"
 
 
-def test_result_tables_are_made_from_the_csv() -> None:
-    seeds = _benchmark("demo_seeds")
-    for page in (seeds.ROOT / "README.md", seeds.DOCS / "README.md"):
-        text = page.read_text("utf-8")
-        table = text.partition(seeds.START)[2].partition(seeds.END)[0].strip()
-        assert table == seeds.table(seeds.read_results()), f"{_name(page)}: run benchmarks/demo_seeds.py --seeds"
+@pytest.mark.parametrize("bundle", list_declared("bundles"))
+def test_result_tables_are_made_from_the_csv(bundle: str) -> None:
+    seeds = _benchmark("bundle_seeds")
+    text = (seeds.docs(bundle) / "README.md").read_text("utf-8")
+    table = text.partition(seeds.START)[2].partition(seeds.END)[0].strip()
+    assert table == seeds.table(seeds.read_results(bundle)), f"{bundle}: run benchmarks/bundle_seeds.py {bundle}"
+
+
+def test_imbalance_table_is_made_from_its_csv() -> None:
+    imbalance = _benchmark("imbalance")
+    table = imbalance.PAGE.read_text("utf-8").partition(imbalance.START)[2].partition(imbalance.END)[0].strip()
+    assert table == imbalance.table(imbalance.read_results())

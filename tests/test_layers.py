@@ -17,12 +17,13 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "monai_pipelines"
 LAYERS = (  # bottom to top; a module imports from its own layer or below
     {"errors", "declared"},
-    {"transforms", "losses", "inferers", "phantoms", "metrics"},
+    {"images", "heads"},
+    {"transforms", "losses", "inferers", "phantoms", "metrics", "networks", "sampling"},
     {"chains"},
     {"checkpoints", "runs"},
     {"data"},
     {"handlers", "report"},
-    {"show"},
+    {"audit", "show"},
     {"__init__", "__main__"},
 )
 HEIGHT = {module: height for height, layer in enumerate(LAYERS) for module in layer}

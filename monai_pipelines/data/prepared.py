@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from monai_pipelines.chains import Chain
 from monai_pipelines.checkpoints import save_plain
+from monai_pipelines.data.split import SPLITS, Cohort
 from monai_pipelines.errors import CohortError, ScanError
 
 logger = logging.getLogger(__name__)
@@ -74,11 +76,29 @@ class PreparedDataset(Dataset):
                 usable.append(item)
                 self._results.append(deepcopy(result))  # a tensor in a worker's shared memory holds a file open
         if self.skipped and (on_error == "raise" or not usable):
-            problems = [f"{item['image']}: {item['skipped']}" for item in self.skipped]
-            raise CohortError(f"{len(problems)} of {len(data)} scans cannot be used", problems)
+            raise CohortError(f"{len(self.skipped)} of {len(data)} cannot be used", _told(self.skipped))
         for item in self.skipped:
             logger.warning("skipped %s: %s", item["image"], item["skipped"])
         super().__init__(usable, transform)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Labels of the usable items: (N,) class indices, or (N, C) for several labels each."""
+        return np.array([item["label"] for item in self.data])
+
+    def part(self, split: str) -> PreparedDataset:
+        """The items whose ``split`` this is, nothing prepared anew.
+
+        Raises:
+            CohortError: none of them is usable.
+        """
+        part = copy(self)
+        part.skipped = [item for item in self.skipped if item["split"] == split]
+        kept = [index for index, item in enumerate(self.data) if item["split"] == split]
+        part.data, part._results = [self.data[i] for i in kept], [self._results[i] for i in kept]
+        if not kept:
+            raise CohortError(split, ["nothing usable is left in it", *_told(part.skipped)])
+        return part
 
     def _transform(self, index: int) -> dict[str, Any]:
         result = self._results[index]
@@ -86,6 +106,52 @@ class PreparedDataset(Dataset):
             **self.data[index],
             **_unpack(torch.load(result, weights_only=True) if isinstance(result, str) else result),
         }
+
+
+class PreparedSplits:
+    """All splits of a cohort, prepared together when the first is asked for: every bad file is told at once.
+
+    Args:
+        cohort: with the datalists ``train``, ``validation`` and ``test``.
+        transform, cache_dir, on_error, num_workers: of the `PreparedDataset`.
+
+    Attributes:
+        train, validation, test: a `PreparedDataset` each.
+    """
+
+    def __init__(
+        self,
+        cohort: Cohort,
+        transform: Chain,
+        cache_dir: str | PathLike[str] | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
+        num_workers: int = 0,
+    ) -> None:
+        self.cohort, self.transform, self.cache_dir = cohort, transform, cache_dir
+        self.on_error, self.num_workers = on_error, num_workers
+
+    @cached_property
+    def _parts(self) -> dict[str, PreparedDataset]:
+        data = [{**item, "split": split} for split in SPLITS for item in getattr(self.cohort, split)]
+        prepared = PreparedDataset(
+            data, self.transform, self.cache_dir, on_error=self.on_error, num_workers=self.num_workers
+        )
+        return {split: prepared.part(split) for split in SPLITS}
+
+    @property
+    def train(self) -> PreparedDataset:
+        """What is trained on."""
+        return self._parts["train"]
+
+    @property
+    def validation(self) -> PreparedDataset:
+        """What chooses the epoch."""
+        return self._parts["validation"]
+
+    @property
+    def test(self) -> PreparedDataset:
+        """What is held out."""
+        return self._parts["test"]
 
 
 class _Preparation(Dataset):
@@ -117,7 +183,7 @@ class _Preparation(Dataset):
             save_plain(result, file)  # outside: a full disk is no bad scan
         return str(file), None
 
-    def _prepare(self, image: str) -> dict[str, dict[str, torch.Tensor]]:
+    def _prepare(self, image: str) -> dict[str, Any]:
         result = self.chain({"image": image})
         missing = [key for key in self.outputs if key not in result]
         if missing:
@@ -129,17 +195,24 @@ def _as_is(result: Any) -> Any:
     return result
 
 
-def _pack(value: Any) -> dict[str, torch.Tensor]:
+def _pack(value: Any) -> Any:
+    """Plain data; of the meta data only a volume's affine is kept."""
+    if isinstance(value, dict):
+        return {key: _pack(part) for key, part in value.items()}
     if isinstance(value, MetaTensor):
-        return {"values": value.as_tensor().contiguous(), "affine": value.affine}
-    return {"values": torch.as_tensor(np.asarray(value))}
+        values = value.as_tensor().contiguous()
+        return (values, value.affine) if values.ndim == 4 else values
+    return torch.as_tensor(np.asarray(value))
 
 
-def _unpack(packed: dict[str, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    return {
-        key: MetaTensor(value["values"], affine=value["affine"]) if "affine" in value else value["values"]
-        for key, value in packed.items()
-    }
+def _unpack(packed: Any) -> Any:
+    if isinstance(packed, dict):
+        return {key: _unpack(part) for key, part in packed.items()}
+    return MetaTensor(packed[0], affine=packed[1]) if isinstance(packed, tuple) else packed
+
+
+def _told(skipped: Sequence[dict[str, Any]]) -> list[str]:
+    return [f"{item['image']}: {item['skipped']}" for item in skipped]
 
 
 def _key(image: str, fingerprint: str, outputs: tuple[str, ...]) -> str:

@@ -1,66 +1,41 @@
-"""From a table of scans and labels to datalists, split by patient."""
+"""From a table of scans or images and their labels to datalists, split by patient."""
 
 from __future__ import annotations
 
 import csv
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
-from sklearn.model_selection import train_test_split
-
+from monai_pipelines.data.split import Cohort, Item, Listing, split_listing
 from monai_pipelines.errors import CohortError
-
-SPLITS = ("train", "validation", "test")
-_SPLIT_NAMES = {"train": "train", "training": "train", "val": "validation", "valid": "validation",
-                "validation": "validation", "test": "test", "testing": "test"}  # fmt: skip
 
 VOLUMES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 SIDECARS = (".csv", ".tsv", ".txt", ".json", ".yaml", ".md", ".raw", ".zraw", ".raw.gz")
-
-Item = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Cohort:
-    """A table's scans, split by patient.
-
-    Attributes:
-        train, validation, test: MONAI datalists: ``image`` (path), ``label`` (class index), ``patient``, ``name`` (the
-            image as the table has it) and any further column of the table.
-        classes: class names by index.
-    """
-
-    train: list[Item]
-    validation: list[Item]
-    test: list[Item]
-    classes: tuple[str, ...]
-
-    def labels(self, split: str = "train") -> list[int]:
-        """Class index of every scan of a split."""
-        return [item["label"] for item in getattr(self, split)]
+NO_FINDING = "No Finding"
 
 
 def read_cohort(
     table: str | PathLike[str],
-    classes: Sequence[str],
+    classes: Sequence[str] | None = None,
     fractions: Sequence[float] = (0.7, 0.15, 0.15),
     seed: int = 0,
+    multilabel: bool = False,
 ) -> Cohort:
-    """Read a table of scans and split it by patient.
+    """Read a table of scans or images and split it by patient.
 
     The table is a CSV with the columns ``image`` (relative to the table), ``label`` (class name or index) and
     optionally ``patient`` (default: every scan is a patient of its own) and ``split`` (train, validation, test).
-    Without ``split`` the patients of each label (a patient's highest) are drawn at random, at least one for each split.
+    Without ``split`` the patients of each label (a patient's highest) are drawn at random, at least one for each split;
+    a ``split`` without validation gets one drawn from its training patients. With several labels an image the column
+    holds names joined by ``|``, none for an empty field or "No Finding", and a patient is drawn by his rarest label.
 
     Args:
         table: the CSV file.
-        classes: class names by index.
+        classes: class names by index; None takes the names in the table, sorted.
         fractions: share of the patients in train, validation and test.
         seed: of the split.
+        multilabel: an image may have several labels, or none.
 
     Returns:
         the `Cohort`.
@@ -69,31 +44,27 @@ def read_cohort(
         CohortError: lists all problems at once: missing files, missing or unknown labels, a scan of two patients or
             two classes, a patient in two splits, a class with no patient in a split.
     """
+    return split_listing(list_table(table, classes, multilabel), fractions, seed)
+
+
+def list_table(table: str | PathLike[str], classes: Sequence[str] | None = None, multilabel: bool = False) -> Listing:
+    """What a table holds, not yet split, with all its problems; the arguments are those of `read_cohort`."""
     rows = _read_rows(table)
+    if classes is None:
+        found = {name for row in rows for name in _label_names(row["label"], multilabel)}
+        classes = sorted(found, key=lambda name: (len(name) if name.isdecimal() else 0, name))
     problems: list[str] = []
-    items = [item for row in rows if (item := _item(row, Path(table).parent, list(classes), problems)) is not None]
-    labels: dict[str, int] = {}
-    patient_of: dict[str, str] = {}
-    label_of: dict[str, int] = {}
+    folder, names = Path(table).parent, list(classes)
+    items = [item for row in rows if (item := _item(row, folder, names, multilabel, problems)) is not None]
+    first: dict[str, Item] = {}
     for item in items:
-        if patient_of.setdefault(item["image"], item["patient"]) != item["patient"]:
-            problems.append(f"{item['name']}: listed for patients {patient_of[item['image']]} and {item['patient']}")
-        if label_of.setdefault(item["image"], item["label"]) != item["label"]:
-            names = classes[label_of[item["image"]]], classes[item["label"]]
-            problems.append(f"{item['name']}: listed as {names[0]} and as {names[1]}")
-        labels[item["patient"]] = max(item["label"], labels.get(item["patient"], 0))
-    if any(item.get("split") for item in items):
-        split_of = _given_split(items, problems)
-    else:
-        split_of = _drawn_split(labels, fractions, seed, classes, problems)
-    split: dict[str, list[Item]] = {s: [i for i in items if split_of.get(i["patient"]) == s] for s in SPLITS}
-    if not problems:
-        for name in SPLITS:
-            there = {item["label"] for item in split[name]}
-            problems += [f"class {c!r} has no patient in {name}" for k, c in enumerate(classes) if k not in there]
-    if problems:
-        raise CohortError(table, problems)
-    return Cohort(split["train"], split["validation"], split["test"], tuple(classes))
+        same = first.setdefault(item["image"], item)
+        if same["patient"] != item["patient"]:
+            problems.append(f"{item['name']}: listed for patients {same['patient']} and {item['patient']}")
+        if same["label"] != item["label"]:
+            told = " and as ".join(_label_text(one["label"], names) for one in (same, item))
+            problems.append(f"{item['name']}: listed as {told}")
+    return Listing(table, items, tuple(classes), problems)
 
 
 def find_scans(source: str | PathLike[str]) -> list[Item]:
@@ -116,12 +87,7 @@ def find_scans(source: str | PathLike[str]) -> list[Item]:
     if not path.exists():
         raise FileNotFoundError(f"{source}: no such file or folder; wanted a CSV table, a folder of scans, or a scan")
     if path.suffix.lower() == ".csv":
-        rows = _read_rows(path, needed=("image",))
-        missing = [f"line {row['line']}: no image" for row in rows if not row["image"].strip()]
-        if missing:
-            raise CohortError(source, missing)
-        images = [row["image"].strip() for row in rows]
-        return [{"image": str(path.parent / image), "name": image} for image in images]
+        return list_unlabelled(path)
     if path.is_file():
         return [{"image": str(path), "name": path.name}]
     files = [p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")]
@@ -133,6 +99,16 @@ def find_scans(source: str | PathLike[str]) -> list[Item]:
         {"image": str(p), "name": str(p.relative_to(path)) if p != path else path.resolve().name}
         for p in sorted(volumes | series)
     ]
+
+
+def list_unlabelled(table: Path) -> list[Item]:
+    """The ``image`` column of a table as datalist: ``image`` (path), ``name``; a missing file is left to the reader."""
+    rows = _read_rows(table, needed=("image",))
+    missing = [f"line {row['line']}: no image" for row in rows if not row["image"].strip()]
+    if missing:
+        raise CohortError(table, missing)
+    images = [row["image"].strip() for row in rows]
+    return [{"image": str(table.parent / image), "name": image} for image in images]
 
 
 def _read_rows(table: str | PathLike[str], needed: Sequence[str] = ("image", "label")) -> list[Item]:
@@ -151,7 +127,7 @@ def _read_rows(table: str | PathLike[str], needed: Sequence[str] = ("image", "la
     return rows
 
 
-def _item(row: Item, folder: Path, classes: list[str], problems: list[str]) -> Item | None:
+def _item(row: Item, folder: Path, classes: list[str], multilabel: bool, problems: list[str]) -> Item | None:
     where = f"line {row.pop('line')}"
     image, label = row["image"].strip(), row["label"].strip()
     before = len(problems)
@@ -159,50 +135,29 @@ def _item(row: Item, folder: Path, classes: list[str], problems: list[str]) -> I
         problems.append(f"{where}: no image")
     elif not (folder / image).exists():
         problems.append(f"{where}: {image}: no such file or folder")
-    if label in classes:
-        row["label"] = classes.index(label)
-    elif label.isdecimal() and int(label) < len(classes):
-        row["label"] = int(label)
-    else:
-        wanted = f"wanted one of {', '.join(classes)} or 0 to {len(classes) - 1}"
-        problems.append(
-            f"{where}: {image}: " + (f"unknown label {label!r}, {wanted}" if label else f"no label, {wanted}")
-        )
+    indices = []
+    for name in _label_names(label, multilabel):
+        if name in classes:
+            indices.append(classes.index(name))
+        elif name.isdecimal() and int(name) < len(classes):
+            indices.append(int(name))
+        else:
+            wanted = f"wanted one of {', '.join(classes)} or 0 to {len(classes) - 1}"
+            told = f"unknown label {name!r}" if name else "no label"
+            problems.append(f"{where}: {image}: {told}, {wanted}")
     if len(problems) > before:
         return None
+    row["label"] = [float(k in indices) for k in range(len(classes))] if multilabel else indices[0]
     patient = row.get("patient", "").strip() or image
     return {**row, "image": str(folder / image), "name": image, "patient": patient}
 
 
-def _given_split(items: Sequence[Item], problems: list[str]) -> dict[str, str]:
-    found: defaultdict[str, set[str]] = defaultdict(set)
-    for item in items:
-        split = _SPLIT_NAMES.get(item["split"].strip().lower())
-        if split is None:
-            problems.append(f"{item['name']}: unknown split {item['split']!r}, wanted train, validation or test")
-        else:
-            found[item["patient"]].add(split)
-    problems += [f"patient {p} is in {' and '.join(sorted(s))}" for p, s in found.items() if len(s) > 1]
-    return {patient: min(splits) for patient, splits in found.items()}
+def _label_names(label: str, multilabel: bool) -> list[str]:
+    names = [name.strip() for name in (label.split("|") if multilabel else [label])]
+    return [name for name in names if name not in ("", NO_FINDING)] if multilabel else names
 
 
-def _drawn_split(
-    labels: dict[str, int], fractions: Sequence[float], seed: int, classes: Sequence[str], problems: list[str]
-) -> dict[str, str]:
-    if len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
-        raise ValueError(f"fractions must be three positive numbers that sum to 1, got {list(fractions)}")
-    patients = sorted(labels)
-    few = [c for k, c in enumerate(classes) if sum(label == k for label in labels.values()) < 3]
-    problems += [f"class {c!r} has fewer than 3 patients: it cannot be in train, validation and test" for c in few]
-    if few:
-        return {}
-    split_of: dict[str, str] = {}
-    for k in range(len(classes)):
-        members = [p for p in patients if labels[p] == k]
-        num_test = min(max(1, round(len(members) * fractions[2])), len(members) - 2)
-        num_validation = min(max(1, round(len(members) * fractions[1])), len(members) - num_test - 1)
-        rest, test = train_test_split(members, test_size=num_test, random_state=seed)
-        train, validation = train_test_split(rest, test_size=num_validation, random_state=seed)
-        for split, drawn in zip(SPLITS, (train, validation, test), strict=True):
-            split_of |= dict.fromkeys(drawn, split)
-    return split_of
+def _label_text(label: int | list[float], classes: Sequence[str]) -> str:
+    if isinstance(label, int):
+        return classes[label]
+    return "|".join(c for c, present in zip(classes, label, strict=True) if present) or NO_FINDING

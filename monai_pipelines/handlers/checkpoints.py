@@ -16,6 +16,7 @@ from ignite.engine import Engine, Events
 from monai_pipelines import __version__
 from monai_pipelines.chains import Chain
 from monai_pipelines.checkpoints import load_checkpoint, save_plain
+from monai_pipelines.metrics import check_rule, choose_threshold
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,8 @@ class Checkpoints:
         key_metric: name of the validation metric.
         patience: validations without a better one before training stops; None never stops.
         split: what the split was made from (`monai_pipelines.runs.split_card`); stored with the weights.
+        threshold_by: how the probability above which the second of two classes is called is chosen on the validation
+            data (see `monai_pipelines.metrics.choose_threshold`), stored with the best weights; None stores none.
         history: list of epochs, shared with the handler that fills it.
     """
 
@@ -71,13 +74,18 @@ class Checkpoints:
         key_metric: str = "roc_auc",
         patience: int | None = 15,
         split: dict[str, Any] | None = None,
+        threshold_by: str | None = None,
         history: list[dict[str, Any]] | None = None,
     ) -> None:
         if patience is not None and (not isinstance(patience, int) or patience < 1):
             raise ValueError(f"patience must be 1 or more, or null ('$None' on the command line), got {patience!r}")
         if key_metric not in METRICS:
             raise ValueError(f"the best epoch is chosen by one of {', '.join(METRICS)}, got {key_metric!r}")
-        self.output_dir, self.split = Path(output_dir), split
+        if threshold_by is not None:
+            check_rule(threshold_by)
+            if len(classes) != 2:
+                raise ValueError(f"threshold_by is for two classes, got {len(classes)}; set it to null")
+        self.output_dir, self.split, self.threshold_by = Path(output_dir), split, threshold_by
         self.evaluator, self.network, self.optimizer, self.lr_scheduler = evaluator, network, optimizer, lr_scheduler
         self.chain, self.classes, self.key_metric, self.patience = chain, list(classes), key_metric, patience
         self.history = [] if history is None else history
@@ -124,11 +132,15 @@ class Checkpoints:
             "epoch": epoch,
             "key_metric": self.key_metric,
             "split": self.split,
+            "threshold": None,
             "versions": {"monai_pipelines": __version__, "monai": version("monai"), "torch": str(torch.__version__)},
         }
         if self.evaluator.state.epoch == epoch:
             metrics = {name: float(value) for name, value in self.evaluator.state.metrics.items()}
             card["metrics"] = metrics
+            prob, label = self.evaluator.state.metric_details["predictions"]
+            if self.threshold_by is not None and label.ndim == 1:
+                card["threshold"] = choose_threshold(prob.numpy(), label.numpy(), self.threshold_by)
             metric, loss = metrics[self.key_metric], metrics.get("loss", math.nan)
             if not self.best["epoch"] or self._rank(metric, loss) > self._rank(self.best["metric"], self.best["loss"]):
                 self.best = {"metric": metric, "loss": loss, "epoch": epoch}

@@ -9,13 +9,14 @@ import torch
 from ignite.engine import Engine
 from ignite.metrics import EpochMetric
 
+from monai_pipelines.heads import probabilities
 from monai_pipelines.metrics import classification_metrics
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class ClassificationMetrics(EpochMetric):
-    """Metrics of all logits and labels of an epoch.
+    """Metrics of all logits and labels of an epoch: one logit, several classes, or several labels (N, C) each.
 
     Args:
         only: the one metric to report (for a ``key_metric``); None reports all under their own names, and keeps
@@ -30,9 +31,11 @@ class ClassificationMetrics(EpochMetric):
         super().__init__(compute_fn, output_transform=_logits_and_labels, check_compute_fn=False)
 
     def _metrics(self, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
-        prob = logits.softmax(dim=1)
+        if logits.ndim == 1:
+            logits = logits[:, None]  # ignite takes the axis from one logit
+        prob = probabilities(logits, multilabel=labels.ndim == 2)
         self._last = prob, labels
-        values = classification_metrics(prob.numpy(), labels.numpy(), logits.shape[1])
+        values = classification_metrics(prob.numpy(), labels.numpy())
         if self.loss_function is not None:
             weights = list(self.loss_function.buffers()) if isinstance(self.loss_function, torch.nn.Module) else []
             device = weights[0].device if weights else logits.device

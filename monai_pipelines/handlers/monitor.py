@@ -10,10 +10,12 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import torch
 from ignite.engine import Engine, Events
 from torch.utils.tensorboard import SummaryWriter
 
-from monai_pipelines.report.figures import confusion_figure, history_figure, slices_figure
+from monai_pipelines.report.figures import confusion_figure, history_figure
+from monai_pipelines.report.images import images_figure
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +27,7 @@ class Monitor:
 
     Writes ``history.json`` after each epoch and ``history.png`` at the end; into ``tensorboard/``: the loss of every
     step, and per epoch loss, learning rate and every metric for training and validation, the confusion matrix of the
-    validation, and once a grid of slices as the network sees them.
+    validation, and once some images as the network sees them.
 
     Args:
         output_dir: folder of the run.
@@ -68,8 +70,8 @@ class Monitor:
         self.writer.add_scalar("loss_per_step/train", float(output["loss"].detach()), iteration)
         if iteration == 1:
             images = list(output["image"][:NUM_SAMPLES].float().cpu())
-            titles = [self.classes[int(label)] for label in output["label"][:NUM_SAMPLES]]
-            self.writer.add_figure("input/train", slices_figure(images, titles), iteration)
+            titles = [self._named(label) for label in output["label"][:NUM_SAMPLES]]
+            self.writer.add_figure("input/train", images_figure(images, titles), iteration)
 
     def epoch(self, engine: Any) -> None:
         """After each epoch and its validation."""
@@ -83,7 +85,9 @@ class Monitor:
         if self.evaluator.state.epoch == epoch:
             record["val"] = _numbers(self.evaluator.state.metrics)
             prob, label = self.evaluator.state.metric_details["predictions"]
-            self.writer.add_figure("confusion_matrix/validation", confusion_figure(label, prob, self.classes), epoch)
+            if label.ndim == 1:
+                figure = confusion_figure(label, prob, self.classes)
+                self.writer.add_figure("confusion_matrix/validation", figure, epoch)
         for split, name in (("train", "train"), ("val", "validation")):
             for metric, value in record.get(split, {}).items():
                 if value is not None:
@@ -100,6 +104,10 @@ class Monitor:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+    def _named(self, label: torch.Tensor) -> str:
+        own = label.nonzero().flatten().tolist() if label.ndim else [int(label)]
+        return ", ".join(self.classes[k] for k in own) or "none"
 
     def _line(self, record: dict[str, Any]) -> str:
         parts = [

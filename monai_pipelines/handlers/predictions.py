@@ -1,22 +1,30 @@
-"""Predictions of an evaluator, a row for each scan."""
+"""What an evaluator saw and said of each image."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import torch
 from ignite.engine import Engine, Events
+
+from monai_pipelines.networks import last_linear
 
 
 class CollectPredictions:
-    """Collect ``{"image", "patient", "label", "prob"}`` of every scan, as the report takes them.
+    """Collect ``{"image", "patient", "label", "prob"}`` of every image, as the report takes them.
 
     Needs decollated output (MONAI's default) whose ``pred`` holds probabilities (C,).
 
+    Args:
+        inferer: one with an attribute ``spread`` (`TestTimeInferer`) adds it to each row.
+
     Attributes:
-        rows: one for each scan, in order.
+        rows: one for each image, in order.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, inferer: Any = None) -> None:
+        self.inferer = inferer
         self.rows: list[dict[str, Any]] = []
 
     def attach(self, engine: Engine) -> None:
@@ -27,8 +35,49 @@ class CollectPredictions:
         self.rows = []
 
     def __call__(self, engine: Any) -> None:
-        for item, output in zip(engine.state.batch, engine.state.output, strict=True):
+        spread = getattr(self.inferer, "spread", None)
+        for index, (item, output) in enumerate(zip(engine.state.batch, engine.state.output, strict=True)):
             row = {"image": item["name"], "prob": output["pred"].float().cpu().tolist()}
             if "label" in item:
-                row |= {"label": int(item["label"]), "patient": item["patient"]}
+                row |= {"label": torch.as_tensor(item["label"]).int().tolist(), "patient": item["patient"]}
+            if spread is not None:
+                row["spread"] = float(spread[index])
             self.rows.append(row)
+
+
+class CollectFeatures:
+    """Collect what the network's last linear layer gets: the features it classifies by.
+
+    Args:
+        network: with a `torch.nn.Linear`; of several forward passes over a batch the first counts.
+    """
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        self._layer = last_linear(network)
+        self._batches: list[torch.Tensor] = []
+        self._fresh = False
+
+    @property
+    def features(self) -> np.ndarray:
+        """(N, F) float32, in order."""
+        return torch.cat(self._batches).numpy()
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_STARTED, self._batch)
+        engine.add_event_handler(Events.COMPLETED, self._stop)
+
+    def _start(self, engine: Engine) -> None:
+        self._batches = []
+        self._hook = self._layer.register_forward_pre_hook(self._keep)
+
+    def _batch(self, engine: Engine) -> None:
+        self._fresh = True
+
+    def _stop(self, engine: Engine) -> None:
+        self._hook.remove()
+
+    def _keep(self, layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if self._fresh:
+            self._batches.append(inputs[0].detach().float().cpu())
+            self._fresh = False

@@ -33,6 +33,7 @@ class TrainingHandlers:
         patience: validations without a better one before training stops; None never stops.
         clip_norm: largest norm of the gradient; None does not clip.
         split: what the split was made from; stored with the weights.
+        threshold_by: how the decision threshold is chosen on the validation data; None: no threshold is stored.
         resume: go on from the run's ``last.pt``; the command line gives "true" or "false".
     """
 
@@ -49,6 +50,7 @@ class TrainingHandlers:
         patience: int | None = 15,
         clip_norm: float | None = 1.0,
         split: dict[str, Any] | None = None,
+        threshold_by: str | None = None,
         resume: bool | str = False,
     ) -> None:
         if str(resume).lower() not in ("true", "false"):
@@ -58,7 +60,7 @@ class TrainingHandlers:
         self.resume = str(resume).lower() == "true"
         self.monitor = Monitor(output_dir, evaluator, optimizer, classes, key_metric, history)
         saved = (output_dir, evaluator, network, optimizer, lr_scheduler, chain, classes)
-        self.checkpoints = Checkpoints(*saved, key_metric, patience, split, history)
+        self.checkpoints = Checkpoints(*saved, key_metric, patience, split, threshold_by, history)
 
     def attach(self, engine: Engine) -> None:
         bar = ProgressBar(persist=False, ncols=80, disable=None)  # None: no bar where no terminal shows it

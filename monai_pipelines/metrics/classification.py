@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import (
-    accuracy_score,
     average_precision_score,
     f1_score,
     precision_score,
@@ -17,22 +16,56 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-__all__ = ["classification_metrics", "per_class_metrics"]
+__all__ = ["classification_metrics", "per_class_metrics", "predicted_classes"]
 
 _ONE_VS_REST = ("precision", "recall", "specificity", "f1", "roc_auc", "average_precision")
 
 
-def classification_metrics(prob: ArrayLike, label: ArrayLike, num_classes: int | None = None) -> dict[str, float]:
+def predicted_classes(prob: ArrayLike, threshold: float | None = None, multilabel: bool = False) -> NDArray[np.int64]:
+    """What is predicted for each image, given its probabilities.
+
+    Args:
+        prob: (N, C) probabilities.
+        threshold: for two classes: the second is predicted from this probability on; None: the class of highest
+            probability, the first of equals.
+        multilabel: each class is predicted or not by itself, from a probability of 0.5 on.
+
+    Returns:
+        (N,) class indices; (N, C) of 0 and 1 for ``multilabel``.
+
+    Raises:
+        ValueError: a threshold for anything but two classes, or outside 0..1.
+
+    Example:
+        >>> predicted_classes([[0.7, 0.3], [0.9, 0.1]], threshold=0.25)
+        array([1, 0])
+        >>> predicted_classes([[0.7, 0.6, 0.1]], multilabel=True)
+        array([[1, 1, 0]])
+    """
+    scores = np.asarray(prob, dtype=np.float64)
+    if threshold is not None and (multilabel or scores.shape[1] != 2 or not 0 <= threshold <= 1):
+        kind = "labels each by itself" if multilabel else f"{scores.shape[1]} classes"
+        raise ValueError(f"threshold: wanted one in 0..1 for two classes, got {threshold} for {kind}")
+    if multilabel:
+        return (scores >= 0.5).astype(np.int64)
+    return scores.argmax(axis=1) if threshold is None else (scores[:, 1] >= threshold).astype(np.int64)
+
+
+def classification_metrics(
+    prob: ArrayLike, label: ArrayLike, num_classes: int | None = None, threshold: float | None = None
+) -> dict[str, float]:
     """Headline figures of a classifier: of class 1 for two classes, macro one-vs-rest for more.
 
-    The predicted class is the one of highest probability (the first of equals). Balanced accuracy is the mean recall
-    of the classes that are present. What the labels leave undefined is NaN and stays out of the averages: see
-    :func:`per_class_metrics`.
+    For several classes balanced accuracy is the mean recall of the classes that are present. For several labels each,
+    (N, C), every class is predicted from 0.5 on; accuracy is then the share of all N x C labels that are right, and
+    balanced accuracy the mean over the classes of (recall + specificity) / 2. What the labels leave undefined is NaN
+    and stays out of the averages: see :func:`per_class_metrics`.
 
     Args:
         prob: (N, C) probabilities, C >= 2.
-        label: (N,) integers in 0..C-1.
+        label: (N,) integers in 0..C-1, or (N, C) of 0 and 1 for several labels each.
         num_classes: the C that is wanted; None takes it from ``prob``.
+        threshold: as in :func:`predicted_classes`.
 
     Returns:
         ``accuracy``, ``balanced_accuracy``, ``precision``, ``recall`` (sensitivity), ``specificity``, ``f1``,
@@ -49,27 +82,35 @@ def classification_metrics(prob: ArrayLike, label: ArrayLike, num_classes: int |
     Reference: Sokolova and Lapalme, A systematic analysis of performance measures for classification tasks, 2009.
     MONAI's ``compute_roc_auc`` gives NaN for the whole macro average when one class is absent.
     """
-    scores, truth = _checked(prob, label, num_classes)
-    classes = per_class_metrics(scores, truth)
-    averaged = classes[1:] if len(classes) == 2 else classes
+    scores, truth = checked_predictions(prob, label, num_classes)
+    classes = per_class_metrics(scores, truth, threshold=threshold)
+    if truth.ndim == 2:
+        averaged = classes
+        balanced = [(figures["recall"] + figures["specificity"]) / 2 for figures in classes]
+    else:
+        averaged = classes[1:] if len(classes) == 2 else classes
+        balanced = [figures["recall"] for figures in classes]
     return {
-        "accuracy": float(accuracy_score(truth, scores.argmax(axis=1))),
-        "balanced_accuracy": _mean(figures["recall"] for figures in classes),
+        "accuracy": float((truth == predicted_classes(scores, threshold, truth.ndim == 2)).mean()),
+        "balanced_accuracy": _mean(balanced),
         **{name: _mean(figures[name] for figures in averaged) for name in _ONE_VS_REST},
     }
 
 
-def per_class_metrics(prob: ArrayLike, label: ArrayLike, num_classes: int | None = None) -> list[dict[str, float]]:
+def per_class_metrics(
+    prob: ArrayLike, label: ArrayLike, num_classes: int | None = None, threshold: float | None = None
+) -> list[dict[str, float]]:
     """Figures of every class against the rest, in class order.
 
     Which figures are defined depends on the labels alone, so two models are always averaged over the same classes:
-    without a scan of the class, all but specificity is NaN; without a scan of the rest, specificity and ROC AUC are
-    NaN. A class that is there but never predicted has precision 0, as in scikit-learn.
+    without an image of the class, all but specificity is NaN; without an image of the rest, specificity and ROC AUC
+    are NaN. A class that is there but never predicted has precision 0, as in scikit-learn.
 
     Args:
         prob: (N, C) probabilities, C >= 2.
-        label: (N,) integers in 0..C-1.
+        label: (N,) integers in 0..C-1, or (N, C) of 0 and 1 for several labels each.
         num_classes: the C that is wanted; None takes it from ``prob``.
+        threshold: as in :func:`predicted_classes`.
 
     Returns:
         One dict per class: ``num_scans`` of the class, ``precision``, ``recall``, ``specificity``, ``f1``,
@@ -82,12 +123,42 @@ def per_class_metrics(prob: ArrayLike, label: ArrayLike, num_classes: int | None
         >>> per_class_metrics([[0.9, 0.1], [0.4, 0.6]], [0, 0])[1]["specificity"]
         0.5
     """
-    scores, truth = _checked(prob, label, num_classes)
-    predicted = scores.argmax(axis=1)
+    scores, truth = checked_predictions(prob, label, num_classes)
+    predicted = predicted_classes(scores, threshold, truth.ndim == 2)
+    if truth.ndim == 1:
+        truth, predicted = (values[:, None] == np.arange(scores.shape[1]) for values in (truth, predicted))
     return [
-        {"num_scans": int((truth == k).sum()), **_one_vs_rest(truth == k, predicted == k, scores[:, k])}
-        for k in range(scores.shape[1])
+        {"num_scans": int(own.sum()), **_one_vs_rest(own, called, score)}
+        for own, called, score in zip(truth.T.astype(bool), predicted.T.astype(bool), scores.T, strict=True)
     ]
+
+
+def checked_predictions(
+    prob: ArrayLike, label: ArrayLike, num_classes: int | None = None
+) -> tuple[NDArray[np.float64], NDArray[Any]]:
+    """Probabilities (N, C) and labels (N,) or (N, C) as arrays, or a ValueError that says what is wrong with them."""
+    scores, truth = np.asarray(prob, dtype=np.float64), np.asarray(label)
+    if not scores.size:
+        raise ValueError("metrics: wanted at least one row, got none")
+    if scores.ndim != 2 or scores.shape[1] < 2 or truth.shape not in (scores.shape, scores.shape[:1]):
+        raise ValueError(
+            f"metrics: wanted prob (N, C >= 2) and label (N,) or (N, C), got {scores.shape} and {truth.shape}"
+        )
+    num = scores.shape[1]
+    if num_classes not in (None, num):
+        raise ValueError(f"metrics: wanted {num_classes} classes, got prob with {num} columns")
+    bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
+    if bad.size:
+        raise ValueError(f"metrics: prob must be finite, got {scores[bad[0]]} in row {bad[0]} ({bad.size} such rows)")
+    if scores.min() < -1e-6 or scores.max() > 1 + 1e-6:
+        raise ValueError(f"metrics: prob must lie in [0, 1], got {scores.min():g} to {scores.max():g} (logits?)")
+    if truth.ndim == 2:
+        if not np.isin(truth, (0, 1)).all():
+            raise ValueError(f"metrics: several labels each must be 0 or 1, got {np.unique(truth)[:9]}")
+        return scores, truth.astype(np.int64)
+    if not np.issubdtype(truth.dtype, np.integer) or truth.min() < 0 or truth.max() >= num:
+        raise ValueError(f"metrics: label must be integers in 0..{num - 1}, got {np.unique(truth)[:9]}")
+    return scores, truth
 
 
 def _one_vs_rest(
@@ -109,22 +180,3 @@ def _one_vs_rest(
 def _mean(values: Iterable[float]) -> float:
     defined = [value for value in values if not math.isnan(value)]
     return sum(defined) / len(defined) if defined else math.nan
-
-
-def _checked(prob: ArrayLike, label: ArrayLike, num_classes: int | None) -> tuple[NDArray[np.float64], NDArray[Any]]:
-    scores, truth = np.asarray(prob, dtype=np.float64), np.asarray(label)
-    if not scores.size:
-        raise ValueError("metrics: wanted at least one scan, got none")
-    if scores.ndim != 2 or scores.shape[1] < 2 or truth.shape != scores.shape[:1]:
-        raise ValueError(f"metrics: wanted prob (N, C >= 2) and label (N,), got {scores.shape} and {truth.shape}")
-    num = scores.shape[1]
-    if num_classes not in (None, num):
-        raise ValueError(f"metrics: wanted {num_classes} classes, got prob with {num} columns")
-    bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
-    if bad.size:
-        raise ValueError(f"metrics: prob must be finite, got {scores[bad[0]]} in row {bad[0]} ({bad.size} such rows)")
-    if scores.min() < -1e-6 or scores.max() > 1 + 1e-6:
-        raise ValueError(f"metrics: prob must lie in [0, 1], got {scores.min():g} to {scores.max():g} (logits?)")
-    if not np.issubdtype(truth.dtype, np.integer) or truth.min() < 0 or truth.max() >= num:
-        raise ValueError(f"metrics: label must be integers in 0..{num - 1}, got {np.unique(truth)[:9]}")
-    return scores, truth

@@ -2,13 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-__all__ = ["shortcut_baseline"]
+__all__ = ["shortcut_baseline", "shortcut_baselines"]
+
+ALL = "all of them"
+
+
+def shortcut_baselines(
+    train_features: Mapping[str, ArrayLike],
+    train_labels: ArrayLike,
+    test_features: Mapping[str, ArrayLike],
+    num_classes: int | None = None,
+) -> dict[str, NDArray[np.float64]]:
+    """:func:`shortcut_baseline` of each group of features and, where there are several, of "all of them" together.
+
+    Args:
+        train_features: name -> (N_train, F) finite numbers.
+        train_labels: as in :func:`shortcut_baseline`.
+        test_features: the same names -> (N_test, F).
+        num_classes: C.
+
+    Returns:
+        name -> (N_test, C) probabilities.
+
+    Raises:
+        ValueError: names that differ, or as :func:`shortcut_baseline`.
+
+    Example:
+        >>> train, test = {"mean": [[0.1], [0.9]], "size": [[3], [3]]}, {"mean": [[0.2]], "size": [[3]]}
+        >>> {name: prob.argmax(1).item() for name, prob in shortcut_baselines(train, [0, 1], test).items()}
+        {'mean': 0, 'size': 0, 'all of them': 0}
+    """
+    if {*train_features} != {*test_features}:
+        raise ValueError(f"shortcut_baselines: train has {sorted(train_features)}, test has {sorted(test_features)}")
+    train, test = dict(train_features), dict(test_features)
+    if len(train) > 1:
+        names = list(train)
+        train[ALL] = np.concatenate([np.asarray(train[name]) for name in names], axis=1)
+        test[ALL] = np.concatenate([np.asarray(test[name]) for name in names], axis=1)
+    return {name: shortcut_baseline(train[name], train_labels, test[name], num_classes) for name in train}
 
 
 def shortcut_baseline(
@@ -17,17 +56,19 @@ def shortcut_baseline(
     """Probabilities of a class-weighted logistic regression on cheap features, to hold a network against.
 
     The features are ones that need no look at the anatomy: mean and histogram of intensity, image size, scanner. A
-    network that does not beat this on the same scans has learnt a shortcut, or nothing. Features are standardised by
-    the training scans' mean and standard deviation; training classes weigh the same however many scans they have.
+    network that does not beat this on the same images has learnt a shortcut, or nothing. Features are standardised by
+    the training images' mean and standard deviation; training classes weigh the same however many images they have.
 
     Args:
         train_features: (N_train, F) finite numbers, any units.
-        train_labels: (N_train,) integers in 0..C-1, at least two classes.
+        train_labels: (N_train,) integers in 0..C-1, at least two classes; or (N_train, C) of 0 and 1, a regression
+            for each column.
         test_features: (N_test, F), the same features.
-        num_classes: C; None takes the highest training label + 1.
+        num_classes: C; None takes the highest training label + 1, or the columns of the labels.
 
     Returns:
-        (N_test, C) probabilities; 0 for a class that is not in the training labels.
+        (N_test, C) probabilities; 0 for a class that is not in the training labels, and 1 for one of several labels
+        that all training images have.
 
     Raises:
         ValueError: fewer than two classes to learn from, features not finite or of differing number (scikit-learn).
@@ -38,12 +79,24 @@ def shortcut_baseline(
 
     Reference: Geirhos et al., Shortcut learning in deep neural networks, Nature Machine Intelligence, 2020.
     """
-    train_labels = np.asarray(train_labels)
-    classes = np.unique(train_labels)
+    train, labels = np.asarray(train_features, dtype=np.float64), np.asarray(train_labels)
+    test = np.asarray(test_features, dtype=np.float64)
+    if labels.ndim == 2:
+        return np.stack([_column(train, column, test) for column in labels.T], axis=1)
+    classes = np.unique(labels)
     if len(classes) < 2:
         raise ValueError(f"shortcut_baseline: wanted training labels of two classes or more, got {classes}")
-    model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=10_000))
-    model.fit(np.asarray(train_features, dtype=np.float64), train_labels)
-    prob = np.zeros((len(np.asarray(test_features)), num_classes or int(classes[-1]) + 1))
-    prob[:, classes] = model.predict_proba(np.asarray(test_features, dtype=np.float64))
+    prob = np.zeros((len(test), num_classes or int(classes[-1]) + 1))
+    prob[:, classes] = _fitted(train, labels, test)
     return prob
+
+
+def _column(train: NDArray[np.float64], labels: NDArray, test: NDArray[np.float64]) -> NDArray[np.float64]:
+    if labels.min() == labels.max():
+        return np.full(len(test), float(labels[0]))
+    return _fitted(train, labels, test)[:, 1]
+
+
+def _fitted(train: NDArray[np.float64], labels: NDArray, test: NDArray[np.float64]) -> NDArray[np.float64]:
+    model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=10_000))
+    return model.fit(train, labels).predict_proba(test)

@@ -142,7 +142,8 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-6)
 
 
-def _join(parts: list[Tubes]) -> Tubes:
+def join(parts: list[Tubes]) -> Tubes:
+    """All tubes in one."""
     return Tubes(*(np.concatenate(field) for field in zip(*parts, strict=True)))
 
 
@@ -163,7 +164,7 @@ def draw_patient(rng: np.random.Generator, diseased: bool, lesion_mm: tuple[floa
     for lung in lungs:
         hilum = np.array([lung.side * (lung.mediastinum_mm + 6), -12, 5 if lung.side > 0 else 12])
         tree = _grow(rng, lung, hilum, int(rng.integers(5, 9)), 5.5 * calibre, num_generations)
-        vessels.append(_join([tree, *(_thick_vessel(rng, lung) for _ in range(rng.integers(0, most_thick + 1)))]))
+        vessels.append(join([tree, *(_thick_vessel(rng, lung) for _ in range(rng.integers(0, most_thick + 1)))]))
         airways.append(_grow(rng, lung, hilum + [0, -6, 4], 3, 4.0, 4))
     return Patient(
         lungs=lungs,
@@ -179,7 +180,7 @@ def draw_patient(rng: np.random.Generator, diseased: bool, lesion_mm: tuple[floa
         aorta=_draw_aorta(rng, half, carina, lungs[0].base_mm),
         main_airways=_draw_main_airways(rng, carina, lungs[0].mediastinum_mm),
         vessels=(vessels[0], vessels[1]),
-        airways=_join(airways),
+        airways=join(airways),
         gas=_draw_gas(rng, lungs[1]),
         plates=[_draw_plate(rng, lungs[rng.integers(2)]) for _ in range(rng.integers(0, 6))],
         spots=_draw_spots(rng, lungs, lesion_mm) if diseased else [],
@@ -218,8 +219,8 @@ def _draw_bones(half_mm: np.ndarray, lung: Lung) -> list[tuple[Tubes, float]]:
     (half_x, half_y), apex, base = half_mm, lung.apex_mm, lung.base_mm
     back = 12 - half_y
     spine = np.arange(base - 80, apex + 80, 25)
-    vertebrae = _join([chain(np.array([[-4, back, z - 3], [4, back, z + 3]]), 15) for z in spine])
-    processes = _join([chain(np.array([[0, back - 24, z], [0, back - 34, z - 12]]), 3.5) for z in spine])
+    vertebrae = join([chain(np.array([[-4, back, z - 3], [4, back, z + 3]]), 15) for z in spine])
+    processes = join([chain(np.array([[0, back - 24, z], [0, back - 34, z - 12]]), 3.5) for z in spine])
     column = np.array([[0, back - 22, spine[0]], [0, back - 22, spine[-1]]])
     breastbone = np.array([[0, half_y + 9, apex - 20], [0, half_y + 12, apex - 100], [0, half_y + 9, apex - 190]])
     bones = [chain(breastbone, 7)]
@@ -234,7 +235,7 @@ def _draw_bones(half_mm: np.ndarray, lung: Lung) -> list[tuple[Tubes, float]]:
         collarbone = np.array([[20, half_y - 10, apex - 8], [75, 10, apex + 10], [112, -15, apex - 8]])
         shoulder_blade = np.array([[95, -0.9 * half_y - 8, apex - 20], [80, -half_y - 10, apex - 110]])
         bones += [chain(collarbone * [side, 1, 1], 5), chain(shoulder_blade * [side, 1, 1], np.array([5.0, 3.5]))]
-    return [(vertebrae, 230), (chain(column, 11), 300), (chain(column, 7), 30), (processes, 350), (_join(bones), 380)]
+    return [(vertebrae, 230), (chain(column, 11), 300), (chain(column, 7), 30), (processes, 350), (join(bones), 380)]
 
 
 def _draw_aorta(rng: np.random.Generator, half_mm: np.ndarray, carina_mm: np.ndarray, base_mm: float) -> Tubes:
@@ -250,7 +251,7 @@ def _draw_main_airways(rng: np.random.Generator, carina_mm: np.ndarray, mediasti
     for side in (1, -1):
         hilum = np.array([side * (mediastinum_mm + 6), -18, 9 if side > 0 else 16])
         parts.append(chain(np.stack([carina_mm, hilum]), np.array([0.75, 0.6]) * calibre))
-    return _join(parts)
+    return join(parts)
 
 
 def _grow(
@@ -275,7 +276,7 @@ def _grow(
         share = rng.uniform(0.72, 0.95, len(way))
         way = _unit(np.concatenate([turn + 0.5 * fork, turn - 1.2 * fork]))
         tip, radius = np.concatenate([tip, tip]), np.concatenate([radius * share, radius * (1.45 - share)])
-    return _join(parts)
+    return join(parts)
 
 
 def _thick_vessel(rng: np.random.Generator, lung: Lung) -> Tubes:

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
-import os
-from collections.abc import Iterable
-from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import ExitStack
 from functools import partial
-from multiprocessing import get_context
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
-from rich.progress import track
 
 from monai_pipelines.phantoms.anatomy import Lesion, draw_patient
 from monai_pipelines.phantoms.dicom import write_dicom_series
 from monai_pipelines.phantoms.scanners import SCANNERS, Scanner
 from monai_pipelines.phantoms.thorax import scan_patient
+from monai_pipelines.phantoms.writing import alike_in_classes, drawn, new_folder, write_csv
 
 
 class _Plan(NamedTuple):
@@ -76,35 +70,26 @@ def write_lung_ct_cohort(
         >>> table.read_text().splitlines()[0]
         'image,label,patient,scanner'
     """
-    folder = Path(directory)
     if num_patients < 2:
         raise ValueError(f"write_lung_ct_cohort: num_patients must be at least 2, one a class, got {num_patients}")
     if not 0 < lesion_mm[0] < lesion_mm[1]:
         raise ValueError(f"write_lung_ct_cohort: lesion_mm must rise from above 0, got {lesion_mm} (swapped?)")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"write_lung_ct_cohort: {folder} must be new or empty (name another, or delete it)")
-    (folder / "truth").mkdir(parents=True, exist_ok=True)
+    folder = new_folder(directory, "write_lung_ct_cohort")
+    (folder / "truth").mkdir()
 
     plans = _plan(num_patients, seed)
     write = partial(_write_patient, folder=folder, matrix=matrix, slice_mm=slice_mm, lesion_mm=lesion_mm)
     rows: list[list[object]] = []
     lesion_rows: list[list[object]] = []
-    with ExitStack() as stack:
-        workers = min(num_workers or os.cpu_count() or 1, num_patients)
-        written: Iterable[list[tuple[str, list[Lesion]]]] = map(write, plans)
-        if workers > 1:
-            pool: Executor = stack.enter_context(ProcessPoolExecutor(workers, mp_context=get_context("spawn")))
-            written = pool.map(write, plans, chunksize=1)
-        bar = track(written, "Drawing phantoms", total=num_patients, disable=not progress)
-        for plan, scans in zip(plans, bar, strict=True):
-            for scanner, (image, lesions) in zip(plan.scanners, scans, strict=True):
-                rows.append([image, plan.label, plan.patient, scanner.name])
-                lesion_rows += [
-                    [image, one.kind, *(f"{v:.2f}" for v in (*one.position_mm, one.diameter_mm))] for one in lesions
-                ]
-    _write_csv(folder / "truth/lesions.csv", ["image", "kind", "x_mm", "y_mm", "z_mm", "diameter_mm"], lesion_rows)
+    for plan, scans in zip(plans, drawn(write, plans, num_workers, progress), strict=True):
+        for scanner, (image, lesions) in zip(plan.scanners, scans, strict=True):
+            rows.append([image, plan.label, plan.patient, scanner.name])
+            lesion_rows += [
+                [image, one.kind, *(f"{v:.2f}" for v in (*one.position_mm, one.diameter_mm))] for one in lesions
+            ]
+    write_csv(folder / "truth/lesions.csv", ["image", "kind", "x_mm", "y_mm", "z_mm", "diameter_mm"], lesion_rows)
     table = folder / "table.csv"
-    _write_csv(table, ["image", "label", "patient", "scanner"], rows)
+    write_csv(table, ["image", "label", "patient", "scanner"], rows)
     return table
 
 
@@ -114,10 +99,7 @@ def _plan(num_patients: int, seed: int) -> list[_Plan]:
     rng = np.random.default_rng(root)
     labels = rng.permutation(np.arange(num_patients) % 2)
     twice = rng.permutation(np.arange(num_patients) % 8 == 0)
-    first = np.empty(num_patients, dtype=int)
-    for label in (0, 1):
-        members = np.flatnonzero(labels == label)
-        first[members] = rng.permutation(np.arange(len(members)) % len(SCANNERS))
+    first = alike_in_classes(rng, labels, len(SCANNERS))
     second = (first + rng.integers(1, len(SCANNERS), num_patients)) % len(SCANNERS)
     return [
         _Plan(
@@ -149,8 +131,3 @@ def _write_patient(
         )
         written.append((f"scans/{name}", scan.lesions))
     return written
-
-
-def _write_csv(path: Path, header: list[str], rows: list[list[object]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([header, *rows])

@@ -72,11 +72,11 @@ def write_dicom_series(
     for index in range(num_slices):
         number = num_slices - index if scanner.head_first else index + 1
         position = lps[:3, :3] @ [0, 0, index] + lps[:3, 3]
-        header.SOPInstanceUID = _uid(patient_id, scan_id, f"slice {index}")
+        header.SOPInstanceUID = phantom_uid(patient_id, scan_id, f"slice {index}")
         header.file_meta.MediaStorageSOPInstanceUID = header.SOPInstanceUID
         header.InstanceNumber = number
-        header.ImagePositionPatient = _decimals(position)
-        header.SliceLocation = _decimals([position @ axes[:, 2]])[0]
+        header.ImagePositionPatient = decimals(position)
+        header.SliceLocation = decimals([position @ axes[:, 2]])[0]
         header.PixelData = stored[:, :, index].T.tobytes()
         name = (
             hashlib.md5(header.SOPInstanceUID.encode()).hexdigest()[:12] if scanner.hashed_names else f"IM{number:04d}"
@@ -108,16 +108,16 @@ def _header(
     header.KVP = 120
     header.ConvolutionKernel = scanner.kernel.upper()
     header.PatientPosition = "HFS"
-    header.StudyInstanceUID = _uid(patient_id, scan_id, "study")
-    header.SeriesInstanceUID = _uid(patient_id, scan_id, "series")
-    header.FrameOfReferenceUID = _uid(patient_id, scan_id, "frame")
+    header.StudyInstanceUID = phantom_uid(patient_id, scan_id, "study")
+    header.SeriesInstanceUID = phantom_uid(patient_id, scan_id, "series")
+    header.FrameOfReferenceUID = phantom_uid(patient_id, scan_id, "frame")
     header.PositionReferenceIndicator = ""
     header.StudyID = "1"
     header.SeriesNumber = header.AcquisitionNumber = 1
-    header.ImageOrientationPatient = _decimals([*axes[:, 0], *axes[:, 1]])
-    header.PixelSpacing = _decimals([spacing_mm[1], spacing_mm[0]])
-    header.SliceThickness = _decimals([scanner.thickness_mm])[0]
-    header.SpacingBetweenSlices = _decimals([spacing_mm[2]])[0]
+    header.ImageOrientationPatient = decimals([*axes[:, 0], *axes[:, 1]])
+    header.PixelSpacing = decimals([spacing_mm[1], spacing_mm[0]])
+    header.SliceThickness = decimals([scanner.thickness_mm])[0]
+    header.SpacingBetweenSlices = decimals([spacing_mm[2]])[0]
     header.SamplesPerPixel = 1
     header.PhotometricInterpretation = "MONOCHROME2"
     header.Columns, header.Rows = shape[:2]
@@ -132,9 +132,11 @@ def _header(
     return header
 
 
-def _decimals(values: np.ndarray | list[float]) -> list[DSfloat]:
+def decimals(values: np.ndarray | list[float]) -> list[DSfloat]:
+    """Numbers as DICOM's decimal strings hold them."""
     return [DSfloat(float(value), auto_format=True) for value in values]
 
 
-def _uid(*sources: str) -> str:
+def phantom_uid(*sources: str) -> str:
+    """A UID that follows from its sources."""
     return generate_uid(entropy_srcs=["monai_pipelines phantom", *sources])

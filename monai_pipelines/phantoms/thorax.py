@@ -84,9 +84,9 @@ def scan_patient(
 
     canvas = Canvas(shape, affine)
     _paint_table(canvas, scanner, float(-patient.body_half_mm[1]) - scanner.table_gap_mm, float(centre[0]))
-    _paint_body(canvas, patient)
+    paint_body(canvas, patient)
     lungs = np.zeros(shape, dtype=bool)
-    parts = [_paint_tissue(canvas, patient, side) for side in patient.lungs]
+    parts = [paint_tissue(canvas, patient, side) for side in patient.lungs]
     _paint_spots(canvas, [spot for spot in patient.spots if spot.lesion.kind == "ground_glass"])
     for (box, share), vessels in zip(parts, patient.vessels, strict=True):
         canvas.paint(box, share * canvas.tube_coverage(box, vessels), patient.blood_hu)
@@ -129,7 +129,7 @@ def _paint_table(canvas: Canvas, scanner: Scanner, top_mm: float, centre_mm: flo
     canvas.paint(box, canvas.coverage(one_slice, partial(slab, 2.5)), -960)
 
 
-def _paint_body(canvas: Canvas, patient: Patient) -> None:
+def paint_body(canvas: Canvas, patient: Patient) -> None:
     """Everything but the lungs and the airways."""
     right, left = patient.lungs
     half_x, half_y = patient.body_half_mm.tolist()
@@ -165,7 +165,7 @@ def _paint_ellipsoid(canvas: Canvas, centre_mm: np.ndarray, half_mm: np.ndarray,
     canvas.paint(box, canvas.coverage(box, partial(ellipsoid, centre_mm=centre_mm, half_mm=half_mm)), hu)
 
 
-def _paint_tissue(canvas: Canvas, patient: Patient, lung: Lung) -> tuple[Box, np.ndarray]:
+def paint_tissue(canvas: Canvas, patient: Patient, lung: Lung) -> tuple[Box, np.ndarray]:
     """Paint a lung without its vessels; returns where it is and its share of each voxel there."""
     box = canvas.box(*lung.bounds_mm())
     x, y, z = canvas.grid(box)

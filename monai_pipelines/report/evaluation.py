@@ -1,4 +1,4 @@
-"""The end of an evaluation: predictions beside the shortcut baseline, written as a report."""
+"""The end of an evaluation: predictions beside the shortcut baselines, written as a report and into TensorBoard."""
 
 from __future__ import annotations
 
@@ -10,111 +10,245 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
 from rich.console import Console
-from rich.table import Table
+from rich.progress import track
+from rich.table import Column, Table
 
-from monai_pipelines.data import PreparedDataset
-from monai_pipelines.metrics import shortcut_baseline
-from monai_pipelines.report.page import read_history, write_predictions, write_report
+from monai_pipelines.metrics import shortcut_baselines
+from monai_pipelines.report.embedding import embed, embedding_figure, principal_components, stratified_indices
+from monai_pipelines.report.figures import confusion_figure, roc_figure
+from monai_pipelines.report.images import images_figure
+from monai_pipelines.report.page import Pictures, read_history, split_figure, write_report
+from monai_pipelines.report.predictions import class_name, write_predictions
+from monai_pipelines.report.results import confident_mistakes
+from monai_pipelines.report.tensorboard import log_evaluation
 
 logger = logging.getLogger(__name__)
 
-NUM_SAMPLES = 4
+NUM_IMAGES, NUM_VOLUMES = 12, 4  # shown as samples, and as mistakes
+NUM_FITTED = 5000  # training images that the shortcut baselines are fitted on
+NUM_POINTS = 2000  # test images in an embedding
+SIDE_IMAGE, SIDE_VOLUME = 32, 16  # pixels or voxels of what is embedded as raw pixels
 
 
 def report_evaluation(
     output_dir: str | PathLike[str],
     title: str,
     rows: Sequence[dict[str, Any]],
-    train: PreparedDataset,
-    validation: PreparedDataset,
-    test: PreparedDataset,
+    datasets: Any,
     classes: Sequence[str],
     key_metric: str = "roc_auc",
+    threshold: float | None = None,
+    multilabel: bool = False,
+    unit: str = "image",
+    features: ArrayLike | None = None,
 ) -> dict[str, Any]:
-    """Write the report of predictions on ``test``, with the shortcut baseline fitted on ``train``.
+    """Write the report of predictions on the test set, with shortcut baselines fitted on the training set.
+
+    The baselines are fitted on 5,000 training images at most, embeddings show 2,000 test images at most, both drawn
+    with every class's share; every test image is loaded once for them. Pictures and embeddings also go to TensorBoard,
+    ``output_dir/tensorboard/evaluation``.
 
     Args:
         output_dir: folder of the run; its ``history.json`` and ``run.json`` are used where they are there.
         title: of the page.
-        rows: of `CollectPredictions`, in the order of ``test``.
-        train, validation, test: the datasets; their ``shortcut`` holds the features of the baseline.
+        rows: of `CollectPredictions`, in the order of ``datasets.test``.
+        datasets: ``train``, ``validation`` and ``test``, each with ``data``, ``skipped`` and items that have ``image``
+            and, for the baselines, ``shortcut``: name -> features (F,).
         classes: class names by index.
         key_metric: validation figure that chose the best epoch.
+        threshold: probability from which the second of two classes is predicted; None: the likelier one.
+        multilabel: several labels each.
+        unit: what the page calls an input: image or scan.
+        features: (N, F) of `CollectFeatures`, in the order of ``datasets.test``.
 
     Returns:
         the content of ``metrics.json``.
+
+    Raises:
+        ValueError: rows or features that are not as many as the test images.
     """
-    features = [
-        np.stack([np.asarray(dataset[i]["shortcut"]) for i in range(len(dataset))]) for dataset in (train, test)
+    train, test = datasets.train, datasets.test
+    label = np.array([item["label"] for item in test.data]).astype(np.int64)
+    trained = None if features is None else np.asarray(features)
+    if len(rows) != len(label) or (trained is not None and len(trained) != len(label)):
+        numbers = f"{len(rows)} rows and {len(rows) if trained is None else len(trained)} features"
+        raise ValueError(f"report_evaluation: wanted a row for each of {len(label)} test {unit}s, got {numbers}")
+    shown = stratified_indices(label, NUM_POINTS)
+    cheap, pixels = _measured(test, range(len(label)), {*shown.tolist()}, f"reading test {unit}s")
+    baselines = _baselines(train, cheap, len(classes), unit)
+    scored = [
+        {**row, "split": "test", "shortcut_prob": {name: own[k].tolist() for name, own in baselines.items()}}
+        for k, row in enumerate(rows)
     ]
-    baseline = shortcut_baseline(features[0], [item["label"] for item in train.data], features[1], len(classes))
-    scored: list[dict[str, Any]] = [
-        {**row, "split": "test", "shortcut_prob": prob} for row, prob in zip(rows, baseline.tolist(), strict=True)
-    ]
-    splits = {"train": train, "validation": validation, "test": test}
+    splits = {"train": train, "validation": datasets.validation, "test": test}
     skipped = [{**row, "split": split} for split, dataset in splits.items() for row in _skipped(dataset)]
+    samples, mistakes = _samples(test, classes), _mistakes(test, rows, label, classes, threshold)
+    points = {"raw_pixels": pixels.reshape(len(pixels), -1)}
+    if trained is not None:
+        points["trained_features"] = trained[shown]
+    logger.info("placing %d %ss by t-SNE", len(shown), unit)
+    embeddings = {
+        name: embedding_figure(at, label[shown], classes, name.replace("_", " ").capitalize())
+        for name, values in points.items()
+        if (at := embed(values)) is not None
+    }
     folder = Path(output_dir)
     history, run = folder / "history.json", folder / "run.json"
-    samples = [(f"{test.data[i]['name']} ({classes[test.data[i]['label']]})", test[i]["image"]) for i in _spread(test)]
     metrics = write_report(
         folder,
         title=title,
         rows=[*scored, *skipped],
         class_names=classes,
+        threshold=threshold,
+        multilabel=multilabel,
+        unit=unit,
+        splits={split: dataset.data for split, dataset in splits.items()},
         history=read_history(history) if history.is_file() else None,
         key_metric=key_metric,
         run=_told(json.loads(run.read_text())) if run.is_file() else None,
         samples=samples,
+        mistakes=mistakes,
+        embeddings=embeddings,
     )
-    _print_beside(metrics)
+    prob = np.array([row["prob"] for row in rows])
+    figures = {
+        "classes": split_figure(metrics["splits"]),
+        "roc/test": roc_figure(label, prob, classes, baselines.get(metrics["shortcut_name"]), threshold),
+        **{f"embedding/{name}": figure for name, figure in embeddings.items()},
+        **{
+            tag: images_figure([image for _, image in pictures], [caption for caption, _ in pictures])
+            for tag, pictures in (("samples/test", samples), ("mistakes/test", mistakes))
+            if pictures
+        },
+    }
+    if not multilabel:
+        figures["confusion_matrix/test"] = confusion_figure(label, prob, classes, threshold)
+    names = [class_name(own, classes, ", ", "none") for own in label[shown]]
+    components = {name: principal_components(points[name]) for name in embeddings}
+    thumbnails = pixels if pixels.ndim == 4 else None
+    log_evaluation(folder / "tensorboard" / "evaluation", figures, components, names, thumbnails)
+    _print_beside(metrics, unit)
     return metrics
 
 
 def write_inference(
-    output_dir: str | PathLike[str], rows: Sequence[dict[str, Any]], dataset: PreparedDataset, classes: Sequence[str]
+    output_dir: str | PathLike[str],
+    rows: Sequence[dict[str, Any]],
+    dataset: Any,
+    classes: Sequence[str],
+    threshold: float | None = None,
+    multilabel: bool = False,
 ) -> Path:
-    """Write ``predictions.csv`` of an inference: a line for each scan, skipped ones with their reason.
+    """Write ``predictions.csv`` of an inference: a line for each image, skipped ones with their reason.
 
     Args:
         output_dir: folder, made if missing.
         rows: of `CollectPredictions`.
-        dataset: what was predicted; tells the skipped scans.
+        dataset: what was predicted; tells the skipped images.
         classes: class names by index.
+        threshold: probability from which the second of two classes is predicted; None: the likelier one.
+        multilabel: several labels each.
 
     Returns:
         the file.
     """
     file = Path(output_dir) / "predictions.csv"
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_predictions(file, [*rows, *_skipped(dataset)], classes)
-    logger.info("%d scans predicted, %d skipped: %s", len(rows), len(dataset.skipped), file)
+    write_predictions(file, [*rows, *_skipped(dataset)], classes, threshold, multilabel)
+    logger.info("%d predicted, %d skipped: %s", len(rows), len(dataset.skipped), file)
     return file
 
 
+def _baselines(
+    train: Any, cheap: dict[str, NDArray[np.float32]], num_classes: int, unit: str
+) -> dict[str, NDArray[np.float64]]:
+    """Probabilities of the test images, whose cheap features these are; none without features."""
+    if not cheap:
+        return {}
+    label = np.array([item["label"] for item in train.data])
+    fitted = stratified_indices(label, NUM_FITTED)
+    features, _ = _measured(train, fitted.tolist(), set(), f"reading training {unit}s")
+    return shortcut_baselines(features, label[fitted], cheap, num_classes)
+
+
+def _measured(
+    dataset: Any, indices: Sequence[int], with_pixels: set[int], description: str
+) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.float32]]:
+    """Shortcut features of some items, and the shrunken pixels of some of these, each item loaded once."""
+    cheap: dict[str, list[NDArray[np.float32]]] = {}
+    pixels = []
+    for index in track(indices, description):
+        item = dataset[index]
+        for name, values in item.get("shortcut", {}).items():
+            cheap.setdefault(name, []).append(np.asarray(values, dtype=np.float32))
+        if index in with_pixels:
+            pixels.append(_shrunken(item["image"]))
+    return {name: np.stack(rows) for name, rows in cheap.items()}, np.array(pixels)
+
+
+def _shrunken(image: Any) -> NDArray[np.float32]:
+    """(1 or 3, ...) in [0, 1], averaged to at most 32 x 32 pixels or 16 x 16 x 16 voxels."""
+    values = torch.as_tensor(np.asarray(image))
+    values = values / 255 if values.dtype == torch.uint8 else values.float()
+    values = values if len(values) == 3 else values[:1]
+    if values.ndim == 4:
+        return torch.nn.functional.adaptive_avg_pool3d(values, min(SIDE_VOLUME, *values.shape[1:])).numpy()
+    side = min(SIDE_IMAGE, *values.shape[1:])
+    return torch.nn.functional.adaptive_avg_pool2d(values, side).clamp(0, 1).numpy()
+
+
+def _samples(dataset: Any, classes: Sequence[str]) -> Pictures:
+    """As many images of each class, class by class."""
+    by_class: dict[tuple[int, ...], list[int]] = {}
+    for index in np.random.default_rng(0).permutation(len(dataset.data)).tolist():
+        by_class.setdefault(tuple(np.ravel(dataset.data[index]["label"]).tolist()), []).append(index)
+    volume = len(dataset[0]["image"].shape) == 4
+    groups = sorted(by_class.items())[: NUM_VOLUMES if volume else 2 * NUM_IMAGES]
+    each = -(-(NUM_VOLUMES if volume else NUM_IMAGES) // len(groups))
+    chosen = [i for _, members in groups for i in members[:each]]
+    named = [class_name(dataset.data[i]["label"], classes, ", ", "none") for i in chosen]
+    return [(f"{name}\n{dataset.data[i]['name']}", dataset[i]["image"]) for i, name in zip(chosen, named, strict=True)]
+
+
+def _mistakes(
+    dataset: Any, rows: Sequence[dict[str, Any]], label: NDArray[Any], classes: Sequence[str], threshold: float | None
+) -> Pictures:
+    volume = len(dataset[0]["image"].shape) == 4
+    prob = np.array([row["prob"] for row in rows])
+    pictures = []
+    for row, k in confident_mistakes(prob, label, NUM_VOLUMES if volume else NUM_IMAGES, threshold):
+        if label.ndim == 1:
+            told = f"true: {classes[label[row]]}\npredicted: {classes[k]}, {prob[row, k]:.2f}"
+        else:
+            told = f"{'missed' if label[row, k] else 'wrongly'}: {classes[k]}, {prob[row, k]:.2f}"
+        if "spread" in rows[row]:
+            told += f"\u00a0\u00b1\u00a0{rows[row]['spread']:.2f}"
+        pictures.append((f"{told}\n{dataset.data[row]['name']}", dataset[row]["image"]))
+    return pictures
+
+
 def _told(run: dict[str, Any]) -> dict[str, Any]:
-    """``run.json`` for the page: of the chains their knobs, of the table its name; the rest stands in the file."""
+    """``run.json`` for the page: of the chains their knobs, of the source its name; the rest stands in the file."""
     chains = {name: run[name] and {k: v for k, v in run[name]["knobs"].items() if k != "keys"}
               for name in ("chain", "augmentation")}  # fmt: skip
-    return {**run, **chains, "table": Path(run["table"]).name}
+    return {**run, **chains, "source": Path(run["source"]).name}
 
 
-def _skipped(dataset: PreparedDataset) -> list[dict[str, Any]]:
+def _skipped(dataset: Any) -> list[dict[str, Any]]:
     kept = ("patient", "label", "skipped")
     return [{"image": i["name"], "prob": None, **{k: i[k] for k in kept if k in i}} for i in dataset.skipped]
 
 
-def _spread(dataset: PreparedDataset) -> list[int]:
-    """A few items, classes in turn."""
-    by_class: dict[int, list[int]] = {}
-    for index, item in enumerate(dataset.data):
-        by_class.setdefault(item["label"], []).append(index)
-    turns = [i for turn in zip(*by_class.values(), strict=False) for i in turn]
-    return turns[:NUM_SAMPLES]
-
-
-def _print_beside(metrics: dict[str, Any]) -> None:
-    table = Table("", "network", "shortcut", title=f"{metrics['num_scans']} scans, {metrics['num_patients']} patients")
+def _print_beside(metrics: dict[str, Any], unit: str) -> None:
+    title = f"{metrics['num_scans']} {unit}s, {metrics['num_patients']} patients"
+    if metrics["threshold"] is not None:
+        title += f"; network at the threshold {metrics['threshold']:.3g}"
+    columns = Column(no_wrap=True), "network", *metrics["shortcuts"]
+    table = Table(*columns, title=title, caption="beside the network: shortcut baselines")
     for name, value in metrics["metrics"].items():
-        table.add_row(name, *("n/a" if v is None else f"{v:.3f}" for v in (value, metrics["shortcut"][name])))
+        values = (value, *(own[name] for own in metrics["shortcuts"].values()))
+        table.add_row(name, *("n/a" if v is None else f"{v:.3f}" for v in values))
     Console().print(table)

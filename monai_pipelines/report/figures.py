@@ -1,38 +1,41 @@
-"""The pictures of a report: matplotlib figures without pyplot, so nothing global is touched."""
+"""The charts of a report: matplotlib figures without pyplot, so nothing global is touched."""
 
 from __future__ import annotations
 
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from itertools import cycle
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 from sklearn.metrics import confusion_matrix, roc_auc_score, roc_curve
 
-__all__ = ["best_epoch", "confusion_figure", "history_figure", "roc_figure", "slices_figure"]
+from monai_pipelines.metrics import predicted_classes
+
+__all__ = ["best_epoch", "class_figure", "confusion_figure", "history_figure", "roc_figure"]
 
 # Okabe and Ito's colour-blind-safe set, without its yellow
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_LINES: Any = ("-", "--", "-.", ":")
 _GREY = "#6b6b6b"
 _PANELS = {"loss": "Loss", "accuracy": "Accuracy", "f1": "F1", "roc_auc": "ROC AUC"}
-_MAX_VOLUMES = 8
 
 
-def confusion_figure(label: ArrayLike, prob: ArrayLike, class_names: Sequence[str]) -> Figure:
+def confusion_figure(
+    label: ArrayLike, prob: ArrayLike, class_names: Sequence[str], threshold: float | None = None
+) -> Figure:
     """Confusion matrix: counts, and the share of each true class in percent (also the colour).
 
     Args:
         label: (N,) true classes, integers in 0..C-1.
-        prob: (N, C) probabilities; the highest is the prediction.
+        prob: (N, C) probabilities.
         class_names: the C names.
+        threshold: of :func:`monai_pipelines.metrics.predicted_classes`.
 
     Returns:
         The figure; ``figure.savefig(path)`` writes it.
@@ -42,23 +45,23 @@ def confusion_figure(label: ArrayLike, prob: ArrayLike, class_names: Sequence[st
         'Predicted'
     """
     num = len(class_names)
-    counts = confusion_matrix(label, np.asarray(prob).argmax(axis=1), labels=range(num))
+    counts = confusion_matrix(label, predicted_classes(prob, threshold), labels=range(num))
     percent = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = max(4.6, 2.2 + 0.8 * num)
+    side = max(4.6, 2.2 + (0.8 if num < 6 else 0.66) * num)
     figure = Figure(figsize=(side, side * 0.92), layout="constrained")
     axes = figure.subplots()
     axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
     for (row, column), count in np.ndenumerate(counts):
-        share = f"{percent[row, column]:.0f}%" if counts[row].any() else "no scans"
-        color = "white" if percent[row, column] > 60 else "black"
+        share = f"{percent[row, column]:.0f}%" if counts[row].any() else "none"
+        color = "white" if percent[row, column] > 60 else "black" if count or num < 6 else "#9aa3ad"
         style: dict[str, Any] = {"ha": "center", "color": color}
         axes.text(column, row - 0.03, f"{count}", va="bottom", fontsize=16 if num < 6 else 12, weight="bold", **style)
         axes.text(column, row + 0.05, share, va="top", fontsize=11 if num < 6 else 9, **style)
     slanted = num > 2 and max(map(len, class_names)) > 7
     axes.set_xticks(
-        range(num), [_plain(name, width=24 if slanted else 14, lines=1 if slanted else 3) for name in class_names]
+        range(num), [plain(name, width=24 if slanted else 14, lines=1 if slanted else 3) for name in class_names]
     )
-    axes.set_yticks(range(num), [_plain(name, width=14, lines=3) for name in class_names])
+    axes.set_yticks(range(num), [plain(name, width=14, lines=3) for name in class_names])
     if slanted:
         for tick in axes.get_xticklabels():
             tick.set(rotation=45, ha="right", rotation_mode="anchor")
@@ -74,17 +77,23 @@ def confusion_figure(label: ArrayLike, prob: ArrayLike, class_names: Sequence[st
 
 
 def roc_figure(
-    label: ArrayLike, prob: ArrayLike, class_names: Sequence[str], shortcut_prob: ArrayLike | None = None
+    label: ArrayLike,
+    prob: ArrayLike,
+    class_names: Sequence[str],
+    shortcut_prob: ArrayLike | None = None,
+    threshold: float | None = None,
 ) -> Figure:
     """ROC curve of class 1 (two classes) or of every class against the rest, the shortcut's dashed beside.
 
-    A class without a scan, or without a scan of the rest, has no curve; the legend says so.
+    A class without an image, or without an image of the rest, has no curve; the legend says so. Of more than seven
+    classes the shortcut's curves are not drawn: styles of line tell the classes apart.
 
     Args:
-        label: (N,) true classes, integers in 0..C-1.
+        label: (N,) true classes, integers in 0..C-1, or (N, C) of 0 and 1 for several labels each.
         prob: (N, C) probabilities.
         class_names: the C names.
-        shortcut_prob: (N, C) probabilities of the shortcut baseline on the same scans.
+        shortcut_prob: (N, C) probabilities of the shortcut baseline on the same images.
+        threshold: of two classes; its point on the curve is marked.
 
     Returns:
         The figure.
@@ -95,33 +104,70 @@ def roc_figure(
         'ill: 1.000'
     """
     truth = np.asarray(label)
-    classes = [1] if len(class_names) == 2 else range(len(class_names))
-    models = [(np.asarray(prob), "-", 2.2)]
-    if shortcut_prob is not None:
-        models.append((np.asarray(shortcut_prob), "--", 1.6))
-    figure = Figure(figsize=(5.2, 5.5 + 0.25 * len(classes)), layout="constrained")
+    positives = truth.T == 1 if truth.ndim == 2 else truth == np.arange(len(class_names))[:, None]
+    classes = [1] if len(class_names) == 2 and truth.ndim == 1 else range(len(class_names))
+    models = [np.asarray(values) for values in (prob, shortcut_prob) if values is not None]
+    drawn = 1 if len(classes) > len(COLORS) else len(models)
+    beside = len(classes) > len(COLORS)
+    below = 0.25 * (len(classes) + (threshold is not None))
+    size = (9.6, max(5.6, 0.5 + below)) if beside else (5.2, 5.5 + below)
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     handles = []
-    for k, color in zip(classes, cycle(_COLORS), strict=False):
-        positive = truth == k
+    for k in classes:
+        color, line = COLORS[(k - classes[0]) % len(COLORS)], _LINES[k // len(COLORS) % len(_LINES)]
         aucs = []
-        if positive.any() and not positive.all():
-            for scores, line, width in models:
-                x, y, _ = roc_curve(positive, scores[:, k])
-                axes.plot(x, y, line, color=color, linewidth=width, clip_on=False)
-                aucs.append(f"{roc_auc_score(positive, scores[:, k]):.3f}")
+        if positives[k].any() and not positives[k].all():
+            for scores, own, width in zip(models[:drawn], (line, "--"), (2.2, 1.6), strict=False):
+                x, y, _ = roc_curve(positives[k], scores[:, k])
+                axes.plot(x, y, own, color=color, linewidth=width, clip_on=False)
+            aucs = [f"{roc_auc_score(positives[k], scores[:, k]):.3f}" for scores in models]
+            if threshold is not None:
+                called = predicted_classes(prob, threshold) == k
+                point = called[~positives[k]].mean(), called[positives[k]].mean()
+                axes.plot(*point, "o", color=color, markersize=9, markeredgecolor="white", clip_on=False, zorder=5)
         text = " / ".join(aucs) or "n/a (one class only)"
-        handles.append(
-            Line2D([], [], color=color, linewidth=2.2, label=f"{_plain(class_names[k], 34, lines=1)}: {text}")
-        )
+        name = plain(class_names[k], 34, lines=1)
+        handles.append(Line2D([], [], color=color, linestyle=line, linewidth=2.2, label=f"{name}: {text}"))
+    if threshold is not None:
+        handles.append(Line2D([], [], color=_GREY, marker="o", linestyle="", label=f"at the threshold {threshold:.3g}"))
     axes.plot([0, 1], [0, 1], ":", color=_GREY, linewidth=1)
     axes.text(0.53, 0.51, "chance", color=_GREY, fontsize=10, rotation=45, ha="left", va="top", rotation_mode="anchor")
-    axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    axes.set(xlim=(0, 1), ylim=(0, 1), aspect="auto" if beside else "equal")
     _tidy(axes, "False positive rate (1 - specificity)", "True positive rate (sensitivity)")
-    title = "ROC AUC" if shortcut_prob is None else "ROC AUC: model (solid) / shortcut (dashed)"
-    figure.legend(
-        handles=handles, loc="outside lower center", title=title, frameon=False, fontsize=11, title_fontsize=11
-    )
+    models_named = "model (solid) / shortcut (dashed)" if drawn == 2 else "model (drawn) / shortcut"
+    title = "ROC AUC" if shortcut_prob is None else f"ROC AUC: {models_named}"
+    place: Any = "outside right center" if beside else "outside lower center"
+    figure.legend(handles=handles, loc=place, title=title, frameon=False, fontsize=11, title_fontsize=11)
+    return figure
+
+
+def class_figure(counts: Mapping[str, Mapping[str, int]]) -> Figure:
+    """How many images of each class there are, a panel of bars for each split, each with its own scale.
+
+    Args:
+        counts: split -> class name -> number of images.
+
+    Returns:
+        The figure.
+
+    Example:
+        >>> figure = class_figure({"train": {"healthy": 90, "ill": 10}, "test": {"healthy": 20, "ill": 5}})
+        >>> [[int(bar.get_width()) for bar in axes.patches] for axes in figure.axes]
+        [[90, 10], [20, 5]]
+    """
+    class_names = list(next(iter(counts.values())))
+    figure = Figure(figsize=(6.6, 0.6 + 0.34 * len(class_names)), layout="constrained")
+    panels = figure.subplots(1, len(counts), sharey=True, squeeze=False)[0]
+    for axes, (split, own) in zip(panels, counts.items(), strict=True):
+        bars = axes.barh(range(len(class_names)), [own[name] for name in class_names], 0.72, color=COLORS[0])
+        axes.bar_label(bars, fmt="{:,.0f}", padding=3, fontsize=10)
+        axes.set_title(split.capitalize(), fontsize=12)
+        axes.set(xlim=(0, 1.45 * max(1, *own.values())), xticks=[])
+        axes.tick_params(axis="y", length=0, labelsize=11)
+        axes.spines[["top", "right", "bottom"]].set_visible(False)
+    panels[0].set_yticks(range(len(class_names)), [plain(name, 24) for name in class_names])
+    panels[0].set_ylim(len(class_names) - 0.5, -0.5)
     return figure
 
 
@@ -164,7 +210,7 @@ def history_figure(history: Sequence[Mapping[str, Any]], key_metric: str = "roc_
             axes.plot(epochs, rate, color=_GREY, marker=marker, markersize=3)
             axes.set_yscale("log")
         else:
-            for part, title, color in (("train", "Training", _COLORS[0]), ("val", "Validation", _COLORS[1])):
+            for part, title, color in (("train", "Training", COLORS[0]), ("val", "Validation", COLORS[1])):
                 axes.plot(epochs, curves[part, name], color=color, marker=marker, markersize=3, label=title)
         if best is not None:
             axes.axvline(best, color=_GREY, linestyle="--", linewidth=1.2, label=f"Best epoch: {best}")
@@ -196,74 +242,6 @@ def best_epoch(history: Sequence[Mapping[str, Any]], key_metric: str = "roc_auc"
     return int(history[int(np.lexsort((loss, cost))[0])]["epoch"])
 
 
-def slices_figure(images: Sequence[Any], titles: Sequence[str]) -> Figure:
-    """An axial, a coronal and a sagittal slice of each volume, as a radiologist expects them.
-
-    Patient right is on the viewer's left, anterior (axial) and head (coronal, sagittal) up, and the sagittal slice
-    faces left. Axial and coronal through the middle, sagittal through the middle of the right half (the midline has no
-    lung). First channel, grey from the volume's lowest to its highest value.
-
-    Args:
-        images: up to 8 volumes (C, X, Y, Z), RAS: arrays, tensors or MetaTensors, whose ``pixdim`` gives the
-            voxels' shape (else cubes).
-        titles: one line for each volume.
-
-    Returns:
-        The figure.
-
-    Raises:
-        ValueError: no volume, more than 8, another shape, or titles that do not match.
-
-    Example:
-        >>> len(slices_figure([np.zeros((1, 8, 8, 8))], ["a scan"]).axes)
-        3
-    """
-    if not 1 <= len(images) <= _MAX_VOLUMES or len(images) != len(titles):
-        raise ValueError(
-            f"slices_figure: wanted 1 to {_MAX_VOLUMES} volumes and a title each, got {len(images)} and {len(titles)}"
-        )
-    columns = 1 if len(images) < 3 else 2
-    rows = math.ceil(len(images) / columns)
-    x, y, z = _extent_mm(images[0])
-    width, scale = 6.4, 6.4 / (2 * x + y)
-    figure = Figure(figsize=(width * columns, (max(y, z) * scale + 0.6) * rows), layout="constrained")
-    figure.set_facecolor("white")
-    parts = np.ravel(figure.subfigures(rows, columns, squeeze=False))
-    for part, image, title in zip(parts, images, titles, strict=False):
-        _draw_planes(part, image, title)
-    return figure
-
-
-def _draw_planes(part: SubFigure, image: Any, title: str) -> None:
-    x, y, z = _extent_mm(image)
-    volume = np.asarray(image)[0]
-    low, high = float(volume.min()), float(volume.max())
-    i, j, k = 3 * volume.shape[0] // 4, volume.shape[1] // 2, volume.shape[2] // 2
-    planes = (
-        ("Axial", volume[::-1, ::-1, k], (x, y), ("R", "A")),
-        ("Coronal", volume[::-1, j, ::-1], (x, z), ("R", "S")),
-        ("Sagittal", volume[i, ::-1, ::-1], (y, z), ("A", "S")),
-    )
-    part.suptitle(_plain(title, 60), fontsize=12, weight="bold")
-    for axes, (name, pixels, (width, height), (left, top)) in zip(
-        part.subplots(1, 3, width_ratios=[x, x, y]), planes, strict=True
-    ):
-        axes.imshow(pixels.T, cmap="gray", vmin=low, vmax=high, extent=(0, width, height, 0), interpolation="nearest")
-        axes.set_title(name, fontsize=11)
-        axes.set_axis_off()
-        style: dict[str, Any] = {"color": "white", "fontsize": 11, "weight": "bold", "transform": axes.transAxes}
-        outline = [withStroke(linewidth=2, foreground="black")]
-        axes.text(0.03, 0.5, left, va="center", ha="left", path_effects=outline, **style)
-        axes.text(0.5, 0.97, top, va="top", ha="center", path_effects=outline, **style)
-
-
-def _extent_mm(image: Any) -> tuple[float, float, float]:
-    if len(image.shape) != 4:
-        raise ValueError(f"slices_figure: wanted a volume (C, X, Y, Z), got shape {tuple(image.shape)}")
-    x, y, z = (float(n * mm) for n, mm in zip(image.shape[1:], getattr(image, "pixdim", (1, 1, 1)), strict=True))
-    return x, y, z
-
-
 def _series(history: Sequence[Mapping[str, Any]], part: str, name: str) -> np.ndarray:
     return np.array([_number((row.get(part) or {}).get(name)) for row in history])
 
@@ -272,7 +250,7 @@ def _number(value: float | None) -> float:
     return float(value) if value is not None and math.isfinite(value) else math.nan
 
 
-def _plain(text: str, width: int, lines: int = 2) -> str:
+def plain(text: str, width: int, lines: int = 2) -> str:
     """Text wrapped and cut to fit, a dollar sign drawn as it stands: it would start matplotlib's formulas."""
     wrapped = textwrap.wrap(text, width)
     if len(wrapped) > lines:

@@ -1,4 +1,4 @@
-"""Random brightness, contrast and noise of volumes, and the base of all random 3D steps."""
+"""Random brightness, contrast and noise of volumes, and the base of all random steps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 class RandVolume(RandomizableTransform):
-    """Base of the random 3D steps: one independent draw for each volume, then an application that draws nothing.
+    """Base of the random steps: one independent draw for each volume, then an application that draws nothing.
 
     A single volume (C, X, Y, Z) or a batch (B, C, X, Y, Z), numpy array or tensor, comes back as a tensor of the same
     dtype on the same device (a MetaTensor as a MetaTensor). A batch gets the draws that its volumes would get one
@@ -24,6 +24,8 @@ class RandVolume(RandomizableTransform):
     """
 
     draws: list[Any]
+    spatial_dims = 3
+    wanted = "a volume (C, X, Y, Z) or a batch (B, C, X, Y, Z)"
 
     @abstractmethod
     def _draw(self) -> Any:
@@ -35,23 +37,22 @@ class RandVolume(RandomizableTransform):
 
     def randomize(self, data: NdarrayOrTensor) -> None:
         """Draw for each volume of `data`."""
-        if data.ndim not in (4, 5):
-            raise ValueError(
-                f"{type(self).__name__}: wanted a volume (C, X, Y, Z) or a batch (B, C, X, Y, Z), "
-                f"got shape {tuple(data.shape)}"
-            )
-        self.draws = [self._draw() for _ in range(1 if data.ndim == 4 else len(data))]
+        lead = data.ndim - self.spatial_dims
+        if lead not in (1, 2):
+            raise ValueError(f"{type(self).__name__}: wanted {self.wanted}, got shape {tuple(data.shape)}")
+        self.draws = [self._draw() for _ in range(1 if lead == 1 else len(data))]
 
     def __call__(self, img: NdarrayOrTensor, randomize: bool = True) -> Tensor:
         if randomize:
             self.randomize(img)
         volume: Tensor = convert_to_tensor(img, track_meta=isinstance(img, MetaTensor))
         plain = volume.as_tensor() if isinstance(volume, MetaTensor) else volume
-        batch = plain if plain.ndim == 5 else plain[None]
+        single = plain.ndim == self.spatial_dims + 1
+        batch = plain[None] if single else plain
         applied = self._apply(batch, self.draws)
         if applied is batch:
             return volume
-        out = applied if plain.ndim == 5 else applied[0]
+        out = applied[0] if single else applied
         return MetaTensor(out).copy_meta_from(volume) if isinstance(volume, MetaTensor) else out
 
 
@@ -76,7 +77,7 @@ class RandVolumed(RandomizableTransform, MapTransform):
         if keys:
             self.randomize(d[keys[0]])
         for key in keys:
-            if _extent(d[key]) != _extent(d[keys[0]]):
+            if self._extent(d[key]) != self._extent(d[keys[0]]):
                 raise ValueError(
                     f"{type(self).__name__}: all keys share one draw and so need one size, got "
                     + ", ".join(f"{k} {tuple(d[k].shape)}" for k in keys)
@@ -87,10 +88,10 @@ class RandVolumed(RandomizableTransform, MapTransform):
     def _step(self, key: Hashable, img: NdarrayOrTensor) -> Tensor:
         return self.step(img, randomize=False)
 
-
-def _extent(img: NdarrayOrTensor) -> tuple[int, ...]:
-    """Shape without the channels."""
-    return (img.ndim, *img.shape[:-4], *img.shape[-3:])
+    def _extent(self, img: NdarrayOrTensor) -> tuple[int, ...]:
+        """Shape without the channels."""
+        dims = self.step.spatial_dims
+        return (img.ndim, *img.shape[: -dims - 1], *img.shape[-dims:])
 
 
 class _RandIntensity3D(RandVolume):

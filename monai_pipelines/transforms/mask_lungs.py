@@ -40,7 +40,7 @@ class LungHistogram(Transform):
 
 
 class LungHistogramd(MapTransform):
-    """`LungHistogram` for dictionaries: of ``keys`` inside ``mask_key``, stored at ``feature_key``."""
+    """`LungHistogram` for dictionaries: of ``keys`` inside ``mask_key``; ``{"HU histogram": ...}`` at feature_key."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class LungHistogramd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
-            d[self.feature_key] = self.measure(d[key], d[self.mask_key])
+            d[self.feature_key] = {"HU histogram": torch.from_numpy(self.measure(d[key], d[self.mask_key]))}
         return d
 
 

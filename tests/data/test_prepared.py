@@ -218,7 +218,9 @@ def test_no_word_about_the_patient_in_the_cache(items: list[Item], chain_file: P
     for file in (tmp_path / "cache").iterdir():
         assert b"Doe" not in file.read_bytes()
         assert "Doe" not in file.name
-        assert set(torch.load(file, weights_only=True)["image"]) == {"values", "affine"}
+        values, affine = torch.load(file, weights_only=True)["image"]
+        assert (type(values), values.shape) == (torch.Tensor, (1, 6, 5, 4))
+        assert affine.tolist() == np.diag([-1.0, -1, 2, 1]).tolist()
 
 
 # ---- bad scans
@@ -239,7 +241,7 @@ def test_raise_lists_all_bad_scans(
 ) -> None:
     with pytest.raises(CohortError) as error:
         _dataset(half_bad, load_chain(chain_file), tmp_path / "cache" if on_disk else None, num_workers=num_workers)
-    assert str(error.value).startswith("2 of 4 scans cannot be used: 2 problem(s)")
+    assert str(error.value).startswith("2 of 4 cannot be used: 2 problem(s)")
     empty, lost = error.value.problems
     assert empty.startswith(f"{half_bad[1]['image']}: unreadable NIfTI")
     assert lost.startswith(f"{half_bad[3]['image']}: no such file or folder")
@@ -258,7 +260,7 @@ def test_skip_keeps_the_good_and_tells_the_others(
 
 
 def test_skipping_all_is_an_error(half_bad: list[Item], chain_file: Path) -> None:
-    with pytest.raises(CohortError, match="2 of 2 scans cannot be used"):
+    with pytest.raises(CohortError, match="2 of 2 cannot be used"):
         _dataset(half_bad[1::2], load_chain(chain_file), on_error="skip")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -227,3 +229,81 @@ def test_nothing_to_classify(tmp_path: Path) -> None:
         find_scans(tmp_path / "lost")
     with pytest.raises(CohortError, match="no scan in it: wanted DICOM series folders"):
         find_scans(_fill(tmp_path, "readme.txt"))
+
+
+# ---- several labels an image, names of classes, digest
+
+
+def _findings(folder: Path, rows: list[tuple[str, str]], header: str = "image,label,patient") -> Path:
+    lines = [f"{k}.png,{label},{patient}" for k, (label, patient) in enumerate(rows)]
+    return _table(folder, "\n".join([header, *lines]), tuple(f"{k}.png" for k in range(len(rows))))
+
+
+def test_several_labels(tmp_path: Path) -> None:
+    rows = [("A|B", "p0"), ("No Finding", "p1"), ("", "p2"), ("B", "p3"), ("1", "p4")] * 8
+    rows = [(label, f"{patient}_{k}") for k, (label, patient) in enumerate(rows)]
+    cohort = read_cohort(_findings(tmp_path, rows), ["A", "B"], multilabel=True)
+    found = {item["name"]: item["label"] for split in SPLITS for item in getattr(cohort, split)}
+    wanted = [[1.0, 1.0], [0.0, 0.0], [0.0, 0.0], [0.0, 1.0], [0.0, 1.0]] * 8
+    assert found == {f"{k}.png": label for k, label in enumerate(wanted)}
+    assert isinstance(cohort.train[0]["label"][0], float)
+    for k in (0, 1):
+        assert all(any(label[k] for label in cohort.labels(split)) for split in SPLITS)
+    assert read_cohort(_findings(tmp_path, rows[:-1]), multilabel=True).classes == ("A", "B", "1")
+
+
+def test_the_rarest_label_is_in_every_split(tmp_path: Path) -> None:
+    """3 of 200 patients have the rare label, always beside the common one."""
+    rows = [("common|rare" if k < 3 else ("common" if k % 2 else ""), f"p{k}") for k in range(200)]
+    for seed in range(10):
+        cohort = read_cohort(_findings(tmp_path, rows), ["common", "rare"], seed=seed, multilabel=True)
+        assert [sum(label[1] for label in cohort.labels(split)) for split in SPLITS] == [1, 1, 1]
+        assert [sum(label[0] for label in cohort.labels(split)) for split in SPLITS] == pytest.approx(
+            [71, 16, 16], abs=1
+        )
+
+
+def test_problems_of_several_labels(tmp_path: Path) -> None:
+    rows = [("A|Z|Y", "p0"), ("A", "p1"), ("A", "p2"), ("A", "p3")]
+    with pytest.raises(CohortError) as error:
+        read_cohort(_findings(tmp_path, rows), ["A", "B"], multilabel=True)
+    assert error.value.problems == [
+        "line 2: 0.png: unknown label 'Z', wanted one of A, B or 0 to 1",
+        "line 2: 0.png: unknown label 'Y', wanted one of A, B or 0 to 1",
+    ]
+    twice = _table(tmp_path, "image,label\n" + "0.png,A|B\n0.png,\n" + "".join(f"{k}.png,A|B\n" for k in (1, 2, 3)))
+    with pytest.raises(CohortError, match=r"0.png: listed as A\|B and as No Finding"):
+        read_cohort(twice, ["A", "B"], multilabel=True)
+
+
+def test_classes_may_come_from_the_table(tmp_path: Path) -> None:
+    names = [("tumour", "p"), ("fat", "p")] * 5
+    assert read_cohort(_findings(tmp_path, [(n, f"{p}{k}") for k, (n, p) in enumerate(names)])).classes == (
+        "fat",
+        "tumour",
+    )
+    numbers = [(str(k % 11), f"p{k}") for k in range(44)]
+    assert read_cohort(_findings(tmp_path, numbers)).classes == tuple(map(str, range(11)))
+
+
+def test_digest_is_of_names_labels_patients_and_given_splits(tmp_path: Path) -> None:
+    def digest(folder: Path, rows: list[tuple[str, str]], **options: Any) -> str:
+        folder.mkdir(exist_ok=True)
+        return read_cohort(_findings(folder, rows), ["a", "b"], **options).digest
+
+    rows = [("ab"[k % 2], f"p{k}") for k in range(20)]
+    first = digest(tmp_path / "one", rows)
+    assert first == digest(tmp_path / "elsewhere", rows), "not of where the files lie"
+    lines = (tmp_path / "one/table.csv").read_text().splitlines()
+    (tmp_path / "one/table.csv").write_text("\n".join([lines[0], *reversed(lines[1:])]))
+    assert read_cohort(tmp_path / "one/table.csv", ["a", "b"]).digest == first, "not of the order of the lines"
+    changed = [*rows[:-1], ("a", "p19")], [*rows[:-1], ("b", "p20")]
+    assert len({first, *(digest(tmp_path / "two", other) for other in changed)}) == 3
+    assert digest(tmp_path / "two", rows, seed=1) == first, "not of the draw: who evaluates with another seed is told"
+    cohort = read_cohort(tmp_path / "two/table.csv", ["a", "b"], seed=1)
+    lines = [
+        json.dumps([item["name"], item["label"], item["patient"], None])
+        for split in SPLITS
+        for item in getattr(cohort, split)
+    ]
+    assert cohort.digest == hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()

@@ -63,7 +63,7 @@ def _play(metrics: Sequence[tuple[float, float]]) -> Callable[[Any], None]:
 @pytest.fixture
 def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes most of the time of such a small run."""
-    for name in ("slices_figure", "confusion_figure", "history_figure"):
+    for name in ("images_figure", "confusion_figure", "history_figure"):
         monkeypatch.setattr(monitor, name, lambda *args: Figure(figsize=(0.1, 0.1)))
 
 
@@ -77,18 +77,21 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
         seed: int = 0,
         learning_rate: float = 0.05,
         data: list[dict[str, Any]] | None = None,
+        val_data: list[dict[str, Any]] | None = None,
+        num_logits: int = 2,
+        loss: nn.Module | None = None,
         output_dir: Path = tmp_path,
         **options: Any,
     ) -> Run:
         torch.manual_seed(seed)
-        network = nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2))
-        loss = nn.CrossEntropyLoss(weight=torch.tensor([0.5, 1.5]))
+        network = nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, num_logits))
+        loss = loss or nn.CrossEntropyLoss(weight=torch.tensor([0.5, 1.5]))
         optimizer = torch.optim.Adam(network.parameters(), learning_rate)
         train = DataLoader(Dataset(data or _scans(16, 1)), batch_size=BATCH)
         lr_scheduler = scheduler(optimizer, max_epochs * len(train))
         evaluator = SupervisedEvaluator(
             device=torch.device("cpu"),
-            val_data_loader=DataLoader(Dataset(_scans(10, 2)), batch_size=BATCH),
+            val_data_loader=DataLoader(Dataset(val_data or _scans(10, 2)), batch_size=BATCH),
             network=network,
             key_val_metric={"roc_auc": ClassificationMetrics(only="roc_auc")},
             additional_metrics={"all": ClassificationMetrics(loss_function=loss)},

@@ -1,4 +1,4 @@
-"""Learning rate, guards, metrics and TensorBoard of a training by MONAI's real engines."""
+"""Learning rate, guards and TensorBoard of a training by MONAI's real engines."""
 
 from __future__ import annotations
 
@@ -9,20 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from ignite.engine import Events
-from monai.data import DataLoader, Dataset, MetaTensor
-from monai.engines import SupervisedEvaluator
+from monai.data import MetaTensor
 from monai.engines.utils import IterationEvents
-from monai.transforms import Activationsd
-from sklearn.metrics import accuracy_score, average_precision_score, f1_score, log_loss, roc_auc_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.optim.lr_scheduler import CyclicLR, OneCycleLR, ReduceLROnPlateau, StepLR
 
-from monai_pipelines.handlers import ClassificationMetrics, ClipGradients, CollectPredictions
+from monai_pipelines.handlers import ClipGradients, monitor
 from monai_pipelines.inferers import AutocastInferer, fast_bf16
 
 MakeRun = Callable[..., Any]
@@ -130,79 +126,6 @@ def test_nan_loss_stops_and_names_the_batch(make_run: MakeRun, scans: Scans, tmp
     assert not (tmp_path / "last.pt").exists()
 
 
-# ---- metrics
-
-
-@pytest.mark.usefixtures("blank_figures")
-def test_metrics_are_scikit_learns_of_the_epochs_logits(make_run: MakeRun, tmp_path: Path) -> None:
-    run = make_run(max_epochs=2)
-    logits: dict[str, list[torch.Tensor]] = {"train": [], "val": []}
-    labels: dict[str, list[torch.Tensor]] = {"train": [], "val": []}
-    for part, engine in (("train", run.trainer), ("val", run.evaluator)):
-
-        def collect(engine: Any, part: str = part) -> None:
-            logits[part].append(engine.state.output["pred"].detach())
-            labels[part].append(engine.state.output["label"])
-
-        engine.add_event_handler(Events.ITERATION_COMPLETED, collect)
-    run.trainer.run()
-
-    for part, (num, batches) in {"train": (16, 4), "val": (10, 3)}.items():
-        for epoch, record in enumerate(_history(tmp_path)):
-            some = slice(epoch * batches, (epoch + 1) * batches)
-            z, y = torch.cat(logits[part][some]).double().numpy(), torch.cat(labels[part][some]).numpy()
-            assert len(y) == num
-            prob = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
-            wanted = {
-                "roc_auc": roc_auc_score(y, prob[:, 1]),
-                "average_precision": average_precision_score(y, prob[:, 1]),
-                "accuracy": accuracy_score(y, prob.argmax(1)),
-                "f1": f1_score(y, prob.argmax(1)),
-                "loss": log_loss(y, prob, sample_weight=np.array([0.5, 1.5])[y]),
-            }
-            found = record[part]
-            assert {name: found[name] for name in wanted} == pytest.approx(wanted, abs=1e-6)
-            assert set(found) == {*wanted, "balanced_accuracy", "precision", "recall", "specificity"}
-
-
-def test_only_one_metric_and_key_metric_of_the_engine(make_run: MakeRun) -> None:
-    run = make_run(max_epochs=1)
-    run.evaluator.run(1)
-    assert run.evaluator.state.best_metric == run.evaluator.state.metrics["roc_auc"]
-    assert "all" not in run.evaluator.state.metrics
-    prob, label = run.evaluator.state.metric_details["predictions"]
-    assert prob.shape == (10, 2)
-    assert label.tolist() == [0, 1] * 5
-
-
-def test_loss_function_with_its_own_default_weights_is_used_as_given() -> None:
-    metric = ClassificationMetrics(loss_function=nn.functional.cross_entropy)
-    metric.update((torch.tensor([[0.0, 0.0], [0.0, 0.0]]), torch.tensor([0, 1])))
-    assert metric.compute()["loss"] == pytest.approx(math.log(2))
-
-
-def test_predictions_row_by_row(scans: Scans) -> None:
-    data = scans(5, 3)
-    network, predictions = nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), CollectPredictions()
-    for item in data:
-        item["patient"] = f"p{item['name']}"
-    evaluator = SupervisedEvaluator(
-        device=torch.device("cpu"),
-        val_data_loader=DataLoader(Dataset(data), batch_size=2),
-        network=network,
-        postprocessing=Activationsd("pred", softmax=True),
-        val_handlers=[predictions],
-    )
-    for _ in range(2):  # a second run starts anew
-        evaluator.run()
-    with torch.no_grad():
-        wanted = network.eval()(torch.stack([item["image"] for item in data])).softmax(1)
-    assert [row["image"] for row in predictions.rows] == [item["name"] for item in data]
-    assert [row["patient"] for row in predictions.rows] == [item["patient"] for item in data]
-    assert [row["label"] for row in predictions.rows] == [0, 1, 0, 1, 0]
-    assert [row["prob"] for row in predictions.rows] == [pytest.approx(p) for p in wanted.tolist()]
-
-
 # ---- what one watches
 
 
@@ -254,6 +177,28 @@ def test_tensorboard_and_history(
     assert (tmp_path / "history.png").read_bytes().startswith(b"\x89PNG")
     assert "epoch 2/3: train loss" in caplog.text
     assert "val roc_auc" in caplog.text
+
+
+SEVERAL = [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+
+
+def test_what_is_drawn_where_labels_are_several(
+    make_run: MakeRun, scans: Scans, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[tuple[list[torch.Tensor], list[str]]] = []
+    make_figure = monitor.images_figure
+    monkeypatch.setattr(monitor, "images_figure", lambda *args: drawn.append(args) or make_figure(*args))
+    data = [
+        {**item, "image": item["image"][0], "label": torch.tensor(SEVERAL[k % 4])}
+        for k, item in enumerate(scans(16, 1))
+    ]
+    loss = nn.BCEWithLogitsLoss()
+    make_run(1, data=data, val_data=data[:10], num_logits=3, loss=loss, classes=["a", "b", "c"]).trainer.run()
+    ((images, titles),) = drawn
+    assert titles == ["a, c", "none", "b", "c"]
+    assert all(torch.equal(image, item["image"]) for image, item in zip(images, data, strict=False))
+    assert EventAccumulator(str(tmp_path / "tensorboard")).Reload().Tags()["images"] == ["input/train"]
+    assert set(_history(tmp_path)[0]["val"]) == METRICS
 
 
 @pytest.mark.usefixtures("blank_figures")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from monai_pipelines.metrics import classification_metrics, per_class_metrics
+from monai_pipelines.metrics import classification_metrics, per_class_metrics, predicted_classes
 
 NAMES = ("precision", "recall", "specificity", "f1", "roc_auc", "average_precision")
 
@@ -133,9 +133,11 @@ def test_nothing_to_average_is_nan():
         ([[0.5, 0.5]], [-1], None, r"integers in 0\.\.1"),
         ([[0.5, 0.5]], [0.0], None, r"integers in 0\.\.1"),
         ([[0.5, 0.5]], [0, 1], None, "wanted prob"),
+        ([[0.5, 0.5]], [[0, 1, 1]], None, "wanted prob"),
+        ([[0.5, 0.5]], [[0, 2]], None, "several labels each must be 0 or 1"),
         ([[1.0]], [0], None, "wanted prob"),
         ([0.5, 0.5], [0, 1], None, "wanted prob"),
-        (np.zeros((0, 2)), np.zeros(0, int), None, "at least one scan"),
+        (np.zeros((0, 2)), np.zeros(0, int), None, "at least one row"),
         ([[0.5, 0.5]], [0], 3, "wanted 3 classes, got prob with 2"),
     ],
 )
@@ -143,3 +145,54 @@ def test_bad_input_is_told(prob, label, num_classes, message):
     for figures in (classification_metrics, per_class_metrics):
         with pytest.raises(ValueError, match=message):
             figures(prob, label, num_classes)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_several_labels_each_equal_the_reference(seed):
+    rng = np.random.default_rng(seed)
+    num, n = rng.integers(2, 6), rng.choice([1, 3, 30])
+    label = (rng.random((n, num)) < rng.random(num)).astype(int)
+    prob = rng.random((n, num)).round(1 if seed % 2 else 6)
+    classes = [_reference_one_vs_rest(label[:, k] == 1, prob[:, k] >= 0.5, prob[:, k]) for k in range(num)]
+    figures = classification_metrics(prob, label.astype(np.float32) if seed % 3 else label)
+    for got, wanted, k in zip(per_class_metrics(prob, label), classes, range(num), strict=True):
+        assert got == pytest.approx({"num_scans": label[:, k].sum(), **wanted}, nan_ok=True)
+    for name in NAMES:
+        values = [own[name] for own in classes if not math.isnan(own[name])]
+        assert figures[name] == pytest.approx(np.mean(values) if values else math.nan, nan_ok=True)
+    assert figures["accuracy"] == pytest.approx(sum((prob >= 0.5).ravel() == label.ravel()) / label.size)
+    both = [(own["recall"] + own["specificity"]) / 2 for own in classes]
+    both = [value for value in both if not math.isnan(value)]
+    assert figures["balanced_accuracy"] == pytest.approx(np.mean(both) if both else math.nan, nan_ok=True)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.2, 0.5, 0.7, 1.0])
+def test_threshold_moves_what_is_predicted_and_nothing_else(threshold):
+    rng = np.random.default_rng(0)
+    score, label = rng.random(50).round(1), rng.integers(0, 2, 50)
+    prob = np.stack([1 - score, score], 1)
+    wanted = _reference_one_vs_rest(label == 1, score >= threshold, score)
+    figures = classification_metrics(prob, label, threshold=threshold)
+    assert {name: figures[name] for name in NAMES} == pytest.approx(wanted)
+    assert figures["accuracy"] == ((score >= threshold) == label).mean()
+    healthy = _reference_one_vs_rest(label == 0, score < threshold, 1 - score)
+    assert per_class_metrics(prob, label, threshold=threshold)[0] == pytest.approx(
+        {"num_scans": (label == 0).sum(), **healthy}
+    )
+
+
+def test_predicted_classes_by_hand():
+    prob = [[0.5, 0.5], [0.8, 0.2], [0.1, 0.9]]
+    assert predicted_classes(prob).tolist() == [0, 0, 1]  # the first of equals
+    assert predicted_classes(prob, 0.5).tolist() == [1, 0, 1]
+    assert predicted_classes(prob, 0.2).tolist() == [1, 1, 1]
+    assert predicted_classes(prob, multilabel=True).tolist() == [[1, 1], [1, 0], [0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("prob", "threshold", "multilabel"),
+    [([[0.2, 0.3, 0.5]], 0.5, False), ([[0.5, 0.5]], 0.5, True), ([[0.5, 0.5]], 2, False)],
+)
+def test_threshold_without_two_classes_is_told(prob, threshold, multilabel):
+    with pytest.raises(ValueError, match=r"threshold: wanted one in 0\.\.1 for two classes"):
+        predicted_classes(prob, threshold, multilabel)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from monai_pipelines.metrics import shortcut_baseline
+from monai_pipelines.metrics import shortcut_baseline, shortcut_baselines
 
 
 def _reference_shortcut(train, labels, test):
@@ -49,3 +49,33 @@ def test_constant_feature_is_harmless():
 def test_bad_input_is_told(train, labels, message):
     with pytest.raises(ValueError, match=message):
         shortcut_baseline(train, labels, [[0.0]])
+
+
+def test_several_labels_each_are_a_regression_for_each_column():
+    rng = np.random.default_rng(1)
+    train, test = rng.normal(size=(60, 3)), rng.normal(size=(7, 3))
+    labels = np.stack([train[:, 0] > 0, train[:, 1] + rng.normal(size=60) > 0.5, np.zeros(60), np.ones(60)], 1).astype(
+        int
+    )
+    prob = shortcut_baseline(train, labels, test, num_classes=4)
+    for k in (0, 1):
+        np.testing.assert_allclose(prob[:, k], _reference_shortcut(train, labels[:, k], test), atol=1e-3)
+    assert (prob[:, 2] == 0).all()
+    assert (prob[:, 3] == 1).all()
+
+
+def test_each_group_by_itself_and_all_together():
+    rng = np.random.default_rng(2)
+    train = {"colour": rng.normal(size=(40, 3)), "size": rng.normal(size=(40, 1))}
+    test = {"size": rng.normal(size=(5, 1)), "colour": rng.normal(size=(5, 3))}
+    labels = rng.integers(0, 2, 40)
+    baselines = shortcut_baselines(train, labels, test)
+    assert list(baselines) == ["colour", "size", "all of them"]
+    for name in train:
+        np.testing.assert_array_equal(baselines[name], shortcut_baseline(train[name], labels, test[name]))
+    together = [np.c_[part["colour"], part["size"]] for part in (train, test)]
+    np.testing.assert_array_equal(baselines["all of them"], shortcut_baseline(together[0], labels, together[1]))
+    assert list(shortcut_baselines({"size": train["size"]}, labels, {"size": test["size"]})) == ["size"]
+    assert shortcut_baselines({}, labels, {}) == {}
+    with pytest.raises(ValueError, match=r"train has \['colour', 'size'\], test has \['size'\]"):
+        shortcut_baselines(train, labels, {"size": test["size"]})

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from monai_pipelines.report.figures import best_epoch, confusion_figure, history_figure, roc_figure, slices_figure
+from monai_pipelines.report.embedding import embedding_figure
+from monai_pipelines.report.figures import best_epoch, class_figure, confusion_figure, history_figure, roc_figure
 
 
 def _texts(axes):
@@ -31,7 +32,7 @@ def _assert_no_label_overlaps_or_is_clipped(figure):
             ticks = [tick for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
             # the box of a slanted label is no measure of its overlap
             shown += [tick.label1 for tick in ticks if not tick.label1.get_rotation()]
-        boxes += [text.get_window_extent(renderer) for text in shown if text.get_text()]
+        boxes += [text.get_window_extent(renderer) for text in shown if text.get_text() and text.get_visible()]
     boxes += [legend.get_window_extent(renderer) for legend in figure.legends]
     for box in boxes:
         assert box.x0 >= 0
@@ -46,7 +47,7 @@ def test_confusion_by_hand():
     axes = confusion_figure([0, 0, 0, 1, 1, 1], prob, ["a", "b", "c"]).axes[0]
     counts, shares = _texts(axes)[::2], _texts(axes)[1::2]
     assert counts == ["2", "1", "0", "2", "1", "0", "0", "0", "0"]
-    assert shares == ["67%", "33%", "0%", "67%", "33%", "0%", "no scans", "no scans", "no scans"]
+    assert shares == ["67%", "33%", "0%", "67%", "33%", "0%", "none", "none", "none"]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "b", "c"]
 
 
@@ -67,6 +68,46 @@ def test_roc_of_an_absent_class_has_no_curve():
     figure = roc_figure(label, prob, ["a", "b", "c"])
     assert len(figure.axes[0].get_lines()) == 3
     assert figure.legends[0].get_texts()[2].get_text() == "c: n/a (one class only)"
+
+
+def test_threshold_is_marked_on_the_curve_and_counted_in_the_matrix():
+    prob_ill = np.array([0.1, 0.3, 0.7, 0.9])
+    prob, label = np.stack([1 - prob_ill, prob_ill], 1), [0, 1, 0, 1]
+    figure = roc_figure(label, prob, ["healthy", "ill"], threshold=0.3)
+    point = figure.axes[0].get_lines()[1]
+    assert (point.get_marker(), point.get_xydata().tolist()) == ("o", [[0.5, 1.0]])
+    assert figure.legends[0].get_texts()[1].get_text() == "at the threshold 0.3"
+    assert _texts(confusion_figure(label, prob, ["healthy", "ill"], 0.3).axes[0])[::2] == ["1", "1", "0", "2"]
+    assert _texts(confusion_figure(label, prob, ["healthy", "ill"]).axes[0])[::2] == ["1", "1", "1", "1"]
+
+
+def test_roc_of_several_labels_has_a_curve_for_each():
+    label = np.array([[0, 1], [1, 1], [1, 0], [0, 1]])
+    figure = roc_figure(label, [[0.2, 0.9], [0.8, 0.8], [0.1, 0.3], [0.6, 0.1]], ["nodule", "effusion"])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["nodule: 0.500", "effusion: 0.667"]
+
+
+@pytest.mark.parametrize("num", [2, 7, 8, 20])
+def test_classes_differ_by_colour_and_line_or_marker(num):
+    label, prob = _problem(num)
+    names = [f"class {k}" for k in range(num)]
+    lines = roc_figure(label, prob, names, prob[::-1]).legends[0].get_lines()
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == (1 if num == 2 else num)
+    drawn = roc_figure(label, prob, names, prob[::-1]).axes[0].get_lines()
+    assert len(drawn) == 1 + {2: 2, 7: 14}.get(num, num)  # and the shortcut's where there is room
+    points = np.random.default_rng(0).normal(size=(len(label), 2))
+    groups = embedding_figure(points, label, names, "t").axes[0].collections
+    styles = {(*group.get_facecolor()[0], len(group.get_paths()[0].vertices)) for group in groups}
+    assert len(styles) == len(groups) == num
+
+
+def test_class_bars_by_hand():
+    figure = class_figure({"train": {"a": 1234, "b": 0}, "test": {"a": 5, "b": 7}})
+    assert [[bar.get_width() for bar in axes.patches] for axes in figure.axes] == [[1234, 0], [5, 7]]
+    assert [axes.get_title() for axes in figure.axes] == ["Train", "Test"]
+    assert _texts(figure.axes[0]) == ["1,234", "0"]
+    low, high = figure.axes[0].get_ylim()
+    assert low > high  # the first class is on top
 
 
 def _history(num=4):
@@ -94,51 +135,12 @@ def test_best_epoch_is_the_best_of_lowest_loss_and_never_nan():
     assert best_epoch([{"epoch": 5, "val": {"f1": float("inf")}}, {"epoch": 6, "val": {"f1": 0.0}}], "f1") == 6
 
 
-def test_slices_are_turned_as_a_radiologist_expects():
-    """Corner marks in a volume of RAS axes: index 0 is left, back and foot."""
-    volume = np.zeros((2, 8, 6, 4))
-    volume[0, 7, 5, 2] = 1  # right, front, in the axial slice
-    volume[0, 7, 3, 3] = 2  # right, head, in the coronal slice
-    volume[0, 6, 5, 3] = 3  # front, head, in the sagittal slice
-    volume[1] = 9  # another channel is not drawn
-    axial, coronal, sagittal = (np.asarray(axes.images[0].get_array()) for axes in slices_figure([volume], ["t"]).axes)
-    assert (axial.shape, coronal.shape, sagittal.shape) == ((6, 8), (4, 8), (4, 6))
-    assert (axial[0, 0], coronal[0, 0], sagittal[0, 0]) == (1, 2, 3)
-    assert [_texts(axes) for axes in slices_figure([volume], ["t"]).axes] == [["R", "A"], ["R", "S"], ["A", "S"]]
-
-
-def test_slices_keep_the_voxels_shape():
-    torch, data = pytest.importorskip("torch"), pytest.importorskip("monai.data")
-    image = data.MetaTensor(torch.rand(1, 8, 6, 4), affine=torch.diag(torch.tensor([1.0, 2.0, 5.0, 1.0])))
-    extents = [axes.images[0].get_extent() for axes in slices_figure([image], ["t"]).axes]
-    assert extents == [[0, 8, 12, 0], [0, 8, 20, 0], [0, 12, 20, 0]]
-
-
-@pytest.mark.parametrize("num", [1, 2, 3, 8])
-def test_slices_of_many_volumes(num):
-    assert len(slices_figure([np.zeros((1, 4, 4, 4))] * num, ["t"] * num).axes) == 3 * num
-
-
-@pytest.mark.parametrize(
-    ("images", "titles"),
-    [
-        ([], []),
-        ([np.zeros((1, 4, 4, 4))] * 9, ["t"] * 9),
-        ([np.zeros((1, 4, 4, 4))], []),
-        ([np.zeros((4, 4, 4))], ["t"]),
-    ],
-)
-def test_slices_refuse_what_they_cannot_draw(images, titles):
-    with pytest.raises(ValueError, match="slices_figure: wanted"):
-        slices_figure(images, titles)
-
-
 def test_history_without_an_epoch_is_refused():
     with pytest.raises(ValueError, match="at least one epoch"):
         history_figure([])
 
 
-@pytest.mark.parametrize("num_classes", [2, 3, 6])
+@pytest.mark.parametrize("num_classes", [2, 3, 6, 9, 20])
 @pytest.mark.parametrize(
     "name", ["{}", "class $ number {}", "a rather long name of a class, number {}", "x" * 40 + "{}"]
 )
@@ -147,6 +149,10 @@ def test_labels_do_not_overlap(num_classes, name):
     names = [name.format(k) for k in range(num_classes)]
     _assert_no_label_overlaps_or_is_clipped(confusion_figure(label, prob, names))
     _assert_no_label_overlaps_or_is_clipped(roc_figure(label, prob, names, prob[::-1]))
+    points = np.random.default_rng(0).normal(size=(len(label), 2))
+    _assert_no_label_overlaps_or_is_clipped(embedding_figure(points, label, names, name))
+    counts = {split: dict.fromkeys(names, 10**k) for k, split in enumerate(("train", "validation", "test"), 4)}
+    _assert_no_label_overlaps_or_is_clipped(class_figure(counts))
 
 
 @pytest.mark.parametrize("num", [1, 4])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from monai_pipelines.metrics import classification_metrics
-from monai_pipelines.report import read_history, write_predictions, write_report
+from monai_pipelines.report import embedding_figure, read_history, write_report
 
 CLASSES = ["healthy", "ill"]
 HISTORY = [
@@ -65,7 +65,7 @@ def _rows(num=40, num_classes=2, seed=0):
 
 def _with_shortcut(rows, seed=1):
     rng = np.random.default_rng(seed)
-    return [{**row, "shortcut_prob": rng.dirichlet(np.ones(len(row["prob"])))} for row in rows]
+    return [{**row, "shortcut_prob": {"colour": rng.dirichlet(np.ones(len(row["prob"])))}} for row in rows]
 
 
 def _strict(path):
@@ -84,12 +84,13 @@ def test_full_report(tmp_path):
         title="Lung CT",
         rows=[broken, *rows, unlabelled],
         class_names=CLASSES,
+        unit="scan",
         history=HISTORY,
         run={"seed": 7, "chain": {"name": "lung_ct"}, "root": PurePosixPath("a/b"), "command": "python -m x --y"},
         samples=[("scan 1", np.random.default_rng(0).random((1, 12, 10, 8)))],
     )
     files = {path.name for path in (tmp_path / "out").iterdir()}
-    pictures = {"confusion_matrix.png", "roc.png", "history.png"}
+    pictures = {"classes.png", "confusion_matrix.png", "roc.png", "history.png"}
     assert files == pictures | {"predictions.csv", "metrics.json", "report.html"}
     assert all((tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
 
@@ -97,7 +98,7 @@ def test_full_report(tmp_path):
     assert stored == result
     prob, label = np.array([row["prob"] for row in rows]), np.array([row["label"] for row in rows])
     assert stored["metrics"] == pytest.approx(classification_metrics(prob, label))
-    shortcut = np.array([row["shortcut_prob"] for row in rows])
+    shortcut = np.array([row["shortcut_prob"]["colour"] for row in rows])
     assert stored["shortcut"] == pytest.approx(classification_metrics(shortcut, label))
     assert (stored["num_scans"], stored["num_patients"], stored["num_unlabelled"]) == (40, 20, 1)
     assert [size["num_scans"] for size in stored["classes"].values()] == np.bincount(label).tolist()
@@ -108,12 +109,14 @@ def test_full_report(tmp_path):
     assert stored["run"] == {"seed": 7, "chain": {"name": "lung_ct"}, "root": "a/b", "command": "python -m x --y"}
 
     page = _Page((tmp_path / "out/report.html").read_text(encoding="utf-8"))
-    assert len(page.links) == 4
+    assert len(page.links) == 5
     assert all(link.startswith("data:image/png;base64,") for link in page.links)
     for wanted in (
         "40 scans of 20 patients scored, 1 skipped",
         f"ROC AUC {stored['metrics']['roc_auc']:.3f} shortcut {stored['shortcut']['roc_auc']:.3f}",
         "scans/broken LoadCT: no DICOM in it",
+        "On the same scans the model's ROC AUC",
+        "logistic regression on cheap features (colour)",
         "1 scan has no label and is not scored",
         "Best validation ROC AUC at epoch 3",
         "point estimate without an interval",
@@ -127,13 +130,16 @@ def test_smallest_report_has_no_empty_section(tmp_path):
     write_report(tmp_path, title="T", rows=_rows(), class_names=CLASSES)
     assert not (tmp_path / "history.png").exists()
     page = _Page((tmp_path / "report.html").read_text(encoding="utf-8"))
-    for heading in ("Training", "Skipped scans", "What was run", "What the model sees", "Run it again", "shortcut 0."):
+    for heading in (
+        *("Training", "Skipped", "What was run", "What the model sees", "Run it again", "shortcut 0."),
+        *("Shortcuts", "Most confident mistakes", "What looks alike", "at 0.5 Shortcut", "Spread"),
+    ):
         assert heading not in page.text
     assert "No shortcut baseline was computed" in page.text
 
 
 def test_model_below_the_shortcut_is_told(tmp_path):
-    rows = [{**row, "shortcut_prob": np.eye(2)[row["label"]]} for row in _rows()]
+    rows = [{**row, "shortcut_prob": {"colour": np.eye(2)[row["label"]]}} for row in _rows()]
     write_report(tmp_path, title="T", rows=rows, class_names=CLASSES)
     assert "does not beat the shortcut" in _Page((tmp_path / "report.html").read_text(encoding="utf-8")).text
 
@@ -153,6 +159,94 @@ def test_absent_class_is_null_and_na(tmp_path):
     assert single["metrics"]["roc_auc"] is None
 
 
+def test_threshold_stands_beside_the_half(tmp_path):
+    rows = _with_shortcut(_rows())
+    stored = write_report(tmp_path, title="T", rows=rows, class_names=CLASSES, threshold=0.3)
+    assert stored == _strict(tmp_path / "metrics.json")
+    prob, label = np.array([row["prob"] for row in rows]), np.array([row["label"] for row in rows])
+    assert stored["threshold"] == 0.3
+    assert stored["metrics"] == pytest.approx(classification_metrics(prob, label, threshold=0.3))
+    assert stored["metrics_at_half"] == pytest.approx(classification_metrics(prob, label, threshold=0.5))
+    assert np.array(stored["confusion_matrix"]).sum(0).tolist() == np.bincount(prob[:, 1] >= 0.3).tolist()
+    text = _Page((tmp_path / "report.html").read_text(encoding="utf-8")).text
+    values = [stored[name]["recall"] for name in ("metrics", "metrics_at_half", "shortcut")]
+    assert "Figure Model at 0.3 Model at 0.5 Shortcut Difference" in text
+    assert " ".join(f"{value:.3f}" for value in values) in text
+    assert "ill , predicted from a probability of 0.3 on" in text
+    with open(tmp_path / "predictions.csv", newline="", encoding="utf-8") as file:
+        assert [int(line["predicted"]) for line in csv.DictReader(file)] == (prob[:, 1] >= 0.3).tolist()
+
+    same = write_report(tmp_path, title="T", rows=rows, class_names=CLASSES, threshold=0.5)
+    assert same["metrics_at_half"] is None
+    assert "Model at 0.5 Shortcut" in _Page((tmp_path / "report.html").read_text(encoding="utf-8")).text
+
+
+def test_several_labels_each(tmp_path):
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 2, (30, 3))
+    rows = [
+        {"image": f"{k}.png", "label": own.tolist(), "prob": rng.random(3), "shortcut_prob": {"size": rng.random(3)}}
+        for k, own in enumerate(label)
+    ]
+    names = ["nodule", "edema", "hernia"]
+    stored = write_report(tmp_path, title="T", rows=rows, class_names=names, multilabel=True)
+    assert stored == _strict(tmp_path / "metrics.json")
+    assert stored["metrics"] == pytest.approx(classification_metrics([row["prob"] for row in rows], label))
+    assert [size["num_scans"] for size in stored["classes"].values()] == label.sum(0).tolist()
+    assert not (tmp_path / "confusion_matrix.png").exists()
+    text = _Page((tmp_path / "report.html").read_text(encoding="utf-8")).text
+    assert "Any number of the 3 classes may apply to an image" in text
+    assert "share of all labels, one for each class and image, that are right" in text
+    assert "positive class" not in text
+
+
+def test_pictures_classes_and_shortcuts_stand_in_the_page(tmp_path):
+    rows = [
+        {**row, "spread": 0.25 if row["prob"].argmax() == row["label"] else 0.5, "shortcut_prob": cheap}
+        for row, cheap in zip(_rows(), _cheap(), strict=True)
+    ]
+    stored = write_report(
+        tmp_path,
+        title="T",
+        rows=rows,
+        class_names=CLASSES,
+        splits={"train": [{"label": k % 4 == 0, "patient": f"q{k // 8}"} for k in range(40)], "test": rows},
+        samples=[("healthy\na.png", np.zeros((3, 28, 28), np.uint8)), ("ill\nb.png", np.zeros((1, 300, 200)))],
+        mistakes=[("true: ill\npredicted: healthy, 0.98", np.zeros((3, 224, 224), np.uint8))],
+        embeddings={"raw_pixels": embedding_figure([[0, 0], [1, 1]], [0, 1], CLASSES, "Raw pixels")},
+    )
+    assert (tmp_path / "embedding_raw_pixels.png").read_bytes().startswith(b"\x89PNG")
+    assert stored["splits"]["train"]["imbalance_factor"] == 3
+    assert (stored["splits"]["train"]["num_patients"], stored["splits"]["test"]["num_patients"]) == (5, 20)
+    assert stored["shortcut_name"] == "size"
+    assert stored["shortcut"] == stored["shortcuts"]["size"]
+    assert stored["spread"] == {"right": 0.25, "wrong": 0.5}
+    page = _Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert [link.split(";")[0][5:] for link in page.links] == (
+        ["image/png"] * 2 + ["image/jpeg"] + ["image/png"] * 2 + ["image/jpeg", "image/png"]
+    )
+    sizes = [stored["splits"][name]["classes"][CLASSES[1]]["num_scans"] for name in ("train", "test")]
+    figures = stored["shortcuts"]["colour"]
+    for wanted in (
+        "Class Train Test healthy",
+        f"ill positive class {sizes[0]} {sizes[1]} All images 40 40",
+        "Imbalance factor images of the largest class for each of the smallest 3.0",
+        f"Colour {figures['roc_auc']:.3f} {figures['accuracy']:.3f}",
+        "Size the strongest",
+        f"1 of {stored['num_wrong']} images with a wrong prediction",
+        "0.250 where the prediction is right, 0.500 where it is wrong",
+        "predicted: healthy, 0.98",
+        "What looks alike",
+    ):
+        assert wanted in page.text
+
+
+def _cheap():
+    rng = np.random.default_rng(2)
+    good = [0.3 * rng.dirichlet([1, 1]) + 0.7 * np.eye(2)[row["label"]] for row in _rows()]
+    return [{"colour": rng.dirichlet([1, 1]), "size": own} for own in good]
+
+
 def test_hostile_names_are_text(tmp_path):
     evil = "<script>alert(1)</script>\"'&$x$"
     rows = [*_rows(), {"image": evil, "patient": None, "label": None, "prob": None, "skipped": evil}]
@@ -163,6 +257,8 @@ def test_hostile_names_are_text(tmp_path):
         class_names=[evil, f"b{evil}"],
         run={evil: evil, "command": evil},
         samples=[(evil, np.zeros((1, 4, 4, 4)))],
+        mistakes=[(evil, np.zeros((1, 4, 4)))],
+        splits={evil: _rows()},
     )
     page = _Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert "script" not in page.tags
@@ -170,35 +266,9 @@ def test_hostile_names_are_text(tmp_path):
     assert _strict(tmp_path / "metrics.json")["skipped"] == [{"image": evil, "reason": evil}]
 
 
-def test_predictions_come_back(tmp_path):
-    rows = _rows(num_classes=3)
-    rows[4] = {"image": 'a,"b"\nc', "patient": "p2", "label": 1, "prob": None, "skipped": "too, bad"}
-    rows[5]["split"] = "test"
-    names = ["a", "b,c", "d"]
-    write_predictions(tmp_path / "predictions.csv", rows, names)
-    with open(tmp_path / "predictions.csv", newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        lines = list(reader)
-    assert reader.fieldnames == (
-        ["image", "patient", "split", "label", "label_name", "prob_a", "prob_b,c", "prob_d"]
-        + ["predicted", "predicted_name", "skipped"]
-    )
-    assert [line["image"] for line in lines] == [row["image"] for row in rows]
-    for row, line in zip(rows, lines, strict=True):
-        assert int(line["label"]) == row["label"]
-        assert line["label_name"] == names[row["label"]]
-        if row["skipped"]:
-            assert (line["skipped"], line["prob_a"], line["predicted"]) == ("too, bad", "", "")
-        else:
-            assert [float(line[f"prob_{name}"]) for name in names] == row["prob"].tolist()
-            assert line["predicted_name"] == names[int(line["predicted"])] == names[row["prob"].argmax()]
-            assert line["skipped"] == ""
-    assert lines[5]["split"] == "test"
-
-
 def test_nothing_to_score_is_told_after_the_reasons_are_written(tmp_path):
     rows = [{"image": "x", "label": 0, "prob": None, "skipped": "empty"}]
-    with pytest.raises(ValueError, match=r"wanted labelled scans to score, got none of 1.*predictions\.csv"):
+    with pytest.raises(ValueError, match=r"wanted labelled images to score, got none of 1.*predictions\.csv"):
         write_report(tmp_path, title="T", rows=rows, class_names=CLASSES)
     assert "x,0,healthy,,,,,empty" in (tmp_path / "predictions.csv").read_text(encoding="utf-8")
 
@@ -209,7 +279,7 @@ def test_nothing_to_score_is_told_after_the_reasons_are_written(tmp_path):
         ({"prob": [0.2, 0.3, 0.5]}, CLASSES, "scans/0.nii.gz: wanted 2 probabilities"),
         ({"prob": None}, CLASSES, "or the reason why"),
         ({}, ["ill", "ill"], "must differ"),
-        ({"shortcut_prob": [0.5, 0.5]}, CLASSES, "all 40 scored scans or none, got 1"),
+        ({"shortcut_prob": {"colour": [0.5, 0.5]}}, CLASSES, "same baselines for all 40 scored rows, got 1"),
         ({"prob": [math.nan, 0.5]}, CLASSES, "finite"),
     ],
 )

@@ -99,6 +99,12 @@ def test_hand_worked_histogram() -> None:
     assert features.tolist() == pytest.approx([-0.617, 1 / 3, 1 / 3, *[0] * 10, 1 / 3])
 
 
+def test_twin_names_the_baseline() -> None:
+    out = LungHistogramd("image", feature_key="cheap")({"image": image(), "lungs": lungs()})
+    assert list(out["cheap"]) == ["HU histogram"]
+    assert torch.equal(out["cheap"]["HU histogram"], torch.from_numpy(LungHistogram()(image(), lungs())))
+
+
 def test_empty_mask() -> None:
     with pytest.raises(ValueError, match="LungHistogram: the mask is empty"):
         LungHistogramd("image")({"image": image(), "lungs": torch.zeros(1, *SHAPE)})

@@ -1,13 +1,12 @@
-"""Class weights and the focal loss, for classes of unequal size; cross-entropy is torch's own."""
+"""Weights of the classes from the labels of the training set."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from monai_pipelines.errors import CohortError
 
@@ -63,50 +62,34 @@ def class_weights(labels: Any, num_classes: int, scheme: str = "inverse", beta: 
     return torch.tensor(weights * num_classes / weights.sum(), dtype=torch.float32)
 
 
-class FocalLoss(nn.Module):
-    """Focal loss for one class out of several: easy samples weigh less.
+def pos_weights(labels: Any) -> Tensor:
+    """Weights of the positives of each class where labels are many, for a loss: ``negatives / positives``.
 
-    ``sum_i w_i (1 - p_i)^gamma (-log p_i) / sum_i w_i`` with p_i the softmax probability of sample i's own class,
-    which knows no weights, and w_i the weight of that class. With gamma 0 it is `torch.nn.CrossEntropyLoss(weight)`.
+    With these, positives and negatives of a class weigh the same in the sum.
 
     Args:
-        gamma: 0 or more.
-        weight: of each class (C,), as from `class_weights`; None weighs all the same.
+        labels: (N, C) of 0 and 1; list, array or tensor.
+
+    Returns:
+        (C,) float32.
 
     Raises:
-        ValueError: a negative gamma or weight, or tensors of other shapes.
+        CohortError: a class without positives or without negatives; lists all.
+        ValueError: the labels are not (N, C) or not 0 and 1.
 
     Example:
-        >>> FocalLoss(gamma=2.0)(torch.zeros(4, 2), torch.tensor([0, 1, 1, 0]))  # 0.25 log 2
-        tensor(0.1733)
-
-    Reference:
-        Lin et al., Focal loss for dense object detection, ICCV 2017. MONAI's `FocalLoss(use_softmax=True)` divides by
-        N * C instead of the sum of the weights and so has another scale than cross-entropy.
+        >>> pos_weights([[1, 0], [0, 1], [0, 1], [0, 0]])
+        tensor([3., 1.])
     """
-
-    weight: Tensor | None
-
-    def __init__(self, gamma: float = 2.0, weight: Tensor | Sequence[float] | None = None) -> None:
-        super().__init__()
-        if gamma < 0:
-            raise ValueError(f"FocalLoss: gamma must be 0 or more, got {gamma}")
-        values = None if weight is None else torch.as_tensor(weight, dtype=torch.float32)
-        if values is not None and (values.ndim != 1 or bool((values < 0).any())):
-            raise ValueError(f"FocalLoss: weight must be (C,), each 0 or more, got {values.tolist()}")
-        self.gamma = gamma
-        self.register_buffer("weight", values)
-
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Loss of logits (N, C) for labels (N,) int64; a scalar."""
-        if logits.ndim != 2 or labels.shape != logits.shape[:1]:
-            raise ValueError(
-                f"FocalLoss: wanted logits (N, C) and labels (N,), got {tuple(logits.shape)} and {tuple(labels.shape)}"
-            )
-        log_p = logits.log_softmax(1).gather(1, labels[:, None])[:, 0]
-        miss = (-log_p.expm1()).clamp_min(torch.finfo(log_p.dtype).tiny)  # 1 - p; its power has a slope at p = 1 too
-        loss = miss**self.gamma * -log_p
-        if self.weight is None:
-            return loss.mean()
-        weight = self.weight[labels]
-        return (weight * loss).sum() / weight.sum()
+    found = np.asarray(labels)
+    if found.ndim != 2:
+        raise ValueError(f"pos_weights: labels must be (N, C), got shape {found.shape} (class_weights takes (N,))")
+    if not np.isin(found, (0, 1)).all():
+        raise ValueError(f"pos_weights: labels must be 0 or 1, got {np.setdiff1d(found, (0, 1)).tolist()}")
+    positives = found.sum(axis=0, dtype=np.float64)
+    negatives = len(found) - positives
+    problems = [f"class {c} has no positive" for c in np.flatnonzero(positives == 0)]
+    problems += [f"class {c} has no negative" for c in np.flatnonzero(negatives == 0)]
+    if problems:
+        raise CohortError("labels of the training set", problems)
+    return torch.tensor(negatives / positives, dtype=torch.float32)

@@ -1,0 +1,130 @@
+"""Images per second of augment_image2d for a batch, beside MONAI's per-sample dictionary transforms.
+
+Both get a uint8 batch and give a float32 batch in [0, 1], with the same parts at the same probabilities and limits:
+flip, rotation, scale, shift, brightness, contrast. MONAI's are `RandFlipd`, `RandRotated`, `RandZoomd`, `RandAffined`
+for the shift, `RandScaleIntensityd`, and for contrast the nearest there is, the gamma curve of `RandAdjustContrastd`.
+"one affine" is the fastest way to write it: one `RandAffined` draws rotation, scale and shift together, for as many
+images as get any of the three here; the last row also turns MONAI's metadata off. Saturation, hue and stains have no
+equal among MONAI's dictionary transforms: "all colour" and "+ stain" are this project's alone.
+`ours_faster_by` is the method's median over that of the first row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import platform
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from monai.data import set_track_meta
+from monai.transforms import (
+    Compose,
+    RandAdjustContrastd,
+    RandAffined,
+    RandFlipd,
+    RandRotated,
+    RandScaleIntensityd,
+    RandZoomd,
+    ScaleIntensityRanged,
+)
+
+from monai_pipelines import load_chain
+
+COLUMNS = (
+    *("date", "method", "images_per_s", "median_ms", "min_ms", "max_ms"),
+    *("ours_faster_by", "rounds", "batch", "machine", "command"),
+)
+
+
+def ours(**knobs: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The project's chain on the whole batch."""
+    chain = load_chain("augment_image2d", **knobs)
+    return lambda batch: chain({"image": batch})["image"]
+
+
+def monai(side: int, one_affine: bool = False, track_meta: bool = True) -> Callable[[torch.Tensor], torch.Tensor]:
+    """MONAI's dictionary transforms, image by image, then stacked."""
+    angle, shift, border = float(np.deg2rad(10)), 0.05 * side, {"padding_mode": "border"}
+    if one_affine:
+        any_of_three = 1 - 0.5**3
+        affine = {"rotate_range": angle, "scale_range": 0.1, "translate_range": shift}
+        spatial = [RandAffined("image", prob=any_of_three, **affine, **border)]
+    else:
+        spatial = [
+            RandRotated("image", range_x=angle, prob=0.5, **border),
+            RandZoomd("image", prob=0.5, min_zoom=0.9, max_zoom=1.1, mode="bilinear", padding_mode="edge"),
+            RandAffined("image", prob=0.5, translate_range=shift, **border),
+        ]
+    chain = Compose(
+        [
+            ScaleIntensityRanged("image", 0, 255, 0, 1),
+            RandFlipd("image", prob=0.5, spatial_axis=1),
+            *spatial,
+            RandScaleIntensityd("image", factors=0.1, prob=0.5),
+            RandAdjustContrastd("image", prob=0.5, gamma=(0.9, 1.1)),
+        ]
+    )
+
+    def run(batch: torch.Tensor) -> torch.Tensor:
+        set_track_meta(track_meta)
+        out = torch.stack([torch.as_tensor(chain({"image": image})["image"]) for image in batch])
+        set_track_meta(True)
+        return out
+
+    return run
+
+
+def main() -> None:
+    """Take turns, tell the medians."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--side", type=int, default=224)
+    parser.add_argument("--csv", type=Path, default=Path(__file__).parent / "results" / "augment2d.csv")
+    args = parser.parse_args()
+    methods = {
+        "monai_pipelines augment_image2d": ours(saturation=0, hue_turns=0),
+        "MONAI transforms": monai(args.side),
+        "MONAI transforms, one affine": monai(args.side, one_affine=True),
+        "MONAI transforms, one affine, no metadata": monai(args.side, one_affine=True, track_meta=False),
+        "monai_pipelines augment_image2d, all colour": ours(),
+        "monai_pipelines augment_image2d, all colour + stain": ours(stain_sigma=0.05),
+    }
+    first = next(iter(methods))
+    shape = (args.batch, 3, args.side, args.side)
+    batch = torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
+    times: dict[str, list[float]] = {name: [] for name in methods}
+    for round_ in range(args.rounds + 1):
+        for name, method in methods.items():
+            start = time.perf_counter()
+            out = method(batch)
+            if round_:
+                times[name].append(time.perf_counter() - start)
+            if out.shape != batch.shape or out.dtype != torch.float32:
+                raise RuntimeError(f"{name}: got {out.dtype} {tuple(out.shape)}")
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    args.csv.parent.mkdir(parents=True, exist_ok=True)
+    new = not args.csv.exists()
+    with args.csv.open("a", newline="", encoding="utf-8") as file:
+        out_file = csv.writer(file, lineterminator="\n")
+        if new:
+            out_file.writerow(COLUMNS)
+        for name, values in times.items():
+            row = [name, round(args.batch / medians[name])]
+            row += [round(1000 * value) for value in (medians[name], min(values), max(values))]
+            row += [round(medians[name] / medians[first], 1), args.rounds, "x".join(map(str, shape))]
+            out_file.writerow([datetime.date.today(), *row, machine, shlex.join(["python", *sys.argv])])
+            print(f"{name:52} {row[1]:5} images/s, {row[2]:5} ms ({row[3]}-{row[4]})  x{row[5]}")
+
+
+if __name__ == "__main__":
+    main()

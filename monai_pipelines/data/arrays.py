@@ -1,0 +1,132 @@
+"""Images that lie in memory as one array, and the making of batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data.utils import list_data_collate
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from monai_pipelines.errors import CohortError
+from monai_pipelines.transforms import MeasureImage
+
+
+class ArrayDataset(Dataset):
+    """Images of one size in memory, given out a whole batch at a time: one gather, no work per image.
+
+    Args:
+        images: (N, C, H, W) or (N, C, X, Y, Z) uint8.
+        labels: (N,) class indices, or (N, C) 0 and 1 for several labels an image; None: to be classified.
+        names: of the images; every image is a patient of its own.
+        transform: the chain that finishes the images, as information for who asks the dataset for it; nothing runs it
+            here.
+
+    Attributes:
+        data: ``name``, ``label`` and ``patient`` of every image.
+        labels: (N,) int64, or (N, C) float32, or None.
+        skipped: empty; the face of `PreparedDataset`.
+
+    Raises:
+        ValueError: images of another type or shape, or not as many labels and names.
+
+    Example:
+        >>> dataset = ArrayDataset(torch.zeros(4, 3, 28, 28, dtype=torch.uint8), [0, 1, 1, 0])
+        >>> batch = dataset.__getitems__([2, 0])
+        >>> batch["image"].shape, batch["label"]
+        (torch.Size([2, 3, 28, 28]), tensor([1, 0]))
+    """
+
+    def __init__(
+        self, images: Tensor, labels: Any, names: Sequence[str] | None = None, transform: Any | None = None
+    ) -> None:
+        names = [str(number) for number in range(len(images))] if names is None else list(names)
+        if images.dtype != torch.uint8 or images.ndim not in (4, 5):
+            raise ValueError(
+                "ArrayDataset: images must be uint8 (N, C, H, W) or (N, C, X, Y, Z), got "
+                f"{images.dtype} {tuple(images.shape)}"
+            )
+        labels = None if labels is None else np.asarray(labels)
+        shape = (len(images),) if labels is None else labels.shape
+        if not len(images) == shape[0] == len(names) or len(shape) > 2:
+            raise ValueError(
+                f"ArrayDataset: {len(images)} images want as many labels, (N,) or (N, C), and names, got "
+                f"{shape} and {len(names)}"
+            )
+        self.images, self.transform = images, transform
+        self.data: list[dict[str, Any]] = [{"name": name, "patient": name} for name in names]
+        self.labels = None
+        if labels is not None:
+            self.labels = labels.astype(np.float32 if labels.ndim == 2 else np.int64)
+            for item, label in zip(self.data, self.labels.tolist(), strict=True):
+                item["label"] = label
+        self.skipped: list[dict[str, Any]] = []
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        image = self.images[index]
+        shortcut = MeasureImage()(image.flatten(2) if image.ndim == 4 else image)  # it sees no places, only colours
+        del shortcut["size and file type"]  # the same for all
+        return {**self.data[index], "image": image, "shortcut": shortcut}
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
+        where = torch.as_tensor(indices)
+        names = [self.data[index]["name"] for index in indices]
+        batch = {"image": self.images.index_select(0, where), "name": names, "patient": names}
+        if self.labels is not None:
+            batch["label"] = torch.from_numpy(self.labels).index_select(0, where)
+        return batch
+
+
+def read_arrays(source: str | PathLike[str], channels: int, transform: Any | None = None) -> ArrayDataset:
+    """Images to be classified that lie in one array: a ``.npy``, or a ``.npz`` with ``images`` or ``test_images``.
+
+    Args:
+        source: the file, (N, H, W), (N, H, W, 3), (N, X, Y, Z) ... uint8, channels last as MedMNIST has them.
+        channels: 1 or 3.
+        transform: of the `ArrayDataset`.
+
+    Raises:
+        CohortError: no such file, or no such array in it.
+    """
+    path = Path(source)
+    if not path.is_file() or path.suffix not in (".npy", ".npz"):
+        raise CohortError(source, ["no such array; wanted a .npy, or an .npz with images or test_images"])
+    found = np.load(path, allow_pickle=False)
+    if path.suffix == ".npz":
+        keys = [key for key in ("images", "test_images") if key in found]
+        if not keys:
+            raise CohortError(source, [f"holds neither images nor test_images, but {', '.join(found)}"])
+        found = found[keys[0]]
+    return ArrayDataset(channels_first(found, channels), None, transform=transform)
+
+
+def channels_first(images: np.ndarray, channels: int) -> Tensor:
+    """(N, ..., 3) as (N, 3, ...), and images of one channel (N, ...) as (N, 1, ...)."""
+    array = torch.from_numpy(images)
+    return array.movedim(-1, 1).contiguous() if channels == 3 else array.unsqueeze(1)
+
+
+def collate_batches(fetched: Any) -> Any:
+    """The ``collate_fn`` of every loader: a batch stays what it is, a list of items becomes one (MONAI's way).
+
+    Lists of labels become rows (B, C); MONAI would turn them into C columns.
+
+    Args:
+        fetched: what `ArrayDataset` fetches at once, or the items of another dataset.
+    """
+    if isinstance(fetched, dict):
+        return fetched
+    return list_data_collate(
+        [
+            {**item, "label": torch.tensor(item["label"])} if isinstance(item.get("label"), list) else item
+            for item in fetched
+        ]
+    )

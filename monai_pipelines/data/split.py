@@ -1,0 +1,182 @@
+"""Train, validation and test: as a source gives them, or drawn by patient."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+from sklearn.model_selection import train_test_split
+
+from monai_pipelines.errors import CohortError
+
+SPLITS = ("train", "validation", "test")
+SPLIT_NAMES = {"train": "train", "training": "train", "val": "validation", "valid": "validation",
+               "validation": "validation", "test": "test", "testing": "test"}  # fmt: skip
+
+Item = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a source holds, before it is split, with all that is wrong with it.
+
+    Attributes:
+        source: the table, folder or archive, for messages.
+        items: ``image`` (path), ``name``, ``label``, ``patient`` and, where the source gives one, ``split``.
+        classes: class names by index.
+        problems: one line each.
+    """
+
+    source: str | PathLike[str]
+    items: list[Item]
+    classes: tuple[str, ...]
+    problems: list[str]
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """A source's images or scans, split by patient.
+
+    Attributes:
+        train, validation, test: MONAI datalists: ``image`` (path), ``label`` (class index; for several labels an image
+            a list of 0.0 and 1.0, one for each class), ``patient``, ``name`` (the image as the source has it) and any
+            further column of the table.
+        classes: class names by index.
+    """
+
+    train: list[Item]
+    validation: list[Item]
+    test: list[Item]
+    classes: tuple[str, ...]
+
+    def labels(self, split: str = "train") -> list[Any]:
+        """Label of every item of a split."""
+        return [item["label"] for item in getattr(self, split)]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of names, labels, patients and given splits: other data, other digest; another draw, the same."""
+        lines = [
+            json.dumps([item["name"], item["label"], item["patient"], item.get("split")])
+            for split in SPLITS
+            for item in getattr(self, split)
+        ]
+        return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+
+
+def split_listing(listing: Listing, fractions: Sequence[float], seed: int) -> Cohort:
+    """Split what a source holds by patient, as its items say or at random.
+
+    Patients are drawn class by class (a patient's highest class; for several labels an image, the rarest of the
+    patient's labels). A given split without a validation part gets one: drawn from the training patients in the
+    proportion that ``fractions`` has.
+
+    Args:
+        listing: of the source.
+        fractions: share of the patients in train, validation and test.
+        seed: of the draw.
+
+    Returns:
+        the `Cohort`.
+
+    Raises:
+        CohortError: the listing's problems and all that keep it from being split.
+    """
+    problems, classes, items = list(listing.problems), listing.classes, listing.items
+    labels = _labels_of_patients(items)
+    multilabel = any(isinstance(item["label"], list) for item in items)
+    strata = _strata(labels, len(classes)) if multilabel else {patient: max(own) for patient, own in labels.items()}
+    if any(item.get("split") for item in items):
+        split_of = _given_split(items, problems)
+        if "validation" not in split_of.values():
+            _draw_validation(split_of, strata, fractions, seed)
+    else:
+        count = Counter(k for own in labels.values() for k in own)
+        few = [c for k, c in enumerate(classes) if count[k] < 3 and (count[k] or not problems)]
+        problems += [f"class {c!r} has fewer than 3 patients: it cannot be in train, validation and test" for c in few]
+        split_of = _drawn_split(strata, fractions, seed)
+    split: dict[str, list[Item]] = {s: [i for i in items if split_of.get(i["patient"]) == s] for s in SPLITS}
+    if not problems:
+        for name in SPLITS:
+            there = {k for item in split[name] for k in _label_indices(item["label"])}
+            if not split[name]:
+                problems.append(
+                    f"no patient in {name}; the split given has {' and '.join(sorted(set(split_of.values())))}"
+                )
+            else:
+                problems += [f"class {c!r} has no patient in {name}" for k, c in enumerate(classes) if k not in there]
+    if problems:
+        raise CohortError(listing.source, problems)
+    return Cohort(split["train"], split["validation"], split["test"], classes)
+
+
+def _given_split(items: Sequence[Item], problems: list[str]) -> dict[str, str]:
+    """Split by patient as the items' ``split`` has it; a patient in two splits is a problem."""
+    found: defaultdict[str, set[str]] = defaultdict(set)
+    for item in items:
+        split = SPLIT_NAMES.get(item["split"].strip().lower())
+        if split is None:
+            problems.append(f"{item['name']}: unknown split {item['split']!r}, wanted train, validation or test")
+        else:
+            found[item["patient"]].add(split)
+    problems += [f"patient {p} is in {' and '.join(sorted(s))}" for p, s in found.items() if len(s) > 1]
+    return {patient: min(splits) for patient, splits in found.items()}
+
+
+def _label_indices(label: int | Sequence[float]) -> list[int]:
+    return [label] if isinstance(label, int) else [k for k, present in enumerate(label) if present]
+
+
+def _labels_of_patients(items: Sequence[Item]) -> dict[str, set[int]]:
+    labels: defaultdict[str, set[int]] = defaultdict(set)
+    for item in items:
+        labels[item["patient"]].update(_label_indices(item["label"]))
+    return labels
+
+
+def _strata(labels: Mapping[str, set[int]], num_classes: int) -> dict[str, int]:
+    """The class by which each patient is drawn: the rarest of the patient's; num_classes for none."""
+    count = Counter(k for own in labels.values() for k in own)
+    return {p: min(own, key=lambda k: (count[k], k), default=num_classes) for p, own in labels.items()}
+
+
+def _drawn_split(strata: Mapping[str, int], fractions: Sequence[float], seed: int) -> dict[str, str]:
+    _check_fractions(fractions)
+    split_of: dict[str, str] = {}
+    for members in _members(strata):
+        if len(members) < 3:  # several labels an image: the other patients of this label are drawn by a rarer one
+            split_of |= dict.fromkeys(members, "train")
+            continue
+        num_test = min(max(1, round(len(members) * fractions[2])), len(members) - 2)
+        num_validation = min(max(1, round(len(members) * fractions[1])), len(members) - num_test - 1)
+        rest, test = train_test_split(members, test_size=num_test, random_state=seed)
+        train, validation = train_test_split(rest, test_size=num_validation, random_state=seed)
+        for split, drawn in zip(SPLITS, (train, validation, test), strict=True):
+            split_of |= dict.fromkeys(drawn, split)
+    return split_of
+
+
+def _draw_validation(
+    split_of: dict[str, str], strata: Mapping[str, int], fractions: Sequence[float], seed: int
+) -> None:
+    _check_fractions(fractions)
+    share = fractions[1] / (fractions[0] + fractions[1])
+    for members in _members({p: k for p, k in strata.items() if split_of.get(p) == "train"}):
+        if len(members) > 1:
+            num_validation = min(max(1, round(len(members) * share)), len(members) - 1)
+            _, validation = train_test_split(members, test_size=num_validation, random_state=seed)
+            split_of |= dict.fromkeys(validation, "validation")
+
+
+def _members(strata: Mapping[str, int]) -> list[list[str]]:
+    return [sorted(p for p, own in strata.items() if own == k) for k in sorted(set(strata.values()))]
+
+
+def _check_fractions(fractions: Sequence[float]) -> None:
+    if len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise ValueError(f"fractions must be three positive numbers that sum to 1, got {list(fractions)}")

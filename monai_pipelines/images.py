@@ -1,0 +1,291 @@
+"""Image files as pixels: PNG, JPEG, TIFF, BMP and DICOM as a viewer would show them, or an error that says why not."""
+
+from __future__ import annotations
+
+import struct
+import warnings
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from pydicom.dataset import Dataset
+from pydicom.pixels import pixel_array
+from pydicom.uid import RLELossless
+
+from monai_pipelines.errors import ScanError
+
+FileType = Literal["png", "jpeg", "tiff", "dicom", "bmp", "other"]
+MAX_PIXELS = 100_000_000
+
+_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000")
+_FILE_TYPES: dict[str | None, FileType] = {"PNG": "png", "JPEG": "jpeg", "MPO": "jpeg", "TIFF": "tiff", "BMP": "bmp"}
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION = 258, 262, 274  # TIFF tags
+_LUMA = np.array([[0.299], [0.587], [0.114]], np.float32)  # ITU-R BT.601
+_FAILURES = (
+    Image.DecompressionBombError, ArithmeticError, AttributeError, EOFError, LookupError, NotImplementedError, OSError,
+    RuntimeError, SyntaxError, TypeError, ValueError, struct.error, zlib.error,
+)  # fmt: skip
+_TAGS = [
+    "BitsAllocated", "BitsStored", "BluePaletteColorLookupTableData", "BluePaletteColorLookupTableDescriptor",
+    "Columns", "ExtendedOffsetTable", "ExtendedOffsetTableLengths", "GreenPaletteColorLookupTableData",
+    "GreenPaletteColorLookupTableDescriptor", "HighBit", "ImagerPixelSpacing", "ModalityLUTSequence", "NumberOfFrames",
+    "PhotometricInterpretation", "PixelData", "PixelPaddingRangeLimit", "PixelPaddingValue", "PixelRepresentation",
+    "PixelSpacing", "PlanarConfiguration", "RedPaletteColorLookupTableData", "RedPaletteColorLookupTableDescriptor",
+    "RescaleIntercept", "RescaleSlope", "Rows", "SamplesPerPixel", "VOILUTFunction",
+    "VOILUTSequence", "WindowCenter", "WindowWidth",
+]  # fmt: skip  # the patient is not read
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedImage:
+    """An image file's pixels, upright, and what the file was."""
+
+    pixels: NDArray[Any]
+    """(H, W, 1 or 3), uint8, or float32 in [0, 1] for more than 8 bits and for DICOM greys; may be read-only."""
+    file_type: FileType
+    spacing_mm: tuple[float, float] | None = None
+    """Distance of rows, of columns, mm; only DICOM tells."""
+
+    @property
+    def height(self) -> int:
+        """Rows."""
+        return self.pixels.shape[0]
+
+    @property
+    def width(self) -> int:
+        """Columns."""
+        return self.pixels.shape[1]
+
+
+def decode_image(path: str | PathLike[str], channels: Literal[1, 3] | None = None) -> DecodedImage:
+    """Read an image file of any kind into pixels as a viewer shows them.
+
+    The kind is told by the content, not by the name; only DICOM without its preamble needs the suffix ``.dcm``.
+    Turned upright by EXIF; palettes, CMYK (Adobe's inverted ones too) and 1 bit become RGB or grey; transparency is
+    laid on white. Grey values of 16 bits (or what a TIFF says) and floating-point TIFF in [0, 1] keep their depth;
+    16-bit colour PNG and TIFF come in 8 bits. A 12-bit image in a 16-bit PNG comes out dark: nothing in it says so.
+
+    DICOM: modality LUT or rescale, then the first VOI LUT or window; with neither, 8 bits keep their full range, and
+    more bits are stretched from the least to the greatest value. MONOCHROME1 is inverted, padding is black, palette
+    and YBR become RGB.
+
+    Args:
+        path: one image: PNG, JPEG, TIFF, BMP, GIF, WebP, PPM, JPEG 2000 or DICOM.
+        channels: 3 repeats a grey, 1 takes the luma of colours (ITU-R BT.601); None leaves what the file has.
+
+    Raises:
+        ScanError: no such file, no image, truncated (never a picture half grey), several pages or frames, more than
+            100 million pixels, values that are no brightness.
+
+    Example:
+        >>> from pydicom.data import get_testdata_file
+        >>> image = decode_image(get_testdata_file("examples_palette.dcm"))
+        >>> image.file_type, image.height, image.width, image.pixels.shape[2]
+        ('dicom', 350, 800, 3)
+
+    Reference: DICOM PS3.3 C.7.6.3 (image pixel), C.11.1 (modality LUT), C.11.2 (VOI LUT).
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        hint = "paths in a table are relative to the table" if isinstance(error, FileNotFoundError) else "name a file"
+        raise ScanError(path, f"wanted an image file, got {error.strerror!r}; {hint}") from None
+    if not any(data):
+        raise ScanError(path, f"{len(data)} bytes, all empty; copy it again")
+    is_dicom = data[128:132] == b"DICM" or Path(path).suffix.lower() == ".dcm"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # odd but readable: damaged EXIF, values against a DICOM VR
+            image = _decode_dicom(path, data) if is_dicom else _decode_pillow(path, data)
+    except ScanError:
+        raise
+    except UnidentifiedImageError:
+        raise ScanError(
+            path, "no PNG, JPEG, TIFF, BMP or DICOM, its start is lost, or Pillow lacks its layout; convert it to PNG"
+        ) from None
+    except _FAILURES as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".:")
+        raise ScanError(path, f"unreadable, truncated? ({reason}); copy or export it again") from error
+    return DecodedImage(_with_channels(image.pixels, channels), image.file_type, image.spacing_mm)
+
+
+def _with_channels(pixels: NDArray[Any], channels: int | None) -> NDArray[Any]:
+    if channels is None or channels == pixels.shape[2]:
+        return pixels
+    if channels == 3:
+        return np.repeat(pixels, 3, axis=2)
+    if pixels.dtype == np.uint8:
+        return np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
+    return pixels @ _LUMA
+
+
+def _check_size(path: str | PathLike[str], height: int, width: int) -> None:
+    if height * width > MAX_PIXELS:
+        raise ScanError(
+            path, f"{height} x {width} pixels, wanted {MAX_PIXELS:,} at most (a slide?); cut it into tiles first"
+        )
+
+
+def _check_end(path: str | PathLike[str], data: bytes) -> None:
+    """JPEG data end by a marker after the last start of a scan; decoders fill what is missing with grey."""
+    if data.rfind(b"\xff\xd9") <= data.rfind(b"\xff\xda"):
+        raise ScanError(path, "truncated JPEG: its end is missing; copy it again")
+
+
+# ---- Pillow
+
+
+def _decode_pillow(path: str | PathLike[str], data: bytes) -> DecodedImage:
+    image: Image.Image = Image.open(BytesIO(data), formats=_FORMATS)
+    file_type = _FILE_TYPES.get(image.format, "other")
+    _check_size(path, image.height, image.width)
+    if image.format in ("JPEG", "MPO", "JPEG2000"):
+        _check_end(path, data)
+    elif (pages := getattr(image, "n_frames", 1)) > 1:
+        raise ScanError(path, f"wanted one image, got {pages} pages; save the one you want as a file of its own")
+    bare_cmyk = file_type == "jpeg" and image.mode == "CMYK" and "adobe" not in image.info
+    tags = getattr(image, "tag_v2", {})
+    deep = image.mode[0] in "IF"
+    image.load()
+    if image.getexif().get(_ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    if deep:
+        return DecodedImage(_deep(path, image, tags)[..., None], file_type)
+    if bare_cmyk:  # Pillow takes all CMYK JPEGs for Adobe's, which store 255 - ink
+        image = Image.fromarray(255 - np.asarray(image), "CMYK")
+    grey = image.mode in ("1", "L", "LA")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    pixels = np.asarray(image.convert("L" if grey else "RGB"))
+    return DecodedImage(pixels[..., None] if grey else pixels, file_type)
+
+
+def _deep(path: str | PathLike[str], image: Image.Image, tags: Any) -> NDArray[np.float32]:
+    """Grey values of more than 8 bits, in [0, 1]."""
+    values = np.asarray(image)
+    top = 1.0 if image.mode == "F" else 2.0 ** tags.get(_BITS_PER_SAMPLE, (16,))[0] - 1
+    if not (values.min() >= 0 and values.max() <= top):  # NaN too
+        raise ScanError(
+            path, f"wanted values in 0..{top:g}, got {values.min():g} to {values.max():g}; rescale them, or save DICOM"
+        )
+    share = (values / np.float32(top)).astype(np.float32)
+    return 1 - share if tags.get(_PHOTOMETRIC) == 0 else share
+
+
+# ---- DICOM
+
+
+def _decode_dicom(path: str | PathLike[str], data: bytes) -> DecodedImage:
+    header = pydicom.dcmread(BytesIO(data), force=True, specific_tags=_TAGS)
+    if "PixelData" not in header or "Rows" not in header:
+        raise ScanError(path, "no image in it: no DICOM, or a report or a directory of one; name the image file")
+    if (frames := int(header.get("NumberOfFrames") or 1)) > 1:
+        raise ScanError(path, f"wanted one image, got {frames} frames; save the one you want as a file of its own")
+    _check_size(path, header.Rows, header.Columns)
+    syntax = header.file_meta.TransferSyntaxUID
+    if syntax.is_encapsulated and syntax != RLELossless:
+        _check_end(path, header.PixelData)
+    try:
+        stored = pixel_array(header)
+    except RuntimeError:  # pydicom decodes neither lossless JPEG nor JPEG-LS by itself
+        stored = _stored_by_itk(path, header)
+    bits = int(header.BitsStored)
+    if header.PhotometricInterpretation == "PALETTE COLOR" and stored.ndim == 2:
+        stored, bits = _palette(header, stored)
+    spacing = header.get("PixelSpacing") or header.get("ImagerPixelSpacing")
+    spacing_mm = (float(spacing[0]), float(spacing[1])) if spacing and min(spacing) > 0 else None
+    if stored.ndim == 2:
+        return DecodedImage(_displayed(header, stored)[..., None], "dicom", spacing_mm)
+    colours = stored[..., :3]
+    shades = (colours / (2**bits - 1)).astype(np.float32) if bits > 8 else colours.astype(np.uint8)
+    return DecodedImage(shades, "dicom", spacing_mm)
+
+
+def _stored_by_itk(path: str | PathLike[str], header: Dataset) -> NDArray[Any]:
+    """Stored values by GDCM, which rescales them: undone here."""
+    import SimpleITK as sitk
+
+    try:
+        values = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))[0]
+    except RuntimeError:
+        name = header.file_meta.TransferSyntaxUID.name
+        raise ScanError(path, f"neither pydicom nor GDCM decodes its pixels ({name}); store it uncompressed") from None
+    if values.ndim == 3 or "RescaleSlope" not in header:
+        return values
+    return np.rint((values - float(header.RescaleIntercept)) / float(header.RescaleSlope)).astype(np.int32)
+
+
+def _displayed(header: Dataset, stored: NDArray[Any]) -> NDArray[np.float32]:
+    """Grey values as a viewer shows them, [0, 1]: modality LUT, VOI LUT, inversion, padding."""
+    padding = np.zeros(stored.shape, bool)
+    if (pad := header.get("PixelPaddingValue")) is not None:
+        low, high = sorted((pad, header.get("PixelPaddingRangeLimit", pad)))
+        padding = (stored >= low) & (stored <= high)
+    values = _modality(header, stored)
+    if header.get("VOILUTSequence"):
+        item = header.VOILUTSequence[0]
+        shown = _look_up(header, item.LUTDescriptor, item.LUTData, np.rint(values)) / (2 ** item.LUTDescriptor[2] - 1)
+    elif header.get("WindowWidth") is not None and header.get("WindowCenter") is not None:
+        shown = _windowed(header, values)
+    else:
+        shown = _stretched(header, values, padding)
+    if header.PhotometricInterpretation == "MONOCHROME1":
+        shown = 1 - shown
+    shown[padding] = 0
+    return shown.astype(np.float32)
+
+
+def _modality(header: Dataset, stored: NDArray[Any]) -> NDArray[Any]:
+    if header.get("ModalityLUTSequence"):
+        item = header.ModalityLUTSequence[0]
+        return _look_up(header, item.LUTDescriptor, item.LUTData, stored)
+    return stored * float(header.get("RescaleSlope", 1)) + float(header.get("RescaleIntercept", 0))
+
+
+def _palette(header: Dataset, stored: NDArray[Any]) -> tuple[NDArray[Any], int]:
+    """Colours (H, W, 3) and their bits."""
+    names = [f"{colour}PaletteColorLookupTable" for colour in ("Red", "Green", "Blue")]
+    colours = [_look_up(header, header[f"{n}Descriptor"].value, header[f"{n}Data"].value, stored) for n in names]
+    return np.stack(colours, axis=-1), int(header.RedPaletteColorLookupTableDescriptor[2])
+
+
+def _look_up(header: Dataset, descriptor: Sequence[int], entries: Any, values: NDArray[Any]) -> NDArray[Any]:
+    """Entries of a LUT at the values. Not pydicom's: that wraps the index where there are more than 256 of 8 bits."""
+    count, first = descriptor[0] or 2**16, descriptor[1]
+    if isinstance(entries, bytes):
+        order = "<" if header.original_encoding[1] else ">"
+        entries = np.frombuffer(entries, np.uint8 if len(entries) < 2 * count else f"{order}u2", count)
+    return np.asarray(entries)[np.clip(values.astype(np.int64) - first, 0, count - 1)]
+
+
+def _windowed(header: Dataset, values: NDArray[Any]) -> NDArray[Any]:
+    centre, width = (float(np.atleast_1d(header[tag].value)[0]) for tag in ("WindowCenter", "WindowWidth"))
+    kind = str(header.get("VOILUTFunction") or "LINEAR").upper()
+    if width < (kind == "LINEAR") or width <= 0:
+        raise ValueError(f"WindowWidth {width:g} is no width")
+    if kind == "SIGMOID":
+        return 0.5 + 0.5 * np.tanh(2 * (values - centre) / width)
+    if kind == "LINEAR":
+        centre, width = centre - 0.5, width - 1
+    return np.clip((values - centre) / width + 0.5, 0, 1) if width else (values > centre).astype(np.float32)
+
+
+def _stretched(header: Dataset, values: NDArray[Any], padding: NDArray[np.bool_]) -> NDArray[Any]:
+    """No window given: the full range of 8 bits, or from the least to the greatest value."""
+    bits = int(header.BitsStored)
+    if bits <= 8:
+        lowest = -(2 ** (bits - 1)) if header.get("PixelRepresentation") else 0
+        ends = _modality(header, np.array([lowest, lowest + 2**bits - 1]))
+    else:
+        ends = values[~padding]
+    low, high = (float(ends.min()), float(ends.max())) if ends.size else (0.0, 0.0)
+    return np.clip((values - low) / ((high - low) or 1), 0, 1)

@@ -1,0 +1,81 @@
+"""What all losses share: the three forms of a head, and class weights."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from monai_pipelines.heads import class_logits
+
+Weight = Tensor | Sequence[float] | None
+
+
+class ClassificationLoss(nn.Module):
+    """Base of the losses; the shapes tell the form of the head.
+
+    - one logit: logits (N, 1), labels (N,) of 0 and 1; treated as two classes with logits ``[0, z]``.
+    - multi-class: logits (N, C), labels (N,) of 0..C - 1.
+    - multi-label: logits (N, C), labels (N, C) of 0 and 1.
+
+    Args:
+        weight: (C,), each above 0: of the samples of each class (two for one logit, as from `class_weights`), or of the
+            positives of each class (multi-label, as from `pos_weights`). None weighs all the same.
+
+    Raises:
+        ValueError: another weight, or tensors of other shapes.
+    """
+
+    weight: Tensor | None
+
+    def __init__(self, weight: Weight = None) -> None:
+        super().__init__()
+        values = None if weight is None else torch.as_tensor(weight, dtype=torch.float32)
+        if values is not None and not (values.ndim == 1 and bool(((values > 0) & values.isfinite()).all())):
+            raise ValueError(f"{self._name}: weight must be (C,), each above 0 and finite, got {values.tolist()}")
+        self.register_buffer("weight", values)
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Loss of a batch; a scalar."""
+        if logits.ndim != 2 or labels.shape not in (logits.shape, logits.shape[:1]):
+            raise ValueError(
+                f"{self._name}: wanted logits (N, C) with labels (N,) or (N, C), "
+                f"got {tuple(logits.shape)} and {tuple(labels.shape)}"
+            )
+        several = labels.ndim == 2
+        num_classes = logits.shape[1] if several else max(2, logits.shape[1])
+        if self.weight is not None and len(self.weight) != num_classes:
+            raise ValueError(f"{self._name}: wanted {num_classes} weights, one for each class, got {len(self.weight)}")
+        if several:
+            return self._multi_label(logits, labels.to(logits.dtype))
+        return self._one_logit(logits, labels) if logits.shape[1] == 1 else self._multi_class(logits, labels)
+
+    @abstractmethod
+    def _multi_class(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Loss of (N, C), C > 1, for (N,)."""
+
+    @abstractmethod
+    def _multi_label(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Loss of (N, C) for (N, C) of the same dtype."""
+
+    def _one_logit(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Loss of (N, 1) for (N,)."""
+        return self._multi_class(class_logits(logits), labels)
+
+    def _mean(self, loss: Tensor, labels: Tensor) -> Tensor:
+        """Mean of the losses (N,) of single samples, each weighing what its class weighs."""
+        if self.weight is None:
+            return loss.mean()
+        weight = self.weight[labels]
+        return (weight * loss).sum() / weight.sum()
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
+
+
+def focusing(prob: Tensor, gamma: float) -> Tensor:
+    """``prob ** gamma``, with a finite slope at 0 for every gamma."""
+    return prob.clamp_min(torch.finfo(prob.dtype).tiny) ** gamma

@@ -1,0 +1,156 @@
+"""ImageNet weights, from the checkpoint files of torchvision, for MONAI's networks."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import re
+from os import PathLike
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from monai_pipelines.networks.classifier import ImageClassifier
+
+logger = logging.getLogger(__name__)
+
+DOWNLOAD_URL = "https://download.pytorch.org/models/"
+# Blocks in each stage and names of the files, which end with the start of their SHA-256.
+PUBLISHED: dict[tuple[str | int, ...], str] = {
+    ("basic", 2, 2, 2, 2): "resnet18-f37072fd.pth",
+    ("basic", 3, 4, 6, 3): "resnet34-b627a593.pth",
+    ("bottleneck", 3, 4, 6, 3): "resnet50-0676ba61.pth",
+    ("dense", 6, 12, 24, 16): "densenet121-a639ec97.pth",
+}
+HEADS = ("fc.", "classifier.", "class_layers.")
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def load_imagenet(network: Network, file: str | PathLike[str] | None = None) -> Network:
+    """Load ImageNet weights into MONAI's 2D ResNet-18, 34, 50 or DenseNet-121, or one in an `ImageClassifier`.
+
+    Everything but the head must fit, name by name and shape by shape. For one input channel the first convolution is
+    summed over its three: a grey image then gives what it gives as three equal channels. The head stays as it is.
+
+    Args:
+        network: changed in place. The published ResNet is MONAI's with ``conv1_t_stride=2, bias_downsample=False``.
+        file: a checkpoint file of torchvision (resnet18-f37072fd.pth, ...); "download" fetches it, checks its SHA-256
+            and keeps it in torch's hub folder; None leaves the network as it is, to train from scratch.
+
+    Returns:
+        `network`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ConnectionError: the download failed; says what to place where.
+        ValueError: a network or a file of another kind, or weights that do not fit; lists their names.
+
+    Example:
+        >>> from monai.networks.nets import resnet18
+        >>> network = resnet18(spatial_dims=2, n_input_channels=1, conv1_t_stride=2, bias_downsample=False)
+        >>> load_imagenet(network, file=None) is network
+        True
+
+    Reference:
+        torchvision's checkpoint files; a DenseNet's may spell its layers ``norm.1`` or ``norm1``.
+    """
+    if file is None:
+        return network
+    target: nn.Module = network.backbone if isinstance(network, ImageClassifier) else network
+    wanted = {name: value for name, value in target.state_dict().items() if not name.startswith(HEADS)}
+    first = "features.conv0" if "features.conv0.weight" in wanted else "conv1"
+    if f"{first}.weight" not in wanted or wanted[f"{first}.weight"].ndim != 4:
+        raise ValueError(
+            f"load_imagenet: wanted MONAI's 2D ResNet or DenseNet, or an ImageClassifier of one, "
+            f"got {type(target).__name__}{' in 3D' if f'{first}.weight' in wanted else ''}"
+        )
+    source = _fetch(set(wanted)) if file == "download" else _read(Path(file))
+    found = {_monai_name(name): value for name, value in source.items() if not name.startswith(HEADS)}
+    notes = [_fit_stem(found, f"{first}.weight", wanted[f"{first}.weight"].shape[1]), _stride_note(target, first)]
+
+    counters = {name for name in wanted if name.endswith("num_batches_tracked")}  # lacking in files of before 2018
+    problems = [f"missing: {name}" for name in sorted(wanted.keys() - found.keys() - counters)]
+    problems += [f"unexpected: {name}" for name in sorted(found.keys() - wanted.keys())]
+    problems += [
+        f"shape: {name} is {tuple(found[name].shape)}, the network's {tuple(wanted[name].shape)}"
+        for name in sorted(found.keys() & wanted.keys())
+        if found[name].shape != wanted[name].shape
+    ]
+    if problems:
+        head = f"load_imagenet: {file} does not fit {type(target).__name__} (another depth? the published ResNet has "
+        head += "bias_downsample=False, conv1_t_size=7, shortcut_type='B'):"
+        raise ValueError("\n  - ".join([head, *problems]))
+    target.load_state_dict(found, strict=False)
+    logger.info(
+        "ImageNet weights of %s: %d tensors loaded%s; the head stays as initialised.",
+        file,
+        len(found),
+        "".join(f"; {note}" for note in notes if note),
+    )
+    return network
+
+
+def _monai_name(name: str) -> str:
+    """Name in MONAI's DenseNet; those of ResNets are torchvision's."""
+    return re.sub(r"(denselayer\d+)\.(norm|conv)\.?([12])\.", r"\1.layers.\2\3.", name)
+
+
+def _fit_stem(weights: dict[str, Tensor], name: str, num_channels: int) -> str:
+    """Fit the first convolution to the channels of the network; says what was done."""
+    if num_channels == 3 or name not in weights:
+        return ""
+    if num_channels != 1:
+        raise ValueError(
+            f"load_imagenet: the network takes {num_channels} channels, ImageNet weights 1 or 3 "
+            "(make it with 3, or train from scratch)"
+        )
+    weights[name] = weights[name].sum(1, keepdim=True)
+    return "first convolution summed over its 3 channels"
+
+
+def _stride_note(network: nn.Module, first: str) -> str:
+    stride = network.get_submodule(first).stride
+    return "" if stride == (2, 2) else f"first convolution has stride {stride}, the weights were trained with (2, 2)"
+
+
+def _fetch(names: set[str]) -> dict[str, Tensor]:
+    """The published weights for a network with tensors of these names."""
+    if "features.conv0.weight" in names:
+        block, stage = "dense", "features.denseblock"
+    else:
+        block, stage = "bottleneck" if "layer1.0.conv3.weight" in names else "basic", "layer"
+    inner = {".".join(name[len(stage) :].split(".")[:2]) for name in names if name.startswith(stage)}  # stage.block
+    file = PUBLISHED.get((block, *(sum(name.startswith(f"{n}.") for name in inner) for n in range(1, 5))))
+    if file is None:
+        raise ValueError(
+            f"load_imagenet: weights are published for {', '.join(name.split('-')[0] for name in PUBLISHED.values())}, "
+            "not for this network (give a file, or train from scratch)"
+        )
+    try:
+        return torch.hub.load_state_dict_from_url(
+            DOWNLOAD_URL + file, map_location="cpu", check_hash=True, weights_only=True
+        )
+    except OSError as error:
+        raise ConnectionError(
+            f"load_imagenet: could not fetch {DOWNLOAD_URL}{file} ({error}); fetch it elsewhere and give its path, or "
+            f"place it in {Path(torch.hub.get_dir(), 'checkpoints')}"
+        ) from error
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"load_imagenet: no file {file} (a checkpoint of torchvision, from {DOWNLOAD_URL}, or 'download')"
+        )
+    try:
+        weights = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"load_imagenet: {file} is no checkpoint file of torch (damaged?): {error}") from error
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise ValueError(
+            f"load_imagenet: wanted tensors by name in {file}, as in torchvision's files, got other things"
+        )
+    return weights

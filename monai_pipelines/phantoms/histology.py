@@ -1,0 +1,146 @@
+"""Writes H&E-like tiles of nine colorectal tissues, one folder a class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from os import PathLike
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+from monai_pipelines.phantoms.tissue import TISSUES, Tissue
+from monai_pipelines.phantoms.writing import drawn, new_folder
+
+HAEMATOXYLIN = (0.56, 0.72, 0.41)
+EOSIN = (0.22, 0.80, 0.56)
+
+
+class Stain(NamedTuple):
+    """How a slide was stained, cut and scanned: optical density of each stain, (3,), and light without tissue."""
+
+    blue_od: np.ndarray
+    pink_od: np.ndarray
+    light: np.ndarray
+    blur_px: float
+    noise: float
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> Stain:
+        """A slide of its own laboratory."""
+        blue, pink = (
+            np.abs(np.array(mean) + rng.normal(0, 0.045, 3)) * rng.uniform(0.65, 1.35) for mean in (HAEMATOXYLIN, EOSIN)
+        )
+        light = 255 * rng.uniform(0.88, 0.98) * rng.uniform(0.96, 1, 3)
+        return cls(1.25 * blue, 0.62 * pink, light, rng.uniform(0.3, 0.9), rng.uniform(0.5, 3))
+
+    def colour(self, tissue: Tissue, rng: np.random.Generator) -> np.ndarray:
+        """(size, size, 3) uint8 by Beer-Lambert: light x exp(-od x amount); sections vary in thickness."""
+        thickness = rng.uniform(0.6, 1.45)
+        blue, pink = (
+            thickness * np.maximum(gaussian_filter(amount, self.blur_px), 0)[..., None]
+            for amount in (tissue.blue, tissue.pink)
+        )
+        rgb = self.light * np.exp(-blue * self.blue_od - pink * self.pink_od)
+        return np.clip(np.rint(rgb + self.noise * rng.standard_normal(rgb.shape)), 0, 255).astype(np.uint8)
+
+
+def histology_tile(
+    seed_or_rng: int | np.random.SeedSequence | np.random.Generator,
+    tissue: str,
+    size: int = 224,
+    stain: Stain | None = None,
+) -> np.ndarray:
+    """Draw one tile, (size, size, 3) uint8, 0.5 um a pixel.
+
+    Args:
+        seed_or_rng: same seed, same tile.
+        tissue: ADI, BACK, DEB, LYM, MUC, MUS, NORM, STR or TUM.
+        size: rows and columns.
+        stain: the slide's; None draws one.
+
+    Raises:
+        ValueError: for another tissue.
+
+    Example:
+        >>> histology_tile(0, "LYM", size=64).shape
+        (64, 64, 3)
+    """
+    if tissue not in TISSUES:
+        raise ValueError(f"histology_tile: tissue must be one of {', '.join(TISSUES)}, got {tissue!r}")
+    rng = np.random.default_rng(seed_or_rng)
+    drawing = Tissue(rng, size)
+    TISSUES[tissue](drawing)
+    return (stain or Stain.draw(rng)).colour(drawing, rng)
+
+
+def write_histology_tiles(
+    directory: str | PathLike[str],
+    num_per_class: int | Mapping[str, int] = 60,
+    seed: int = 0,
+    *,
+    size: int = 224,
+    num_slides: int = 24,
+    num_workers: int | None = None,
+    progress: bool = True,
+) -> Path:
+    """Write tiles as `<class>/<slide>_<number>.png`.
+
+    A slide has its own stain and light, and gives tiles of every class. The same arguments give the same bytes,
+    whatever `num_workers` is.
+
+    Args:
+        directory: new or empty folder.
+        num_per_class: tiles a class, or the number for each class that is wanted, as {"LYM": 200, "TUM": 10}.
+        seed: of everything drawn.
+        size: rows and columns, 0.5 um each.
+        num_slides: slides, the patients of this set.
+        num_workers: processes; None: one a core. More than one needs the usual `if __name__ == "__main__"`.
+        progress: show a progress bar.
+
+    Returns:
+        The directory.
+
+    Raises:
+        FileExistsError: when the directory holds anything.
+        ValueError: for unknown classes, no tiles of a class, or no slides.
+
+    Example:
+        >>> import tempfile
+        >>> counts = {"LYM": 2, "TUM": 1}
+        >>> folder = write_histology_tiles(tempfile.mkdtemp(), counts, size=64, num_slides=2, progress=False,
+        ...     num_workers=1)
+        >>> sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+        ['LYM/slide-0000_0000.png', 'LYM/slide-0001_0001.png', 'TUM/slide-0000_0000.png']
+    """
+    counts = dict(num_per_class) if isinstance(num_per_class, Mapping) else dict.fromkeys(TISSUES, num_per_class)
+    unknown = sorted(set(counts) - set(TISSUES))
+    if unknown:
+        raise ValueError(f"write_histology_tiles: unknown classes {unknown}, wanted some of {', '.join(TISSUES)}")
+    if not counts or min(counts.values()) < 1 or num_slides < 1:
+        raise ValueError(
+            f"write_histology_tiles: wants at least 1 tile a class and 1 slide, got {counts} and {num_slides}"
+        )
+    folder = new_folder(directory, "write_histology_tiles")
+    for name in counts:
+        (folder / name).mkdir()
+    seeds = np.random.SeedSequence(seed).spawn(num_slides)
+    plans = [
+        (index, [(name, number) for name, count in counts.items() for number in range(index, count, num_slides)], own)
+        for index, own in enumerate(seeds)
+    ]
+    for _ in drawn(partial(_write_slide, folder=folder, size=size), plans, num_workers, progress):
+        pass
+    return folder
+
+
+def _write_slide(plan: tuple[int, list[tuple[str, int]], np.random.SeedSequence], folder: Path, size: int) -> None:
+    index, tiles, seed = plan
+    own, *seeds = seed.spawn(1 + len(tiles))
+    stain = Stain.draw(np.random.default_rng(own))
+    for (name, number), tile_seed in zip(tiles, seeds, strict=True):
+        pixels = histology_tile(tile_seed, name, size, stain)
+        Image.fromarray(pixels).save(folder / name / f"slide-{index:04d}_{number:04d}.png", compress_level=1)

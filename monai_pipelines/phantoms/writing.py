@@ -1,0 +1,66 @@
+"""What every cohort of phantoms is written with: a new folder, processes with a progress bar, tables."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from multiprocessing import get_context
+from os import PathLike
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from rich.progress import track
+
+Plan = TypeVar("Plan")
+Result = TypeVar("Result")
+
+
+def new_folder(directory: str | PathLike[str], writer: str) -> Path:
+    """Make a folder; one that holds anything is refused in the name of `writer`."""
+    folder = Path(directory)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{writer}: {folder} must be new or empty (name another, or delete it)")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def alike_in_classes(rng: np.random.Generator, labels: np.ndarray, num_kinds: int) -> np.ndarray:
+    """Kinds 0, 1, ... of every member, equally many in each class, so that the kind does not tell the class."""
+    kinds = np.empty(len(labels), dtype=int)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        kinds[members] = rng.permutation(np.arange(len(members)) % num_kinds)
+    return kinds
+
+
+def drawn(
+    draw: Callable[[Plan], Result], plans: Sequence[Plan], num_workers: int | None, progress: bool
+) -> Iterator[Result]:
+    """Results of `draw` in the order of the plans, drawn in `num_workers` processes (None: one a core)."""
+    draw = partial(_on_one_thread, draw)
+    workers = min(num_workers or os.cpu_count() or 1, len(plans))
+    with ExitStack() as stack:
+        results: Iterable[Result] = map(draw, plans)
+        if workers > 1:
+            pool: Executor = stack.enter_context(ProcessPoolExecutor(workers, mp_context=get_context("spawn")))
+            results = pool.map(draw, plans, chunksize=1)
+        yield from track(results, "Drawing phantoms", total=len(plans), disable=not progress)
+
+
+def _on_one_thread(draw: Callable[[Plan], Result], plan: Plan) -> Result:
+    """Matrix products are small here: threads would only wait for each other, and for those of other workers."""
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    with threadpool_limits(1):
+        return draw(plan)
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a table whose bytes do not depend on the system."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([header, *rows])

@@ -1,0 +1,119 @@
+"""Images as points: what lies near what, in raw pixels or in a network's features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike, NDArray
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from monai_pipelines.report.figures import COLORS, plain
+
+__all__ = ["embed", "embedding_figure", "principal_components", "stratified_indices"]
+
+_MARKERS = ("o", "^", "s", "D")
+_MIN_POINTS = 5
+
+
+def stratified_indices(label: ArrayLike, num: int, seed: int = 0) -> NDArray[np.int64]:
+    """Indices of at most ``num`` images, every class with its share, in rising order.
+
+    Args:
+        label: (N,) classes, or (N, C) of 0 and 1: each combination counts as a class.
+        num: of images wanted.
+        seed: of the draw.
+
+    Example:
+        >>> stratified_indices([0, 0, 0, 0, 1, 1], 3).shape
+        (3,)
+    """
+    truth = np.asarray(label)
+    _, stratum = np.unique(truth, axis=0, return_inverse=True)
+    order = np.random.default_rng(seed).permutation(len(truth))
+    place = np.empty(len(truth))  # in 0..1, within the image's class
+    for k in range(stratum.max() + 1):
+        own = order[stratum[order] == k]
+        place[own] = np.arange(len(own)) / len(own)
+    return np.sort(order[np.argsort(place[order], kind="stable")[:num]])
+
+
+def principal_components(features: ArrayLike, seed: int = 0, num: int = 50) -> NDArray[np.float32]:
+    """The first principal components (N, at most ``num``) of features (N, F).
+
+    Example:
+        >>> principal_components([[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]], num=1).shape
+        (3, 1)
+    """
+    values = np.asarray(features, dtype=np.float32)
+    return PCA(min(num, *values.shape), random_state=seed).fit_transform(values)
+
+
+def embed(features: ArrayLike, seed: int = 0) -> NDArray[np.float32] | None:
+    """Two coordinates for each image, by t-SNE of the first 50 principal components: near means alike.
+
+    Distances between groups, their sizes and the axes mean nothing. Of some thousand points it takes seconds to
+    minutes: see :func:`stratified_indices`.
+
+    Args:
+        features: (N, F).
+        seed: of both steps.
+
+    Returns:
+        (N, 2); None for fewer than five images, or where fewer than two features vary.
+
+    Example:
+        >>> embed(np.eye(4)) is None
+        True
+
+    Reference: van der Maaten and Hinton, Visualizing data using t-SNE, JMLR, 2008.
+    """
+    values = np.asarray(features, dtype=np.float32)
+    if len(values) < _MIN_POINTS or (np.ptp(values, axis=0) > 0).sum() < 2:
+        return None
+    components = principal_components(values, seed)
+    perplexity = min(30.0, (len(values) - 1) / 3)
+    with threadpool_limits(1):  # on busy cores its threads wait for each other: 21 s for 40 points, alone 0.1 s
+        return TSNE(2, perplexity=perplexity, init="pca", max_iter=500, random_state=seed).fit_transform(components)
+
+
+def embedding_figure(points: ArrayLike, label: ArrayLike, class_names: Sequence[str], title: str) -> Figure:
+    """Points coloured by class; more than seven classes differ by marker too.
+
+    Args:
+        points: (N, 2), of :func:`embed`.
+        label: (N,) classes; or (N, C) of 0 and 1, drawn as the class where there is one, else "several" or "none".
+        class_names: the C names.
+        title: above the points.
+
+    Returns:
+        The figure.
+
+    Example:
+        >>> figure = embedding_figure([[0, 0], [1, 1]], [0, 1], ["healthy", "ill"], "Raw pixels")
+        >>> [text.get_text() for text in figure.legends[0].get_texts()]
+        ['healthy', 'ill']
+    """
+    at, truth, names = np.asarray(points), np.asarray(label), list(class_names)
+    if truth.ndim == 2:
+        number = truth.sum(axis=1)
+        truth = np.where(number == 1, truth.argmax(axis=1), np.where(number > 1, len(names), len(names) + 1))
+        names += ["several", "none"]
+    shown = [k for k in range(len(names)) if (truth == k).any()]
+    columns = min(len(shown), 3, max(1, 54 // (7 + max(len(names[k]) for k in shown))))
+    figure = Figure(figsize=(5.4, 5.0 + 0.24 * -(-len(shown) // columns)), layout="constrained")
+    axes = figure.subplots()
+    size = float(np.clip(4000 / len(at), 12, 40))
+    for k in shown:
+        color, marker = COLORS[k % len(COLORS)], _MARKERS[k // len(COLORS) % len(_MARKERS)]
+        at_k = at[truth == k]
+        name = plain(names[k], 34, lines=1)
+        axes.scatter(at_k[:, 0], at_k[:, 1], size, color, marker=marker, alpha=0.8, linewidths=0, label=name)
+    axes.set_title(plain(title, 50), fontsize=12)
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_color("#c9d1d9")
+    figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=11, markerscale=(40 / size) ** 0.5)
+    return figure

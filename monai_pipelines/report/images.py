@@ -1,0 +1,164 @@
+"""The images that a network is given, drawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.patheffects import withStroke
+from numpy.typing import NDArray
+from PIL import Image
+
+from monai_pipelines.report.figures import plain
+
+__all__ = ["images_figure", "slices_figure", "thumbnail"]
+
+_MAX_VOLUMES = 8
+
+
+def images_figure(images: Sequence[Any], titles: Sequence[str], columns: int = 6) -> Figure:
+    """A grid of images; volumes as :func:`slices_figure` draws them.
+
+    Args:
+        images: of one kind: 2D (C, H, W), three channels in colour, else the first in grey; uint8, or floating point,
+            which is stretched where it leaves [0, 1], by the lowest and highest value of all images together.
+            Volumes (C, X, Y, Z): see :func:`slices_figure`.
+        titles: of each image, short.
+        columns: at most.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: no image, another shape, or titles that do not match.
+
+    Example:
+        >>> len(images_figure([np.zeros((3, 8, 8), np.uint8)] * 7, ["a tile"] * 7).axes)
+        7
+    """
+    if not len(images) or len(images) != len(titles):
+        raise ValueError(
+            f"images_figure: wanted an image or more and a title each, got {len(images)} and {len(titles)}"
+        )
+    if len(images[0].shape) == 4:
+        return slices_figure(images, titles)
+    columns = min(columns, len(images))
+    rows = math.ceil(len(images) / columns)
+    figure = Figure(figsize=(1.8 * columns, 2.15 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis, pixels, title in zip(axes, _pixels(images), titles, strict=False):
+        axis.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axis.set_title(plain(title, 22, lines=3), fontsize=9)
+        axis.set_axis_off()
+    for axis in axes[len(images) :]:
+        axis.remove()
+    return figure
+
+
+def thumbnail(image: Any, side: int = 192) -> tuple[str, bytes]:
+    """Kind of file ("png" or "jpeg") and content: a 2D image, as :func:`images_figure` takes it, at most ``side`` wide.
+
+    Small images are kept pixel by pixel as PNG.
+    """
+    picture = Image.fromarray(_pixels([image])[0])
+    kind = "png" if max(picture.size) < side // 2 else "jpeg"
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    buffer = BytesIO()
+    picture.save(buffer, format=kind, **({"quality": 90} if kind == "jpeg" else {}))
+    return kind, buffer.getvalue()
+
+
+def _pixels(images: Sequence[Any]) -> list[NDArray[np.uint8]]:
+    """(H, W) or (H, W, 3) each."""
+    arrays = []
+    for image in images:
+        if len(image.shape) != 3:
+            raise ValueError(f"images_figure: wanted images (C, H, W), got shape {tuple(image.shape)}")
+        array = np.asarray(image)
+        arrays.append(array.transpose(1, 2, 0) if len(array) == 3 else array[0])
+    if all(array.dtype == np.uint8 for array in arrays):
+        return arrays
+    low, high = min(float(array.min()) for array in arrays), max(float(array.max()) for array in arrays)
+    if low >= 0 and high <= 1:
+        low, high = 0.0, 1.0
+    scale = 255 / (high - low) if high > low else 0.0
+    return [((array - low) * scale).round().astype(np.uint8) for array in arrays]
+
+
+def slices_figure(images: Sequence[Any], titles: Sequence[str]) -> Figure:
+    """An axial, a coronal and a sagittal slice of each volume, as a radiologist expects them.
+
+    Patient right is on the viewer's left, anterior (axial) and head (coronal, sagittal) up, and the sagittal slice
+    faces left. Axial and coronal through the middle, sagittal through the middle of the right half (the midline has no
+    lung). First channel, grey from the volume's lowest to its highest value. Only a MetaTensor is known to lie so:
+    other volumes are drawn the same way, but their planes are named by axes and have no letters R, A and S.
+
+    Args:
+        images: up to 8 volumes (C, X, Y, Z): MetaTensors in RAS, whose ``pixdim`` gives the voxels' shape, or arrays
+            and tensors of cubes.
+        titles: one line for each volume.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: no volume, more than 8, another shape, or titles that do not match.
+
+    Example:
+        >>> len(slices_figure([np.zeros((1, 8, 8, 8))], ["a scan"]).axes)
+        3
+    """
+    if not 1 <= len(images) <= _MAX_VOLUMES or len(images) != len(titles):
+        raise ValueError(
+            f"slices_figure: wanted 1 to {_MAX_VOLUMES} volumes and a title each, got {len(images)} and {len(titles)}"
+        )
+    columns = 1 if len(images) < 3 else 2
+    rows = math.ceil(len(images) / columns)
+    x, y, z = _extent_mm(images[0])
+    width, scale = 6.4, 6.4 / (2 * x + y)
+    above = 0.6 if any(titles) else 0.3
+    figure = Figure(figsize=(width * columns, (max(y, z) * scale + above) * rows), layout="constrained")
+    figure.set_facecolor("white")
+    parts = np.ravel(figure.subfigures(rows, columns, squeeze=False))
+    for part, image, title in zip(parts, images, titles, strict=False):
+        _draw_planes(part, image, title)
+    return figure
+
+
+def _draw_planes(part: SubFigure, image: Any, title: str) -> None:
+    x, y, z = _extent_mm(image)
+    volume = np.asarray(image)[0]
+    low, high = float(volume.min()), float(volume.max())
+    i, j, k = 3 * volume.shape[0] // 4, volume.shape[1] // 2, volume.shape[2] // 2
+    named = hasattr(image, "affine")
+    names = ("Axial", "Coronal", "Sagittal") if named else ("x-y", "x-z", "y-z")
+    planes = (
+        (volume[::-1, ::-1, k], (x, y), ("R", "A")),
+        (volume[::-1, j, ::-1], (x, z), ("R", "S")),
+        (volume[i, ::-1, ::-1], (y, z), ("A", "S")),
+    )
+    if title:
+        part.suptitle(plain(title, 60), fontsize=12, weight="bold")
+    for axes, name, (pixels, (width, height), (left, top)) in zip(
+        part.subplots(1, 3, width_ratios=[x, x, y]), names, planes, strict=True
+    ):
+        axes.imshow(pixels.T, cmap="gray", vmin=low, vmax=high, extent=(0, width, height, 0), interpolation="nearest")
+        axes.set_title(name, fontsize=11)
+        axes.set_axis_off()
+        if not named:
+            continue
+        style: dict[str, Any] = {"color": "white", "fontsize": 11, "weight": "bold", "transform": axes.transAxes}
+        outline = [withStroke(linewidth=2, foreground="black")]
+        axes.text(0.03, 0.5, left, va="center", ha="left", path_effects=outline, **style)
+        axes.text(0.5, 0.97, top, va="top", ha="center", path_effects=outline, **style)
+
+
+def _extent_mm(image: Any) -> tuple[float, float, float]:
+    if len(image.shape) != 4:
+        raise ValueError(f"slices_figure: wanted a volume (C, X, Y, Z), got shape {tuple(image.shape)}")
+    x, y, z = (float(n * mm) for n, mm in zip(image.shape[1:], getattr(image, "pixdim", (1, 1, 1)), strict=True))
+    return x, y, z

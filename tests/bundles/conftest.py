@@ -1,0 +1,209 @@
+"""What each bundle is tried with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.utils import set_determinism
+
+from monai_pipelines import phantoms
+from monai_pipelines.data import medmnist_info
+from monai_pipelines.declared import declared_path, list_declared
+
+ENTRY_POINTS = {"train", "inference", "evaluate"}
+QUIET: dict[str, Any] = {"num_workers": 1, "progress": False}
+
+
+# What MONAI's schema of 2024-07-25 asks for, in short.
+REQUIRED = ("schema", "version", "monai_version", "pytorch_version", "numpy_version", "task", "description", "authors")
+STRINGS = (*REQUIRED, "copyright", "data_source", "data_type", "image_classes", "label_classes", "pred_classes")
+MAPPINGS = ("required_packages_version", "changelog", "eval_metrics", "supported_apps")
+TENSOR = {
+    "type": {"type": "string"},
+    "format": {"type": "string"},
+    "num_channels": {"type": "integer"},
+    "spatial_shape": {"type": "array", "items": {"type": ["string", "integer"]}},
+    "dtype": {"type": "string"},
+    "value_range": {"type": "array", "items": {"type": "number"}},
+}
+TENSORS = {"additionalProperties": {"type": "object", "properties": TENSOR, "required": list(TENSOR)}}
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        **{name: {"type": "string"} for name in STRINGS},
+        **{name: {"type": "object"} for name in MAPPINGS},
+        "references": {"type": "array", "items": {"type": "string"}},
+        "network_data_format": {
+            "type": "object",
+            "properties": {"inputs": TENSORS, "outputs": TENSORS, "post_processed_outputs": TENSORS},
+            "required": ["inputs", "outputs"],
+        },
+    },
+    "required": [*REQUIRED, "copyright", "required_packages_version", "network_data_format"],
+}
+
+
+class Case(NamedTuple):
+    """One bundle, small.
+
+    Args:
+        make: writes data into a folder and returns what `dataset_dir` names.
+        small: overrides of every config.
+        parameters: by config, of the networks with the metadata's channels and classes, as published.
+        spoil: writes images to be classified into a folder, from the data; returns the number of good ones and, by
+            name, the reason why a bad one is skipped. None where the bundle takes one file.
+    """
+
+    make: Callable[[Path], Path]
+    small: dict[str, Any]
+    parameters: dict[str, int]
+    spoil: Callable[[Path, Path], tuple[int, dict[str, str]]] | None
+
+
+def _lung_ct(folder: Path) -> Path:
+    return phantoms.write_lung_ct_cohort(folder, 14, matrix=64, slice_mm=8, **QUIET).parent
+
+
+def _spoil_lung_ct(data: Path, scans: Path) -> tuple[int, dict[str, str]]:
+    for series in sorted((data / "scans").iterdir())[:2]:
+        shutil.copytree(series, scans / series.name)
+    broken = scans / "truncated"
+    shutil.copytree(series, broken)
+    first = min(broken.iterdir())
+    first.write_bytes(first.read_bytes()[:-100])
+    (scans / "empty.nii.gz").touch()
+    (scans / "no_dicom").mkdir()
+    (scans / "no_dicom" / "notes.doc").write_text("not a scan")
+    reasons = {
+        "truncated": "truncated",
+        "empty.nii.gz": "unreadable NIfTI",
+        "no_dicom": "wanted a folder with one DICOM",
+    }
+    return 2, reasons
+
+
+def _spoil_images(data: Path, images: Path) -> tuple[int, dict[str, str]]:
+    good = sorted(
+        p for p in data.rglob("*") if p.suffix in (".png", ".jpeg", ".jpg", ".dcm") and "truth" not in p.parts
+    )
+    for file in good[:3]:
+        shutil.copy(file, images / file.name)
+    cut = next(p for p in good if p.suffix != ".dcm")
+    (images / f"cut{cut.suffix}").write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    (images / "empty.png").touch()
+    (images / "text.jpeg").write_text("no picture")
+    return 3, {f"cut{cut.suffix}": "truncated", "empty.png": "empty", "text.jpeg": "no image"}
+
+
+def _medmnist(folder: Path) -> Path:
+    rng, info = np.random.default_rng(0), medmnist_info("pathmnist")
+    arrays = {}
+    for split, num in (("train", 36), ("val", 18), ("test", 18)):
+        arrays[f"{split}_labels"] = labels = (np.arange(num) % len(info.classes))[:, None].astype(np.uint8)
+        images = rng.integers(0, 100, (num, 28, 28, 3)) + 15 * labels[:, :, None, None]
+        arrays[f"{split}_images"] = images.astype(np.uint8)
+    folder.mkdir()
+    np.savez(folder / "pathmnist.npz", **arrays)
+    return folder
+
+
+CASES = {
+    "lung_ct_classification": Case(
+        _lung_ct,
+        {"size": [32, 32, 32], "batch_size": 4},
+        {"train": 33_161_026, "resnet34": 63_470_658, "resnet50": 46_159_170, "densenet121": 11_244_674},
+        _spoil_lung_ct,
+    ),
+    "chest_xray_classification": Case(
+        lambda folder: phantoms.write_chest_xray_cohort(folder, 16, size=64, **QUIET).parent,
+        {"size": [32, 32], "batch_size": 4},
+        {"train": 6_949_634, "resnet50": 23_505_858},
+        _spoil_images,
+    ),
+    "colorectal_histology_classification": Case(
+        lambda folder: phantoms.write_histology_tiles(folder, 6, size=64, num_slides=6, **QUIET),
+        {"size": [32, 32], "batch_size": 9},
+        {"train": 23_526_473},
+        _spoil_images,
+    ),
+    "fundus_classification": Case(
+        lambda folder: phantoms.write_fundus_cohort(folder, 16, size=96, **QUIET),
+        {"size": [32, 32], "batch_size": 4},
+        {"train": 23_510_081},
+        _spoil_images,
+    ),
+    "medmnist_classification": Case(_medmnist, {"batch_size": 9}, {"train": 11_173_449}, None),
+}
+
+
+class Bundle(NamedTuple):
+    """A bundle, its files and its case."""
+
+    name: str
+    root: Path
+    case: Case
+
+    def config(self, *names: str) -> list[str]:
+        return [str(self.root / "configs" / f"{name}.yaml") for name in names]
+
+    @property
+    def overlays(self) -> list[str]:
+        return sorted({file.stem for file in (self.root / "configs").glob("*.yaml")} - ENTRY_POINTS)
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        return json.loads((self.root / "configs" / "metadata.json").read_text())
+
+    def parser(self, *names: str, **override: Any) -> ConfigParser:
+        parser = ConfigParser()
+        parser.read_config(self.config(*names))
+        parser.update(override)
+        return parser
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in list_declared("bundles")],
+)
+def bundle(request: pytest.FixtureRequest) -> Bundle:
+    name = request.param
+    return Bundle(name, declared_path("bundles") / name, CASES[name])
+
+
+@pytest.fixture(scope="session")
+def schema() -> dict[str, Any]:
+    """MONAI's schema of metadata, in short."""
+    return SCHEMA
+
+
+@pytest.fixture(scope="module")
+def data(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `dataset_dir` names."""
+    return bundle.case.make(tmp_path_factory.mktemp(bundle.name) / "data")
+
+
+@pytest.fixture
+def workflow(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., ConfigWorkflow]]:
+    """The bundle in this process, initialised, at a small size."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+
+    def start(*names: str, workflow_type: str = "train", **override: Any) -> ConfigWorkflow:
+        settings = {"bundle_root": str(bundle.root), "output_dir": str(tmp_path), "num_workers": 0, **bundle.case.small}
+        flow = ConfigWorkflow(
+            bundle.config(*names), logging_file=False, workflow_type=workflow_type, **{**settings, **override}
+        )
+        flow.initialize()
+        return flow
+
+    yield start
+    set_determinism(None)

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from PIL import Image
+
+from monai_pipelines.errors import ScanError
+from monai_pipelines.transforms import LoadImage2D, LoadXray
+from tests.dicom_files import write_image
+
+ROWS, COLUMNS = np.indices((30, 44))
+GREY = (4 * ROWS + 3 * COLUMNS).astype(np.uint8)
+DEEP = (GREY.astype(np.uint16) * 257 - 100 * (GREY > 0)).astype(np.uint16)
+RGB = np.stack([5 * COLUMNS, 8 * ROWS, GREY], axis=-1).astype(np.uint8)
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> dict[str, Path]:
+    """A folder as people have it; each kind with the grey it shows."""
+    Image.fromarray(RGB).save(tmp_path / "rgb.png")
+    Image.fromarray(GREY).save(tmp_path / "grey.tif")
+    Image.fromarray(DEEP).save(tmp_path / "deep.png")
+    write_image(
+        tmp_path / "inverted.dcm", 4095 - 16 * GREY.astype(np.uint16), 12, PhotometricInterpretation="MONOCHROME1"
+    )
+    return {path.stem: path for path in tmp_path.iterdir()}
+
+
+SHOWN = {
+    "rgb": RGB @ np.array([0.299, 0.587, 0.114]) / 255,
+    "grey": GREY / 255,
+    "deep": DEEP / 65535,
+    "inverted": GREY / GREY.max(),
+}
+
+
+def test_xrays_come_in_one_dtype(mixed: dict[str, Path]) -> None:
+    for name, path in mixed.items():
+        out = LoadXray()(path)
+        assert (out.shape, out.dtype) == ((1, 30, 44), torch.float32)
+        np.testing.assert_allclose(out[0].numpy(), SHOWN[name], atol=0.51 / 255 if name == "rgb" else 1e-6)
+
+
+def test_photographs_come_in_one_dtype(mixed: dict[str, Path]) -> None:
+    for name, path in mixed.items():
+        grey, colour = LoadImage2D(channels=1)(path), LoadImage2D()(path)
+        assert (grey.shape, colour.shape) == ((1, 30, 44), (3, 30, 44))
+        assert grey.dtype == colour.dtype == torch.uint8
+        np.testing.assert_allclose(grey[0].numpy(), 255 * SHOWN[name], atol=0.51)
+        if name == "rgb":
+            np.testing.assert_array_equal(colour.numpy(), RGB.transpose(2, 0, 1))
+        else:
+            assert torch.equal(colour, grey.expand(3, -1, -1))
+
+
+@pytest.mark.parametrize("load", [LoadImage2D(), LoadXray()], ids=["photo", "xray"])
+def test_result_is_writable_and_contiguous(load: LoadImage2D | LoadXray, mixed: dict[str, Path]) -> None:
+    for path in mixed.values():
+        out = load(path)
+        assert out.is_contiguous()
+        out.as_tensor().zero_()
+        assert load(path).any()
+
+
+def test_meta_tells_spacing_and_file_type_but_neither_name_nor_patient(tmp_path: Path) -> None:
+    path = write_image(tmp_path / "doe_john.dcm", GREY, PixelSpacing=[0.2, 0.1])
+    out = LoadXray()(path)
+    np.testing.assert_allclose(out.affine, np.diag([0.2, 0.1, 1, 1]))
+    assert out.meta["file_type"] == "dicom"
+    assert not any(word in repr(out.meta).lower() for word in ("doe", "secret"))
+    Image.fromarray(RGB).save(tmp_path / "a.png", dpi=(300, 300))
+    plain = LoadImage2D()(tmp_path / "a.png")
+    assert torch.equal(plain.affine, torch.eye(4, dtype=torch.float64))
+    assert plain.meta["file_type"] == "png"
+
+
+def test_path_as_text_and_errors(tmp_path: Path, mixed: dict[str, Path]) -> None:
+    assert isinstance(LoadImage2D()(str(mixed["rgb"])), MetaTensor)
+    with pytest.raises(ScanError, match=r"none\.png: wanted an image file"):
+        LoadImage2D()(tmp_path / "none.png")
+    with pytest.raises(ValueError, match=r"LoadImage2D: channels must be 1 \(grey\) or 3 \(RGB\), got 4"):
+        LoadImage2D(channels=4)
+
+
+def test_real_xrays_with_boxes(shared_data: Path) -> None:
+    files = sorted(p for p in (shared_data / "chest_xray_boxes" / "images").iterdir())
+    assert len(files) == 24
+    for path in files[::6]:
+        out = LoadXray()(path)
+        assert tuple(out.shape) == (1, 1024, 1024)
+        assert out.max() <= 1
+        assert 0.1 < out.mean() < 0.9
