@@ -22,10 +22,7 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
-
-from monai_pipelines.metrics import bootstrap_intervals, classification_metrics
 
 ROOT = Path(__file__).parents[1]
 FIGURES = ("roc_auc", "accuracy")
@@ -65,34 +62,23 @@ def run_data(bundle: str, seed: int, folder: Path, data: Path, options: str) -> 
 def row(bundle: str, seed: int, folder: Path, data: str, command: str, seconds: float) -> dict[str, object]:
     """The figures of a run."""
     metrics = json.loads((folder / "metrics.json").read_text())
-    with open(folder / "predictions.csv", newline="", encoding="utf-8") as file:
-        lines = [line for line in csv.DictReader(file) if not line["skipped"]]
-    prob = np.array([[float(v) for k, v in line.items() if k.startswith("prob_")] for line in lines])
-    label = np.array([int(line["label"]) for line in lines])
-    patients = np.array([line["patient"] or line["image"] for line in lines])
-
-    def figures(prob: np.ndarray, label: np.ndarray) -> dict[str, float]:
-        values = classification_metrics(prob, label, threshold=metrics["threshold"])
-        return {name: values[name] for name in FIGURES}
-
-    intervals = bootstrap_intervals(figures, prob, label, patients)
     own = metrics["metrics"]
     shortcut, theirs = max(metrics["shortcuts"].items(), key=lambda named: named[1]["roc_auc"])
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    ends = {
-        f"{name}_{end}": round(v, 4)
-        for name in FIGURES
-        for end, v in zip(("low", "high"), intervals[name], strict=True)
-    }
+    intervals = {name: metrics["intervals"][name] for name in FIGURES}
     return {
         "date": datetime.date.today(),
         "data": data,
         "config": "demo.yaml",
         "seed": seed,
         "num_images": metrics["num_scans"],
-        "num_patients": metrics["num_patients"],
+        "num_patients": metrics["num_patients"] or "unknown",
         **{name: round(own[name], 4) for name in FIGURES},
-        **ends,
+        **{
+            f"{name}_{end}": round(v, 4)
+            for name in FIGURES
+            for end, v in zip(("low", "high"), intervals[name], strict=True)
+        },
         "shortcut": shortcut,
         "shortcut_roc_auc": round(theirs["roc_auc"], 4),
         "sensitivity": round(own["recall"], 4),
@@ -154,12 +140,13 @@ def main() -> None:
             command = run_demo(args.bundle, seed, folder)
         else:
             command = run_data(args.bundle, seed, folder, args.data, args.options)
+        made = row(args.bundle, seed, folder, args.name, command, time.perf_counter() - start)
         new = not file.exists()
         with file.open("a", newline="", encoding="utf-8") as out:
             writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
             if new:
                 writer.writeheader()
-            writer.writerow(row(args.bundle, seed, folder, args.name, command, time.perf_counter() - start))
+            writer.writerow(made)
     if file.exists():
         write_table(args.bundle)
 

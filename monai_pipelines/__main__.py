@@ -16,7 +16,7 @@ app.add_typer(phantoms, name="phantoms")
 @app.command()
 def show(
     name: Annotated[str | None, typer.Argument(help="A chain or bundle, by name or path; none lists all.")] = None,
-    input: Annotated[Path | None, typer.Option(help="A scan to run the chain on.")] = None,
+    input: Annotated[Path | None, typer.Option(help="A scan or image to run the chain on.")] = None,
     picture: Annotated[Path | None, typer.Option(help="Draw what each step does to --input here (PNG).")] = None,
     knob: Annotated[list[str] | None, typer.Option(help="Of the chain drawn, as name=value; repeatable.")] = None,
 ) -> None:

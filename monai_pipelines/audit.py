@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,9 +23,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from monai_pipelines.data import Listing
-from monai_pipelines.data.split import SPLIT_NAMES, SPLITS
+from monai_pipelines.data.split import SPLIT_NAMES, SPLITS, split_problems
 from monai_pipelines.errors import ScanError
-from monai_pipelines.images import decode_image
+from monai_pipelines.images import decode_in_thread
 
 WHOLE = "all"  # the split of a source that gives none
 _THUMBNAIL = 24  # pixels
@@ -78,7 +79,7 @@ class Audit:
         sizes: by class: ``height`` and ``width`` as [least, median, greatest], and how many differ.
         file_types: by class: files of each type, told by content.
         colours: by class: grey and colour images.
-        problems: of the listing: what `monai_pipelines.data.read_images` refuses.
+        problems: what `monai_pipelines.data.read_images` refuses, beside patients in several splits.
         unreadable: by name: why.
         patients_in_several_splits: for each such patient the names of the images, by split.
         exact, near: groups of images with equal pixels, and of images that show the same.
@@ -138,11 +139,10 @@ def audit_images(listing: Listing, similarity: float = 0.95, num_workers: int | 
 
     Near duplicates are found by the detail of a small grey thumbnail: what is left after taking away the coarse
     shading and dividing by the local contrast, so that neither brightness nor the same anatomy makes images alike.
-    Measured on chest X-rays, fundus photographs and histology tiles: copies that were compressed again, halved, made
-    brighter, mirrored or turned by 90 degrees mostly reach 0.95 (small tiles 0.9), copies cut by 2% or turned by
-    2 degrees 0.6 to 0.9, and copies cut by 5% are not found. Different images stay below 0.25 (tiles), 0.85 (X-rays)
-    and 0.93 (fundus), so 0.5 finds more among tiles. Every image is compared with every other: 10,000 take 3 s on two
-    cores, 100,000 a hundred times that.
+    A similarity of 1 is the same detail in one of the eight orientations. The default was chosen by looking at pairs:
+    above it lie copies that were compressed again, made smaller or brighter, mirrored or turned by 90 degrees, below it
+    different images of one anatomy and copies that were cut or turned by a little. Tiles have no anatomy in common:
+    there a lower one finds more. Every image is compared with every other, so twice the images take four times as long.
 
     Args:
         listing: of the source (`monai_pipelines.data.list_images`).
@@ -158,7 +158,8 @@ def audit_images(listing: Listing, similarity: float = 0.95, num_workers: int | 
     if not 0 < similarity <= 1:
         raise ValueError(f"audit_images: similarity must lie in 0 to 1, got {similarity}")
     items = list({item["image"]: item for item in listing.items}.values())
-    with ThreadPoolExecutor(num_workers or os.cpu_count()) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(num_workers or os.cpu_count()) as pool:
+        warnings.simplefilter("ignore")  # as decode_image does, once for all threads
         looks = list(track(pool.map(_look, (item["image"] for item in items)), "looking", total=len(items)))
     readable = [(item, look) for item, look in zip(items, looks, strict=True) if isinstance(look, _Look)]
     told = {item["name"]: look for item, look in zip(items, looks, strict=True) if isinstance(look, str)}
@@ -179,7 +180,7 @@ def audit_images(listing: Listing, similarity: float = 0.95, num_workers: int | 
         colours={
             c: dict(Counter("grey" if look.channels == 1 else "colour" for look in own)) for c, own in by_class.items()
         },
-        problems=list(listing.problems),
+        problems=split_problems(listing),
         unreadable=told,
         patients_in_several_splits=_torn_patients(items),
         exact=exact,
@@ -224,7 +225,7 @@ def print_audit(audit: Audit) -> None:
 def _look(path: str) -> _Look | str:
     """What is kept of an image, or why it cannot be read."""
     try:
-        image = decode_image(path)
+        image = decode_in_thread(path)
     except ScanError as error:
         return error.reason
     pixels = image.pixels

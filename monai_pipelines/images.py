@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from pydicom.dataset import Dataset
 from pydicom.pixels import pixel_array
-from pydicom.uid import RLELossless
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
 from monai_pipelines.errors import ScanError
 
@@ -93,6 +93,13 @@ def decode_image(path: str | PathLike[str], channels: Literal[1, 3] | None = Non
 
     Reference: DICOM PS3.3 C.7.6.3 (image pixel), C.11.1 (modality LUT), C.11.2 (VOI LUT).
     """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # odd but readable: damaged EXIF, values against a DICOM VR
+        return decode_in_thread(path, channels)
+
+
+def decode_in_thread(path: str | PathLike[str], channels: Literal[1, 3] | None = None) -> DecodedImage:
+    """`decode_image`, but warnings are left to the caller: a filter for them is shared by all threads."""
     try:
         data = Path(path).read_bytes()
     except OSError as error:
@@ -102,9 +109,7 @@ def decode_image(path: str | PathLike[str], channels: Literal[1, 3] | None = Non
         raise ScanError(path, f"{len(data)} bytes, all empty; copy it again")
     is_dicom = data[128:132] == b"DICM" or Path(path).suffix.lower() == ".dcm"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd but readable: damaged EXIF, values against a DICOM VR
-            image = _decode_dicom(path, data) if is_dicom else _decode_pillow(path, data)
+        image = _decode_dicom(path, data) if is_dicom else _decode_pillow(path, data)
     except ScanError:
         raise
     except UnidentifiedImageError:
@@ -191,6 +196,10 @@ def _decode_dicom(path: str | PathLike[str], data: bytes) -> DecodedImage:
     if (frames := int(header.get("NumberOfFrames") or 1)) > 1:
         raise ScanError(path, f"wanted one image, got {frames} frames; save the one you want as a file of its own")
     _check_size(path, header.Rows, header.Columns)
+    if "TransferSyntaxUID" not in header.file_meta:  # a data set without file meta: how it was read tells
+        implicit, little = header.original_encoding
+        explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        header.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
     syntax = header.file_meta.TransferSyntaxUID
     if syntax.is_encapsulated and syntax != RLELossless:
         _check_end(path, header.PixelData)

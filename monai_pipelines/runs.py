@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 import logging
@@ -24,6 +25,7 @@ from monai_pipelines.chains import Chain, did_you_mean
 
 logger = logging.getLogger(__name__)
 
+_FLAGS = ("resume", "download")  # what reads them takes true and false as text, too
 _PACKAGES = (
     *("monai-pipelines", "monai", "torch", "pytorch-ignite"),
     *("numpy", "scipy", "scikit-learn", "SimpleITK", "pydicom", "nibabel"),
@@ -67,7 +69,7 @@ def record_run(
     """
     run = {
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
-        **split,
+        **{name: value for name, value in split.items() if name != "seen"},
         "source": str(source),
         "fingerprint": chain.fingerprint(),
         "chain": chain.describe(),
@@ -83,29 +85,54 @@ def record_run(
     return run
 
 
-def split_card(seed: int, split_fractions: Sequence[float], data_sha256: str) -> dict[str, Any]:
-    """What a drawn split is made from, to be stored with the weights."""
-    return {"seed": seed, "split_fractions": [float(f) for f in split_fractions], "data_sha256": data_sha256}
+def split_card(seed: int, split_fractions: Sequence[float], cohort: Any) -> dict[str, Any]:
+    """What a split is made from and who has been seen in training, to be stored with the weights.
+
+    Args:
+        seed, split_fractions: of the split.
+        cohort: with ``train`` and ``validation`` (datalists or datasets) and a ``digest``.
+
+    Returns:
+        ``seed``, ``split_fractions``, ``data_sha256``, and ``seen``: hashes of the names and patients of the training
+        and validation data.
+    """
+    return {
+        "seed": seed,
+        "split_fractions": [float(f) for f in split_fractions],
+        "data_sha256": cohort.digest,
+        "seen": sorted(_hashes(cohort.train) | _hashes(cohort.validation)),
+    }
 
 
-def check_split(checkpoint: Mapping[str, Any], split: Mapping[str, Any]) -> None:
-    """Check that an evaluation splits the data as the training did: otherwise it tests on training patients.
+def check_split(checkpoint: Mapping[str, Any], split: Mapping[str, Any], cohort: Any) -> None:
+    """Check that nobody is tested on whom the training has seen.
 
     Args:
         checkpoint: of the run, as `monai_pipelines.checkpoints.load_checkpoint` returns it.
         split: `split_card` of the evaluation.
+        cohort: of the evaluation, with ``test``.
 
     Raises:
-        ValueError: same data, other seed or fractions.
+        ValueError: test images, or images of the same patients, were trained on or chose the epoch.
     """
     then = checkpoint["split"]
-    if then is None or then["data_sha256"] != split["data_sha256"]:
-        logger.warning("the checkpoint was trained on other data: make sure that no test patient was trained on")
+    if then is None:
+        logger.warning("the checkpoint does not tell what it was trained on: make sure that no test patient was")
         return
-    differences = [f"{name} {then[name]} there, {now} here" for name, now in split.items() if then[name] != now]
-    if differences:
-        told = "; ".join(differences)
-        raise ValueError(f"the checkpoint was trained on another split of the same data ({told}); use the same numbers")
+    seen = _hashes(cohort.test).intersection(then["seen"])
+    if seen:
+        told = [f"{n} {then[n]} there, {split[n]} here" for n in ("seed", "split_fractions") if then[n] != split[n]]
+        raise ValueError(
+            f"{len(seen)} names or patients of the test data have been seen in training; evaluate with the data, seed, "
+            f"split_fractions and patient_pattern of the training ({'; '.join(told) or 'the data differ'})"
+        )
+
+
+def _hashes(part: Any) -> set[str]:
+    """Of the name and the patient of each item of a datalist or dataset."""
+    items = getattr(part, "data", part)
+    names = {f"{key}:{item[key]}" for item in items for key in ("name", "patient") if key in item}
+    return {hashlib.sha256(name.encode()).hexdigest()[:16] for name in names}
 
 
 def _named_configs() -> set[Path]:
@@ -116,12 +143,17 @@ def _named_configs() -> set[Path]:
 def _check_overrides(configs: Path) -> None:
     """End the program on an override of nothing: MONAI takes a misspelt one without a word."""
     known = {*inspect.signature(monai_run).parameters}
-    for file in {*configs.glob("*.yaml"), *_named_configs()}:
+    for file in _named_configs() or configs.glob("*.yaml"):
         known |= {str(key).partition("::")[0] for key in ConfigParser.load_config_file(file)}
-    for argument in (a for a in sys.argv if a.startswith("--")):
+    for argument, following in zip(sys.argv, [*sys.argv[1:], ""], strict=True):
+        if not argument.startswith("--"):
+            continue
         name = re.split(r"=|::|#", argument[2:])[0]
         if name not in known:
             raise SystemExit(f"{argument}: nothing in the configs is called {name!r}{did_you_mean(name, known)}")
+        value = argument.partition("=")[2] or following
+        if value in ("true", "false") and name not in _FLAGS:
+            raise SystemExit(f"{argument} {value}: this would be a text; write {value.capitalize()}")
 
 
 def _tell_cause_last(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

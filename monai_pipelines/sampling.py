@@ -103,7 +103,8 @@ def loader_order(labels: Any, sampling: str, batch_size: int, seed: int = 0) -> 
     """The arguments of a `DataLoader` that say how it visits a training set; a last batch that is not full is dropped.
 
     - "shuffle": every sample once in an epoch.
-    - "weighted": as many draws with replacement, by `sample_weights`: all classes are alike in the mean.
+    - "weighted": as many draws with replacement, by `sample_weights`: all classes are alike in the mean. Where labels
+      are many, rare ones come more often, but one that often accompanies rarer ones stays ahead of them.
     - "balanced": `BalancedBatchSampler`: all classes are alike in every batch.
 
     Args:

@@ -12,6 +12,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from monai.bundle import ConfigParser
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
@@ -58,36 +59,65 @@ def show_one(name: str) -> None:
 
 
 def draw_chain(name: str, scan: str | PathLike[str], file: str | PathLike[str], **knobs: Any) -> None:
-    """Draw the middle axial and coronal slice after each step of a chain that starts from a file.
+    """Draw an image, or the middle axial and coronal slice of a scan, after each step of a chain that loads it.
 
     Args:
         name: the chain.
-        scan: what it loads.
+        scan: what it loads: a scan, or a 2D image.
         file: the picture.
         knobs: of the chain.
 
     Raises:
-        ValueError: a chain that starts from a loaded scan.
+        ValueError: a chain that starts from what is loaded already.
     """
     chain = load_chain(name, **knobs)
     first = type(next(iter(chain.steps.values()))).__name__
     if not first.startswith("Load"):
-        raise ValueError(f"chain {name} starts with {first}, not with a file; draw one that loads, such as lung_ct")
+        raise ValueError(
+            f"chain {name} starts with {first}, not with a file; draw one that loads, such as lung_ct or image2d"
+        )
     data: Any = {chain.key: str(scan)}
     drawn: list[tuple[str, Any, Any]] = []
     for step, transform in chain.steps.items():
         data = transform(data)
         drawn.append((step, data[chain.key], data.get("lungs")))
-    figure = Figure(figsize=(2.6 * len(drawn), 5.4), layout="constrained")
-    axes = figure.subplots(2, len(drawn), squeeze=False)
+    rows = 1 if drawn[0][1].ndim == 3 else 2
+    figure = Figure(figsize=(2.6 * len(drawn), 0.4 + 2.5 * rows), layout="constrained")
+    axes = figure.subplots(rows, len(drawn), squeeze=False)
     for column, (step, image, mask) in zip(axes.T, drawn, strict=True):
+        told = f"{step}\n{'x'.join(map(str, image.shape))} {str(image.dtype).removeprefix('torch.')}"
+        if rows == 1:
+            values = _draw_image(column[0], np.asarray(image))
+            column[0].set_title(f"{told}\n{values}", fontsize=9)
+            continue
         mm = " x ".join(f"{v:.2g}" for v in image.pixdim)
-        kind = str(image.dtype).removeprefix("torch.")
-        column[0].set_title(f"{step}\n{'x'.join(map(str, image.shape))} {kind}\n{mm} mm", fontsize=9)
+        column[0].set_title(f"{told}\n{mm} mm", fontsize=9)
         for axis, plane in zip(column, (2, 1), strict=True):
             _draw_plane(axis, image, mask, plane)
     with matplotlib.rc_context({"savefig.dpi": 130}):
         figure.savefig(file)
+
+
+def _draw_image(axis: Any, image: NDArray[Any]) -> str:
+    """An image (C, H, W): RGB, or the first channel in grey; values outside of [0, 1] are scaled to be seen.
+
+    Returns:
+        the range of its values.
+    """
+    low, high = float(image.min()), float(image.max())
+    if image.dtype == np.uint8:
+        shown = image / 255
+    elif low >= 0 and high <= 1:
+        shown = image
+    else:
+        shown = (image - low) / (high - low or 1)
+    if len(image) == 3:
+        axis.imshow(shown.transpose(1, 2, 0))
+    else:
+        axis.imshow(shown[0], cmap="gray", vmin=0, vmax=1)
+    axis.set_axis_off()
+    axis.set_anchor("N")
+    return f"{low:.3g} to {high:.3g}"
 
 
 def _draw_plane(axis: Any, image: Any, mask: Any, normal: int) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import sys
+import threading
+import warnings
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -15,7 +17,8 @@ from PIL import Image, ImageEnhance
 from scipy.ndimage import gaussian_filter
 
 from monai_pipelines.audit import Audit, audit_images, print_audit
-from monai_pipelines.data import list_images
+from monai_pipelines.data import list_images, read_images
+from monai_pipelines.errors import CohortError
 
 
 def _picture(seed: int, size: tuple[int, int] = (64, 64)) -> Image.Image:
@@ -291,3 +294,58 @@ def test_real_files(shared_data: Path, folder: str, similarity: float, num_exact
     """As looked at by eye, pair by pair."""
     audit = audit_images(list_images(shared_data / folder), similarity)
     assert (len(audit.exact), len(audit.near), audit.unreadable) == (num_exact, num_near, {})
+
+
+# ---- what read_images refuses
+
+
+@pytest.mark.parametrize(
+    ("split", "problem"),
+    [
+        ("holdout", "unknown split 'holdout', wanted train, validation or test"),
+        ("", "unknown split '', wanted train, validation or test"),
+        ("train", "class 'b' has no patient in test"),
+    ],
+)
+def test_splits_that_cannot_be_used_are_to_be_mended(tmp_path: Path, split: str, problem: str) -> None:
+    rows = [f"{c}{k}.png,{c},{('train', 'train', 'val', 'test')[k]}" for c in "ab" for k in range(4)]
+    rows[-1] = f"b3.png,b,{split}"
+    for k, row in enumerate(rows):
+        _save(tmp_path, row.partition(",")[0], _picture(k))
+    (tmp_path / "table.csv").write_text("\n".join(["image,label,split", *rows]))
+    listing = list_images(tmp_path)
+    audit = audit_images(listing)
+    with pytest.raises(CohortError) as error:
+        read_images(tmp_path)
+    assert audit.problems == error.value.problems
+    assert problem in audit.problems[0]
+    assert audit.to_mend == ["1 problems of the source"]
+    assert listing.problems == [], "not changed"
+
+
+def test_a_class_of_two_patients_is_to_be_mended(tmp_path: Path) -> None:
+    for k in range(4):
+        _save(tmp_path, f"a/p{k}_0.png", _picture(k))
+        _save(tmp_path, f"b/q{k // 2}_{k}.png", _picture(10 + k))
+    assert _audit(tmp_path).problems == [
+        "class 'b' has fewer than 3 patients: it cannot be in train, validation and test"
+    ]
+
+
+def test_threads_share_one_filter_of_warnings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Filters are global: were each thread to set and restore them, one would undo another's."""
+    threads = set()
+
+    class Watched(warnings.catch_warnings):
+        def __enter__(self) -> list[warnings.WarningMessage] | None:
+            threads.add(threading.current_thread())
+            return super().__enter__()
+
+    folder = _cohort(tmp_path)
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x09\0"  # nine entries, and none there: Pillow warns
+    _save(folder, "test/b/testb0_9.jpg", _picture(99), exif=exif)
+    monkeypatch.setattr(warnings, "catch_warnings", Watched)
+    before = list(warnings.filters)
+    assert _audit(folder).unreadable == {}
+    assert threads == {threading.main_thread()}
+    assert warnings.filters == before

@@ -181,7 +181,7 @@ def test_step_off_and_changed_by_name() -> None:
     chain = load_chain("lung_ct", steps={"mask": None, "measure": False, "window": {"window_hu": "bone"}})
     assert chain.step_names == ("load", "lungs", "resample", "window")
     window: Any = chain.steps["window"]
-    assert (window.window.low, window.window.high) == (-450, 1050)
+    assert (window.step.low, window.step.high) == (-450, 1050)
     assert chain.describe()["steps"]["window"]["window_hu"] == "bone"
 
 

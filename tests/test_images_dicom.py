@@ -300,3 +300,17 @@ def test_errors_do_not_tell_the_patient(tmp_path: Path, tags: dict[str, Any], re
     with pytest.raises(ScanError, match=reason) as error:
         decode_image(path)
     assert "secret" not in str(error.value).lower()
+
+
+# ---- without file meta
+
+
+@pytest.mark.parametrize(("implicit", "little"), [(True, True), (False, True), (False, False)])
+def test_a_bare_data_set_is_read_as_it_was_written(tmp_path: Path, implicit: bool, little: bool) -> None:
+    whole = write_image(tmp_path / "a.dcm", STORED, 12, WindowCenter=1500, WindowWidth=2000)
+    bare = Dataset()
+    bare.update(pydicom.dcmread(whole))
+    bare.PixelData = STORED.astype("<u2" if little else ">u2").tobytes()
+    bare.save_as(tmp_path / "b.dcm", implicit_vr=implicit, little_endian=little)
+    assert b"DICM" not in (tmp_path / "b.dcm").read_bytes()
+    np.testing.assert_array_equal(shown(tmp_path / "b.dcm"), shown(whole))

@@ -16,6 +16,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from monai.data import MetaTensor
+from PIL import Image
 
 from monai_pipelines import load_chain, show
 from monai_pipelines.chains import chain_file
@@ -220,6 +221,47 @@ def test_picture_is_drawn_as_radiologists_look(scan: Path) -> None:
         points = np.concatenate([path.vertices for path in outline.get_paths()])
         # mask voxels 2 to 4 lie at 29 to 21 mm, the outline halfway to their neighbours; 2 to 3 at 4.5 to 6.5 mm
         assert [*points.min(axis=0), *points.max(axis=0)] == pytest.approx([19, 3.5, 31, 7.5])
+
+
+@pytest.mark.parametrize(
+    ("name", "grey"), [("image2d", False), ("image2d", True), ("xray", True), ("xray", False), ("fundus", False)]
+)
+def test_picture_of_a_chain_of_images(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, grey: bool
+) -> None:
+    """One row, a column for each step: what is drawn is what the steps give, at the end scaled to be seen."""
+    figures: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args: (figures.append(self), save(self, *args)))
+    rows, columns = np.indices((60, 90)) - np.array([30, 45])[:, None, None]
+    disc = np.where(rows**2 + columns**2 < 28**2, 120 + columns, 0).astype(np.uint8)
+    file, picture = tmp_path / "a.png", tmp_path / "b.png"
+    Image.fromarray(disc if grey else np.stack([disc, disc // 2, disc // 3], axis=-1)).save(file)
+    status, out, _ = command("show", name, "--input", file, "--picture", picture, "--knob", "size=[32, 40]")
+    assert (status, out.strip()) == (0, f"wrote {picture}")
+    chain = load_chain(name, size=[32, 40])
+    axes = figures[0].axes
+    assert len(axes) == len(chain.steps)
+    data: Any = {"image": str(file)}
+    for axis, (step, transform) in zip(axes, chain.steps.items(), strict=True):
+        data = transform(data)
+        image = np.asarray(data["image"])
+        size, kind, values = (
+            "x".join(map(str, image.shape)),
+            str(image.dtype),
+            f"{image.min():.3g} to {image.max():.3g}",
+        )
+        assert axis.get_title() == f"{step}\n{size} {kind}\n{values}"
+        shown = np.asarray(axis.images[0].get_array())
+        expected = image / 255 if image.dtype == np.uint8 else image
+        if step == "normalize":
+            assert image.min() < 0
+            expected = (image - image.min()) / np.ptp(image)
+        np.testing.assert_allclose(shown, expected.transpose(1, 2, 0) if len(image) == 3 else expected[0], atol=1e-6)
+        assert len(image) == 3 or axis.images[0].get_clim() == (0, 1)
+    assert step == "normalize"
+    height, width = matplotlib.image.imread(picture).shape[:2]
+    assert width > 2 * height
 
 
 # ---- phantoms

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shlex
@@ -25,13 +26,14 @@ def _cohort(*labels: int) -> Cohort:
     return Cohort(items[:-2], items[-2:-1], items[-1:], ("healthy", "disease"))
 
 
-DIGEST = _cohort(0, 1, 0, 1).digest
+COHORT = _cohort(0, 1, 0, 1)
+DIGEST = COHORT.digest
 
 
 def _record(output_dir: Path, **changed: Any) -> dict[str, Any]:
     settings = {"chain": load_chain("lung_ct"), "augmentation": None, "source": Path("a folder")}
     return runs.record_run(
-        output_dir, BUNDLE, split=runs.split_card(3, (0.6, 0.2, 0.2), DIGEST), **{**settings, **changed}
+        output_dir, BUNDLE, split=runs.split_card(3, (0.6, 0.2, 0.2), COHORT), **{**settings, **changed}
     )
 
 
@@ -48,6 +50,7 @@ def test_record_says_how_to_run_again(tmp_path: Path, monkeypatch: pytest.Monkey
     assert run["augmentation"] == augmentation.describe()
     assert {"python", "monai", "torch", "numpy", "pydicom"} <= set(run["versions"])
     assert "Doe" not in (tmp_path / "run" / "run.json").read_text()
+    assert "seen" not in run
     for file in (BUNDLE / "configs").iterdir():
         assert (tmp_path / "run" / "configs" / file.name).read_bytes() == file.read_bytes()
 
@@ -57,61 +60,72 @@ def test_record_without_augmentation(tmp_path: Path) -> None:
 
 
 def test_split_card() -> None:
-    card = runs.split_card(3, (1, 0, 0), DIGEST)
-    assert json.dumps(card) == json.dumps({"seed": 3, "split_fractions": [1.0, 0.0, 0.0], "data_sha256": DIGEST})
+    card = runs.split_card(3, (1, 0, 0), COHORT)
+    seen = {
+        hashlib.sha256(f"{key}:Jane Doe {k}".encode()).hexdigest()[:16] for key in ("name", "patient") for k in range(3)
+    }
+    assert card == {"seed": 3, "split_fractions": [1.0, 0.0, 0.0], "data_sha256": DIGEST, "seen": sorted(seen)}
+
+
+def _table(folder: Path, *lines: str) -> Path:
+    for k in range(24):
+        (folder / f"{k}.png").touch()
+    (folder / "table.csv").write_text("\n".join(lines))
+    return folder / "table.csv"
 
 
 @pytest.fixture
 def trained(tmp_path: Path) -> dict[str, Any]:
-    """A checkpoint as it comes back from disk."""
-    save_plain({"split": runs.split_card(3, (0.6, 0.2, 0.2), DIGEST)}, tmp_path / "best.pt")
+    """A checkpoint of a training on 24 images of 12 patients, as it comes back from disk."""
+    table = _table(tmp_path, "image,label,patient", *(f"{k}.png,{k // 2 % 2},p{k // 2}" for k in range(24)))
+    save_plain({"split": runs.split_card(0, (0.6, 0.2, 0.2), read_cohort(table))}, tmp_path / "best.pt")
     return load_checkpoint(tmp_path / "best.pt")
 
 
-def test_same_split_passes(trained: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
-    runs.check_split(trained, runs.split_card(3, [0.6, 0.2, 0.2], _cohort(0, 1, 0, 1).digest))
-    assert caplog.text == ""
+def _check(trained: dict[str, Any], cohort: Cohort, seed: int = 0) -> None:
+    runs.check_split(trained, runs.split_card(seed, (0.6, 0.2, 0.2), cohort), cohort)
 
 
-@pytest.mark.parametrize(
-    ("seed", "fractions", "told"),
-    [
-        (4, [0.6, 0.2, 0.2], r"\(seed 3 there, 4 here\)"),
-        (3, [0.7, 0.1, 0.2], r"\(split_fractions \[0.6, 0.2, 0.2\] there, \[0.7, 0.1, 0.2\] here\)"),
-        (0, [0.7, 0.1, 0.2], r"\(seed 3 there, 0 here; split_fractions .* here\)"),
-    ],
-)
-def test_another_split_is_refused(trained: dict[str, Any], seed: int, fractions: list[float], told: str) -> None:
-    with pytest.raises(ValueError, match=f"trained on another split of the same data .*{told}; use the same numbers"):
-        runs.check_split(trained, runs.split_card(seed, fractions, DIGEST))
+def test_same_split_passes_and_so_do_other_patients(trained: dict[str, Any], tmp_path: Path) -> None:
+    _check(trained, read_cohort(tmp_path / "table.csv"))
+    lines = [f"{k}.png,{k // 2 % 2},q{k // 2}" for k in range(24)]
+    other = _table(tmp_path, "image,label,patient", *lines).rename(tmp_path / "other.csv")
+    names = Cohort(
+        *[[{**i, "name": f"new {i['name']}"} for i in part] for part in _parts(read_cohort(other))], ("a", "b")
+    )
+    _check(trained, names, seed=7)
 
 
-@pytest.mark.parametrize("known", [True, False])
-def test_other_data_are_a_warning(trained: dict[str, Any], caplog: pytest.LogCaptureFixture, known: bool) -> None:
-    """Known to be other data, or from a checkpoint that does not tell."""
-    other = _cohort(0, 1, 1, 1).digest
-    runs.check_split(trained if known else {"split": None}, runs.split_card(4, [0.6, 0.2, 0.2], other))
-    assert "was trained on other data: make sure that no test patient was trained on" in caplog.text
+def _parts(cohort: Cohort) -> list[list[dict[str, Any]]]:
+    return [cohort.train, cohort.validation, cohort.test]
 
 
-def test_a_table_drawn_with_another_seed_is_refused_another_table_is_not(
-    trained: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    def card(seed: int, split: str = "") -> dict[str, Any]:
-        lines = [f"{k}.png,{k % 2},{split and ('train', 'test', split)[k // 2 % 3]}" for k in range(12)]
-        (tmp_path / "table.csv").write_text("\n".join(["image,label,split", *lines]))
-        return runs.split_card(seed, (0.6, 0.2, 0.2), read_cohort(tmp_path / "table.csv", seed=seed).digest)
+def test_another_seed_is_refused(trained: dict[str, Any], tmp_path: Path) -> None:
+    cohort = read_cohort(tmp_path / "table.csv", seed=1)
+    seen = {item["patient"] for part in _parts(read_cohort(tmp_path / "table.csv"))[:2] for item in part}
+    both = [item for item in cohort.test if item["patient"] in seen]
+    num = len(both) + len({item["patient"] for item in both})
+    with pytest.raises(ValueError, match=rf"^{num} names or patients .* have been seen .*\(seed 0 there, 1 here\)"):
+        _check(trained, cohort, seed=1)
 
-    for k in range(12):
-        (tmp_path / f"{k}.png").touch()
-    trained["split"] = card(0)
-    runs.check_split(trained, card(0))
-    assert caplog.text == ""
-    with pytest.raises(ValueError, match="seed 0 there, 1 here"):
-        runs.check_split(trained, card(1))
-    trained["split"] = card(0, "validation")
-    runs.check_split(trained, card(0, "test"))
-    assert "was trained on other data" in caplog.text
+
+def test_other_patients_of_the_same_images_are_refused(trained: dict[str, Any], tmp_path: Path) -> None:
+    """As where a patient_pattern is forgotten: every image a patient of its own."""
+    table = _table(tmp_path, "image,label", *(f"{k}.png,{k // 2 % 2}" for k in range(24)))
+    with pytest.raises(ValueError, match=r"patient_pattern of the training \(the data differ\)"):
+        _check(trained, read_cohort(table))
+
+
+def test_one_more_image_of_a_trained_patient_is_refused(trained: dict[str, Any], tmp_path: Path) -> None:
+    patient = read_cohort(tmp_path / "table.csv").train[0]["patient"]
+    new = {"name": "new.png", "patient": patient, "label": 0}
+    with pytest.raises(ValueError, match=r"^1 names or patients"):
+        _check(trained, Cohort([], [], [new], ("a", "b")))
+
+
+def test_a_checkpoint_that_does_not_tell_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    _check({"split": None}, COHORT)
+    assert "does not tell what it was trained on" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -127,6 +141,22 @@ def test_misspelt_override_is_told(monkeypatch: pytest.MonkeyPatch, argument: st
                 runs.start_run(BUNDLE)
         else:
             runs.start_run(BUNDLE)
+
+
+def test_flags_that_would_be_texts_and_knobs_of_other_overlays_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    train = str(BUNDLE / "configs" / "train.yaml")
+    for arguments, told in {
+        ("--multilabel", "false"): "--multilabel false: this would be a text; write False",
+        ("--checkpoint", "a.pt"): "--checkpoint: nothing in the configs is called 'checkpoint'",
+        ("--resume", "false"): None,
+    }.items():
+        monkeypatch.setattr(sys, "argv", ["site/monai/bundle/__main__.py", "run", "--config_file", train, *arguments])
+        if told is None:
+            runs.start_run(BUNDLE)
+        else:
+            with pytest.raises(SystemExit, match=re.escape(told)):
+                runs.start_run(BUNDLE)
 
 
 def test_wrong_bundle_root(tmp_path: Path) -> None:

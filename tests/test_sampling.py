@@ -86,12 +86,15 @@ def test_loader_takes_the_arguments(sampling: str, num_workers: int) -> None:
 
 
 def test_many_labels() -> None:
-    labels = np.eye(4, dtype=int)[np.repeat([0, 1, 2, 3], [100, 5, 5, 5])]
+    """Of 110 samples of the first class 10 are also of the second: they count as the second, and raise both."""
+    groups = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 1], [0, 0, 0]])
+    labels = np.repeat(groups, [100, 10, 5, 5], axis=0)
     sampler = loader_order(labels, "weighted", 8)["sampler"]
     counts = labels[list(itertools.chain(*(sampler for _ in range(10))))].sum(axis=0)
-    assert counts == pytest.approx([287.5] * 4, abs=3 * np.sqrt(1150 * 0.25 * 0.75))
+    shares = np.array([100 / 110 + 1, 1, 1]) / (100 / 110 + 3)  # of 1200 draws
+    assert counts == pytest.approx(1200 * shares, abs=3 * np.sqrt(1200 / 4))
     assert loader_order(labels, "shuffle", 8)["shuffle"]
-    with pytest.raises(ValueError, match=r"labels \(N,\), got shape \(115, 4\) .*use sampling 'weighted'"):
+    with pytest.raises(ValueError, match=r"labels \(N,\), got shape \(120, 3\) .*use sampling 'weighted'"):
         loader_order(labels, "balanced", 8)
 
 

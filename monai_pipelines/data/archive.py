@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import lzma
 import re
 import shutil
 import stat
 import tempfile
 import zipfile
+import zlib
 from os import PathLike
 from pathlib import Path, PurePosixPath
 
@@ -61,7 +63,7 @@ def unpack(archive: str | PathLike[str], directory: str | PathLike[str] | None =
                 except OSError:
                     if not folder.is_dir():  # another process was faster
                         raise
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, lzma.LZMAError, zlib.error) as error:
         raise CohortError(
             archive, [f"not a whole zip that can be unpacked ({error}); copy or fetch it again"]
         ) from error

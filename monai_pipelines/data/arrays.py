@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -16,6 +18,9 @@ from torch.utils.data import Dataset
 from monai_pipelines.errors import CohortError
 from monai_pipelines.transforms import MeasureImage
 
+UNREADABLE = (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)  # raised by NumPy
+_SUFFIXES = (".npy", ".npz")
+
 
 class ArrayDataset(Dataset):
     """Images of one size in memory, given out a whole batch at a time: one gather, no work per image.
@@ -23,12 +28,12 @@ class ArrayDataset(Dataset):
     Args:
         images: (N, C, H, W) or (N, C, X, Y, Z) uint8.
         labels: (N,) class indices, or (N, C) 0 and 1 for several labels an image; None: to be classified.
-        names: of the images; every image is a patient of its own.
+        names: of the images; None: their numbers.
         transform: the chain that finishes the images, as information for who asks the dataset for it; nothing runs it
             here.
 
     Attributes:
-        data: ``name``, ``label`` and ``patient`` of every image.
+        data: ``name`` and ``label`` of every image; whose images they are is not known.
         labels: (N,) int64, or (N, C) float32, or None.
         skipped: empty; the face of `PreparedDataset`.
 
@@ -59,7 +64,7 @@ class ArrayDataset(Dataset):
                 f"{shape} and {len(names)}"
             )
         self.images, self.transform = images, transform
-        self.data: list[dict[str, Any]] = [{"name": name, "patient": name} for name in names]
+        self.data: list[dict[str, Any]] = [{"name": name} for name in names]
         self.labels = None
         if labels is not None:
             self.labels = labels.astype(np.float32 if labels.ndim == 2 else np.int64)
@@ -78,8 +83,10 @@ class ArrayDataset(Dataset):
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
         where = torch.as_tensor(indices)
-        names = [self.data[index]["name"] for index in indices]
-        batch = {"image": self.images.index_select(0, where), "name": names, "patient": names}
+        batch = {
+            "image": self.images.index_select(0, where),
+            "name": [self.data[index]["name"] for index in indices],
+        }
         if self.labels is not None:
             batch["label"] = torch.from_numpy(self.labels).index_select(0, where)
         return batch
@@ -89,23 +96,47 @@ def read_arrays(source: str | PathLike[str], channels: int, transform: Any | Non
     """Images to be classified that lie in one array: a ``.npy``, or a ``.npz`` with ``images`` or ``test_images``.
 
     Args:
-        source: the file, (N, H, W), (N, H, W, 3), (N, X, Y, Z) ... uint8, channels last as MedMNIST has them.
+        source: the file, or a folder with one such file: uint8 (N, H, W) or (N, X, Y, Z), with three channels
+            (N, H, W, 3) or (N, X, Y, Z, 3), as MedMNIST has them.
         channels: 1 or 3.
         transform: of the `ArrayDataset`.
 
     Raises:
-        CohortError: no such file, or no such array in it.
+        CohortError: no such file, no such array in it, or one of another type, shape or number of channels.
     """
     path = Path(source)
-    if not path.is_file() or path.suffix not in (".npy", ".npz"):
+    files = sorted(p for p in path.iterdir() if p.suffix in _SUFFIXES) if path.is_dir() else [path]
+    if len(files) > 1:
+        told = ", ".join(file.name for file in files)
+        raise CohortError(source, [f"wanted one .npy or .npz in the folder, got {told}; name the file"])
+    if not files or not files[0].is_file() or files[0].suffix not in _SUFFIXES:
         raise CohortError(source, ["no such array; wanted a .npy, or an .npz with images or test_images"])
-    found = np.load(path, allow_pickle=False)
-    if path.suffix == ".npz":
-        keys = [key for key in ("images", "test_images") if key in found]
-        if not keys:
-            raise CohortError(source, [f"holds neither images nor test_images, but {', '.join(found)}"])
-        found = found[keys[0]]
-    return ArrayDataset(channels_first(found, channels), None, transform=transform)
+    images = _read_array(files[0])
+    spatial_dims = images.ndim - (1 if channels == 1 else 2)
+    fits = spatial_dims in (2, 3) and images.dtype == np.uint8
+    if channels == 3:
+        fits = fits and images.shape[-1] == 3
+    else:
+        fits = fits and (spatial_dims == 2 or images.shape[-1] not in (1, 3))  # channels, not slices
+    if not fits:
+        wanted = "(N, H, W) or (N, X, Y, Z)" if channels == 1 else "(N, H, W, 3) or (N, X, Y, Z, 3)"
+        told = f"wanted uint8 {wanted} for {channels} channel(s), got {images.dtype} {images.shape}"
+        raise CohortError(files[0], [told])
+    return ArrayDataset(channels_first(images, channels), None, transform=transform)
+
+
+def _read_array(file: Path) -> np.ndarray:
+    try:
+        with file.open("rb") as opened:
+            found = np.load(opened, allow_pickle=False)
+            if isinstance(found, np.ndarray):
+                return found
+            for key in ("images", "test_images"):
+                if key in found:
+                    return found[key]
+    except UNREADABLE as error:
+        raise CohortError(file, [f"not a NumPy file of plain arrays ({error}); cut short?"]) from error
+    raise CohortError(file, [f"holds neither images nor test_images, but {', '.join(found)}"])
 
 
 def channels_first(images: np.ndarray, channels: int) -> Tensor:

@@ -6,6 +6,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
@@ -47,7 +48,8 @@ def read_images(
         fractions: share of the patients in train, validation and test, where the source gives no split.
         seed: of the split.
         patient_pattern: regular expression whose first group is the patient, searched in a file's path below the
-            source, such as ``(person\d+)_``; None makes every image a patient of its own. A table has its own column.
+            source or as the table has it, such as ``(person\d+)_``; not for a table that names patients itself. None
+            makes every image a patient of its own.
         multilabel: an image may have several labels, or none; the source is a table.
         extract_dir: where a zip is unpacked; None: beside it.
 
@@ -80,10 +82,10 @@ def list_images(
     if path.is_file():
         if path.suffix.lower() != ".csv":
             raise CohortError(source, ["wanted a CSV table, a folder of images, or a zip of one"])
-        return list_table(path, classes, multilabel)
+        return _list_table(path, classes, multilabel, pattern)
     path = _innermost(path)
     if (path / "table.csv").is_file():
-        return list_table(path / "table.csv", classes, multilabel)
+        return _list_table(path / "table.csv", classes, multilabel, pattern)
     if multilabel:
         raise CohortError(source, ["several labels an image want a table.csv with the columns image and label"])
     return _list_folders(source, path, classes, pattern)
@@ -115,6 +117,19 @@ def find_images(source: str | PathLike[str]) -> list[Item]:
     if not images:
         raise CohortError(source, [f"no image in it: wanted {', '.join(IMAGES)}"])
     return [{"image": str(image), "name": image.relative_to(path).as_posix()} for image in images]
+
+
+def _list_table(
+    table: Path, classes: Sequence[str] | None, multilabel: bool, pattern: re.Pattern[str] | None
+) -> Listing:
+    """A table whose patients may be named by the pattern."""
+    listing = list_table(table, classes, multilabel)
+    if pattern is None:
+        return listing
+    if any(item["patient"] != item["name"] for item in listing.items):
+        told = "the table's column 'patient' names the patients: drop the column or the patient_pattern"
+        return replace(listing, problems=[*listing.problems, told])
+    return replace(listing, problems=listing.problems + _name_patients(listing.items, pattern))
 
 
 def _list_folders(
@@ -149,10 +164,7 @@ def _list_folders(
             items.append({**item, "split": split} if split else item)
     if outside:
         problems.append(f"{len(outside)} images lie outside of the class folders, such as {outside[0]}")
-    nameless = _name_patients(items, pattern)
-    if nameless:
-        told = f"{len(nameless)} of {len(items)} images, such as {nameless[0]}"
-        problems.append(f"patient_pattern {getattr(pattern, 'pattern', '')!r} finds no patient in {told}")
+    problems += _name_patients(items, pattern)
     return Listing(source, items, tuple(wanted_classes), problems)
 
 
@@ -184,14 +196,17 @@ def _patient_pattern(pattern: str | None) -> re.Pattern[str] | None:
 
 
 def _name_patients(items: Sequence[Item], pattern: re.Pattern[str] | None) -> list[str]:
-    """Give every item its patient; the names of those in which the pattern finds none."""
+    """Give every item its patient; what is wrong with it."""
     nameless = []
     for item in items:
         found = pattern.search(item["name"]) if pattern else None
         item["patient"] = found[1] if found and found[1] else item["name"]
         if pattern and not (found and found[1]):
             nameless.append(item["name"])
-    return nameless
+    if not pattern or not nameless:
+        return []
+    told = f"{len(nameless)} of {len(items)} images, such as {nameless[0]}"
+    return [f"patient_pattern {pattern.pattern!r} finds no patient in {told}"]
 
 
 def _innermost(path: Path) -> Path:

@@ -7,8 +7,6 @@ import json
 import logging
 import os
 import urllib.request
-import zipfile
-import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
@@ -19,7 +17,7 @@ import numpy as np
 from rich.progress import wrap_file
 
 from monai_pipelines.chains import did_you_mean
-from monai_pipelines.data.arrays import ArrayDataset, channels_first
+from monai_pipelines.data.arrays import UNREADABLE, ArrayDataset, channels_first
 from monai_pipelines.data.split import SPLITS
 from monai_pipelines.errors import CohortError
 
@@ -124,7 +122,7 @@ class MedMNIST:
 def read_medmnist(
     flag: str,
     dataset_dir: str | PathLike[str],
-    download: bool = False,
+    download: bool | str = False,
     size: int = 28,
     transform: Any | None = None,
 ) -> MedMNIST:
@@ -136,7 +134,7 @@ def read_medmnist(
     Args:
         flag: the set, such as "pathmnist" or "organmnist3d".
         dataset_dir: the folder.
-        download: fetch the file if it is not there; its checksum is verified.
+        download: fetch the file if it is not there; its checksum is verified. The command line gives "true" or "false".
         size: of the images, in pixels: 28, 64, 128 or 224; 3D: 28 or 64.
         transform: the chain that finishes the images; see `ArrayDataset`.
 
@@ -147,12 +145,15 @@ def read_medmnist(
         KeyError: no such set.
         FileNotFoundError: the file is not there; says where it is to be had and where to put it.
         CohortError: not the arrays, shapes or labels of this set, or a download with another checksum.
+        ValueError: a size that is not published, or a ``download`` that is neither true nor false.
     """
+    if str(download).lower() not in ("true", "false"):
+        raise ValueError(f"read_medmnist: download must be true or false, got {download!r}")
     info = medmnist_info(flag)
     name = info.file(size)
     file, url = Path(dataset_dir) / name, URL.format(file=name)
     if not file.is_file():
-        if not download:
+        if str(download).lower() == "false":
             raise FileNotFoundError(
                 f"{file}: no such file. Put {name} from {url} into {dataset_dir}, "
                 "or let it be fetched with --download true"
@@ -176,7 +177,7 @@ def _read_arrays(file: Path, info: MedMNISTInfo, size: int) -> dict[str, np.ndar
             if missing:
                 raise CohortError(file, [f"no array {name!r}; there are {', '.join(archive)}" for name in missing])
             arrays = {name: archive[name] for name in wanted}
-    except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except UNREADABLE as error:
         if isinstance(error, CohortError):
             raise
         raise CohortError(file, [f"not a NumPy archive of plain arrays ({error}); cut short?"]) from error

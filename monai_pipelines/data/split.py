@@ -87,12 +87,31 @@ def split_listing(listing: Listing, fractions: Sequence[float], seed: int) -> Co
     Raises:
         CohortError: the listing's problems and all that keep it from being split.
     """
+    split, problems, torn = _split(listing, fractions, seed)
+    if problems or torn:
+        raise CohortError(listing.source, [*problems, *torn])
+    return Cohort(split["train"], split["validation"], split["test"], listing.classes)
+
+
+def split_problems(listing: Listing) -> list[str]:
+    """The listing's problems and all that keeps it from being split by `split_listing`; no patient is named.
+
+    Patients in several splits are left out for that. A split that is to be drawn is tried once.
+    """
+    return _split(listing, (0.7, 0.15, 0.15), 0)[1]
+
+
+def _split(
+    listing: Listing, fractions: Sequence[float], seed: int
+) -> tuple[dict[str, list[Item]], list[str], list[str]]:
+    """Items by split, problems, and patients in several splits."""
     problems, classes, items = list(listing.problems), listing.classes, listing.items
+    torn: list[str] = []
     labels = _labels_of_patients(items)
     multilabel = any(isinstance(item["label"], list) for item in items)
     strata = _strata(labels, len(classes)) if multilabel else {patient: max(own) for patient, own in labels.items()}
     if any(item.get("split") for item in items):
-        split_of = _given_split(items, problems)
+        split_of, torn = _given_split(items, problems)
         if "validation" not in split_of.values():
             _draw_validation(split_of, strata, fractions, seed)
     else:
@@ -101,7 +120,7 @@ def split_listing(listing: Listing, fractions: Sequence[float], seed: int) -> Co
         problems += [f"class {c!r} has fewer than 3 patients: it cannot be in train, validation and test" for c in few]
         split_of = _drawn_split(strata, fractions, seed)
     split: dict[str, list[Item]] = {s: [i for i in items if split_of.get(i["patient"]) == s] for s in SPLITS}
-    if not problems:
+    if not problems and not torn:
         for name in SPLITS:
             there = {k for item in split[name] for k in _label_indices(item["label"])}
             if not split[name]:
@@ -110,13 +129,11 @@ def split_listing(listing: Listing, fractions: Sequence[float], seed: int) -> Co
                 )
             else:
                 problems += [f"class {c!r} has no patient in {name}" for k, c in enumerate(classes) if k not in there]
-    if problems:
-        raise CohortError(listing.source, problems)
-    return Cohort(split["train"], split["validation"], split["test"], classes)
+    return split, problems, torn
 
 
-def _given_split(items: Sequence[Item], problems: list[str]) -> dict[str, str]:
-    """Split by patient as the items' ``split`` has it; a patient in two splits is a problem."""
+def _given_split(items: Sequence[Item], problems: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Split by patient as the items' ``split`` has it, and the patients in two splits."""
     found: defaultdict[str, set[str]] = defaultdict(set)
     for item in items:
         split = SPLIT_NAMES.get(item["split"].strip().lower())
@@ -124,8 +141,8 @@ def _given_split(items: Sequence[Item], problems: list[str]) -> dict[str, str]:
             problems.append(f"{item['name']}: unknown split {item['split']!r}, wanted train, validation or test")
         else:
             found[item["patient"]].add(split)
-    problems += [f"patient {p} is in {' and '.join(sorted(s))}" for p, s in found.items() if len(s) > 1]
-    return {patient: min(splits) for patient, splits in found.items()}
+    torn = [f"patient {p} is in {' and '.join(sorted(s))}" for p, s in found.items() if len(s) > 1]
+    return {patient: min(splits) for patient, splits in found.items()}, torn
 
 
 def _label_indices(label: int | Sequence[float]) -> list[int]:

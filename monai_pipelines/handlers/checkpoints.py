@@ -120,6 +120,7 @@ class Checkpoints:
         self.history[:] = checkpoint["history"]
         engine.state.epoch = checkpoint["epoch"]
         engine.state.iteration = checkpoint["epoch"] * engine.state.epoch_length
+        _skip_epochs(engine.data_loader, checkpoint["epoch"])
         logger.info("resumed after epoch %d, best %s %.4f", engine.state.epoch, self.key_metric, self.best["metric"])
 
     def __call__(self, engine: Any) -> None:
@@ -164,3 +165,12 @@ class Checkpoints:
         """Higher is better; what is not a number comes last."""
         score = -metric if self.key_metric == "loss" else metric
         return -math.inf if math.isnan(score) else score, -math.inf if math.isnan(loss) else -loss
+
+
+def _skip_epochs(loader: Any, num_epochs: int) -> None:
+    """Have the loader go on with other orders than those of its first epochs."""
+    if hasattr(loader.batch_sampler, "epoch"):
+        loader.batch_sampler.epoch = num_epochs
+    generator = getattr(loader.sampler, "generator", None)
+    if generator is not None:
+        generator.manual_seed(generator.initial_seed() + num_epochs)

@@ -39,7 +39,7 @@ class CollectPredictions:
         for index, (item, output) in enumerate(zip(engine.state.batch, engine.state.output, strict=True)):
             row = {"image": item["name"], "prob": output["pred"].float().cpu().tolist()}
             if "label" in item:
-                row |= {"label": torch.as_tensor(item["label"]).int().tolist(), "patient": item["patient"]}
+                row |= {"label": torch.as_tensor(item["label"]).int().tolist(), "patient": item.get("patient")}
             if spread is not None:
                 row["spread"] = float(spread[index])
             self.rows.append(row)

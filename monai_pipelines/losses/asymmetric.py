@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from monai_pipelines.losses.base import ClassificationLoss, Weight, focusing
+from monai_pipelines.losses.base import ClassificationLoss, Weight, focusing, weighted_mean
 
 
 class AsymmetricLoss(ClassificationLoss):
@@ -51,21 +51,21 @@ class AsymmetricLoss(ClassificationLoss):
             raise ValueError(f"AsymmetricLoss: clip must be 0 or more and below 1, got {clip}")
         self.gamma_pos, self.gamma_neg, self.clip = gamma_pos, gamma_neg, clip
 
-    def _multi_label(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def _multi_label(self, logits: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
         positive, negative = self._terms(functional.logsigmoid(logits), functional.logsigmoid(-logits))
-        weight = 1.0 if self.weight is None else self.weight
-        return (weight * labels * positive + (1 - labels) * negative).mean()
+        weighted = positive if weight is None else weight * positive
+        return (labels * weighted + (1 - labels) * negative).mean()
 
-    def _one_logit(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def _one_logit(self, logits: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
         positive, negative = self._terms(functional.logsigmoid(logits[:, 0]), functional.logsigmoid(-logits[:, 0]))
-        return self._mean(torch.stack([negative, positive], 1).gather(1, labels[:, None])[:, 0], labels)
+        return weighted_mean(torch.stack([negative, positive], 1).gather(1, labels[:, None])[:, 0], labels, weight)
 
-    def _multi_class(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def _multi_class(self, logits: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
         own = torch.eye(logits.shape[1], dtype=torch.bool, device=logits.device)
         log_others = logits[:, None].masked_fill(own, -torch.inf).logsumexp(2) - logits.logsumexp(1, keepdim=True)
         positive, negative = self._terms(logits.log_softmax(1), log_others)
         one_hot = functional.one_hot(labels, logits.shape[1])
-        return self._mean(torch.where(one_hot > 0, positive, negative).sum(1), labels)
+        return weighted_mean(torch.where(one_hot > 0, positive, negative).sum(1), labels, weight)
 
     def _terms(self, log_p: Tensor, log_1_p: Tensor) -> tuple[Tensor, Tensor]:
         """Losses as a positive and as a negative, from log p and log(1 - p)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -13,12 +13,14 @@ from monai_pipelines.heads import class_logits
 Weight = Tensor | Sequence[float] | None
 
 
-class ClassificationLoss(nn.Module):
+class ClassificationLoss(nn.Module, ABC):
     """Base of the losses; the shapes tell the form of the head.
 
     - one logit: logits (N, 1), labels (N,) of 0 and 1; treated as two classes with logits ``[0, z]``.
     - multi-class: logits (N, C), labels (N,) of 0..C - 1.
     - multi-label: logits (N, C), labels (N, C) of 0 and 1.
+
+    Half-precision logits are taken as float32.
 
     Args:
         weight: (C,), each above 0: of the samples of each class (two for one logit, as from `class_weights`), or of the
@@ -26,6 +28,7 @@ class ClassificationLoss(nn.Module):
 
     Raises:
         ValueError: another weight, or tensors of other shapes.
+        TypeError: floating-point labels (N,).
     """
 
     weight: Tensor | None
@@ -48,32 +51,40 @@ class ClassificationLoss(nn.Module):
         num_classes = logits.shape[1] if several else max(2, logits.shape[1])
         if self.weight is not None and len(self.weight) != num_classes:
             raise ValueError(f"{self._name}: wanted {num_classes} weights, one for each class, got {len(self.weight)}")
+        if not several and labels.is_floating_point():
+            raise TypeError(
+                f"{self._name}: wanted whole-number labels (N,), got {labels.dtype} (class numbers: use labels.long())"
+            )
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        weight = None if self.weight is None else self.weight.to(logits.dtype)
         if several:
-            return self._multi_label(logits, labels.to(logits.dtype))
-        return self._one_logit(logits, labels) if logits.shape[1] == 1 else self._multi_class(logits, labels)
+            return self._multi_label(logits, labels.to(logits.dtype), weight)
+        apply = self._one_logit if logits.shape[1] == 1 else self._multi_class
+        return apply(logits, labels.long(), weight)
 
     @abstractmethod
-    def _multi_class(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Loss of (N, C), C > 1, for (N,)."""
+    def _multi_class(self, logits: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
+        """Loss of (N, C), C > 1, for int64 (N,)."""
 
     @abstractmethod
-    def _multi_label(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def _multi_label(self, logits: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
         """Loss of (N, C) for (N, C) of the same dtype."""
 
-    def _one_logit(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Loss of (N, 1) for (N,)."""
-        return self._multi_class(class_logits(logits), labels)
-
-    def _mean(self, loss: Tensor, labels: Tensor) -> Tensor:
-        """Mean of the losses (N,) of single samples, each weighing what its class weighs."""
-        if self.weight is None:
-            return loss.mean()
-        weight = self.weight[labels]
-        return (weight * loss).sum() / weight.sum()
+    def _one_logit(self, logits: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
+        """Loss of (N, 1) for int64 (N,)."""
+        return self._multi_class(class_logits(logits), labels, weight)
 
     @property
     def _name(self) -> str:
         return type(self).__name__
+
+
+def weighted_mean(loss: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
+    """Mean of the losses (N,) of single samples, each weighing what its class weighs."""
+    if weight is None:
+        return loss.mean()
+    of_sample = weight[labels]
+    return (of_sample * loss).sum() / of_sample.sum()
 
 
 def focusing(prob: Tensor, gamma: float) -> Tensor:

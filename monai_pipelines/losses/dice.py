@@ -42,16 +42,17 @@ class SoftDiceLoss(ClassificationLoss):
             raise ValueError(f"SoftDiceLoss: smooth must be above 0, got {smooth}")
         self.dice = DiceLoss(batch=True, reduction="none", smooth_nr=smooth, smooth_dr=smooth)
 
-    def _multi_class(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return self._over_classes(probabilities(logits), functional.one_hot(labels, logits.shape[1]).to(logits.dtype))
+    def _multi_class(self, logits: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
+        one_hot = functional.one_hot(labels, logits.shape[1]).to(logits.dtype)
+        return self._over_classes(probabilities(logits), one_hot, weight)
 
-    def _multi_label(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return self._over_classes(probabilities(logits, multilabel=True), labels)
+    def _multi_label(self, logits: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
+        return self._over_classes(probabilities(logits, multilabel=True), labels, weight)
 
-    def _over_classes(self, prob: Tensor, labels: Tensor) -> Tensor:
+    def _over_classes(self, prob: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
         present = labels.any(0).to(prob.dtype)
-        weight = present if self.weight is None else present * self.weight
-        return (weight * self.dice(prob, labels)).sum() / weight.sum().clamp_min(torch.finfo(prob.dtype).tiny)
+        share = present if weight is None else present * weight
+        return (share * self.dice(prob, labels)).sum() / share.sum().clamp_min(torch.finfo(prob.dtype).tiny)
 
 
 class FocalDiceLoss(ClassificationLoss):
@@ -80,15 +81,19 @@ class FocalDiceLoss(ClassificationLoss):
         lambda_dice: float = 1.0,
         smooth: float = 1e-5,
     ) -> None:
-        super().__init__()
+        super().__init__(weight)
         if min(lambda_focal, lambda_dice) < 0 or lambda_focal == lambda_dice == 0:
             raise ValueError(
                 "FocalDiceLoss: lambda_focal and lambda_dice must be 0 or more and not both 0, "
                 f"got {lambda_focal} and {lambda_dice}"
             )
-        self.focal, self.soft_dice = FocalLoss(gamma, weight), SoftDiceLoss(weight, smooth)
+        self.focal, self.soft_dice = FocalLoss(gamma), SoftDiceLoss(smooth=smooth)
         self.lambda_focal, self.lambda_dice = lambda_focal, lambda_dice
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Loss of a batch; a scalar."""
-        return self.lambda_focal * self.focal(logits, labels) + self.lambda_dice * self.soft_dice(logits, labels)
+    def _multi_class(self, logits: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
+        focal, dice = (loss._multi_class(logits, labels, weight) for loss in (self.focal, self.soft_dice))
+        return self.lambda_focal * focal + self.lambda_dice * dice
+
+    def _multi_label(self, logits: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
+        focal, dice = (loss._multi_label(logits, labels, weight) for loss in (self.focal, self.soft_dice))
+        return self.lambda_focal * focal + self.lambda_dice * dice

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from monai_pipelines.losses.base import ClassificationLoss, Weight, focusing
+from monai_pipelines.losses.base import ClassificationLoss, Weight, focusing, weighted_mean
 
 
 class CrossEntropyLoss(ClassificationLoss):
@@ -14,7 +14,7 @@ class CrossEntropyLoss(ClassificationLoss):
 
     One class out of several: ``sum_i w_i (-log p_i) / sum_i w_i``, with p_i the softmax probability of sample i's own
     class and w_i the weight of that class. Multi-label: the mean of ``-w_c y log p - (1 - y) log(1 - p)`` over samples
-    and classes, with p the sigmoid. Every label counts: torch's -100, which leaves a sample out, is an error.
+    and classes, with p the sigmoid. All class labels count: torch's -100, which leaves a sample out, is an error.
 
     Args:
         weight: see `ClassificationLoss`.
@@ -34,15 +34,15 @@ class CrossEntropyLoss(ClassificationLoss):
             raise ValueError(f"CrossEntropyLoss: label_smoothing must be 0 or more and below 1, got {label_smoothing}")
         self.label_smoothing = label_smoothing
 
-    def _multi_class(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def _multi_class(self, logits: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
         nothing = torch.iinfo(torch.int64).min
         return functional.cross_entropy(
-            logits, labels, self.weight, ignore_index=nothing, label_smoothing=self.label_smoothing
+            logits, labels, weight, ignore_index=nothing, label_smoothing=self.label_smoothing
         )
 
-    def _multi_label(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def _multi_label(self, logits: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
         smooth = labels * (1 - self.label_smoothing) + self.label_smoothing / 2
-        return functional.binary_cross_entropy_with_logits(logits, smooth, pos_weight=self.weight)
+        return functional.binary_cross_entropy_with_logits(logits, smooth, pos_weight=weight)
 
 
 class FocalLoss(ClassificationLoss):
@@ -75,11 +75,11 @@ class FocalLoss(ClassificationLoss):
             raise ValueError(f"FocalLoss: gamma must be 0 or more, got {gamma}")
         self.gamma = gamma
 
-    def _multi_class(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def _multi_class(self, logits: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
         log_p = logits.log_softmax(1).gather(1, labels[:, None])[:, 0]
-        return self._mean(focusing(-log_p.expm1(), self.gamma) * -log_p, labels)
+        return weighted_mean(focusing(-log_p.expm1(), self.gamma) * -log_p, labels, weight)
 
-    def _multi_label(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def _multi_label(self, logits: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
         margin = logits * (2 * labels - 1)
         loss = focusing((-margin).sigmoid(), self.gamma) * -functional.logsigmoid(margin)
-        return (loss if self.weight is None else loss * (1 + (self.weight - 1) * labels)).mean()
+        return (loss if weight is None else loss * (1 + (weight - 1) * labels)).mean()

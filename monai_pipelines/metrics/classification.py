@@ -1,4 +1,4 @@
-"""Figures of merit of a classifier, by scikit-learn, with absent classes told apart from bad ones."""
+"""Figures of merit of a classifier, with absent classes told apart from bad ones."""
 
 from __future__ import annotations
 
@@ -8,13 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.metrics import (
-    average_precision_score,
-    f1_score,
-    precision_score,
-    recall_score,
-    roc_auc_score,
-)
 
 __all__ = ["classification_metrics", "per_class_metrics", "predicted_classes"]
 
@@ -165,15 +158,23 @@ def _one_vs_rest(
     positive: NDArray[np.bool_], predicted: NDArray[np.bool_], score: NDArray[np.float64]
 ) -> dict[str, float]:
     figures = dict.fromkeys(_ONE_VS_REST, math.nan)
-    if positive.any():
-        figures["precision"] = float(precision_score(positive, predicted, zero_division=0))
-        figures["recall"] = float(recall_score(positive, predicted))
-        figures["f1"] = float(f1_score(positive, predicted))
-        figures["average_precision"] = float(average_precision_score(positive, score))
-    if not positive.all():
-        figures["specificity"] = float(recall_score(~positive, ~predicted))
-    if positive.any() and not positive.all():
-        figures["roc_auc"] = float(roc_auc_score(positive, score))
+    num_positive, num_called, num_found = (int(own.sum()) for own in (positive, predicted, positive & predicted))
+    num_negative = len(score) - num_positive
+    order = np.argsort(-score)
+    last = np.flatnonzero(np.diff(score[order], append=-math.inf))  # of each run of equal scores
+    found = np.cumsum(positive[order])[last]
+    alarms = last + 1 - found
+    steps = np.diff(found, prepend=0)
+    if num_positive:
+        figures["precision"] = num_found / num_called if num_called else 0.0
+        figures["recall"] = num_found / num_positive
+        figures["f1"] = 2 * num_found / (num_positive + num_called)
+        figures["average_precision"] = float((steps * found / (last + 1)).sum() / num_positive)
+    if num_negative:
+        figures["specificity"] = (num_negative - num_called + num_found) / num_negative
+    if num_positive and num_negative:
+        below = num_negative - alarms + np.diff(alarms, prepend=0) / 2  # a tie counts half
+        figures["roc_auc"] = float((steps * below).sum() / (num_positive * num_negative))
     return figures
 
 

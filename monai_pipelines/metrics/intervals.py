@@ -21,7 +21,6 @@ def bootstrap_intervals(
     groups: Sequence[Hashable],
     num_resamples: int = 2000,
     level: float = 0.95,
-    seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
     """Percentile bootstrap intervals of all figures, whole groups (patients) drawn with replacement.
 
@@ -35,7 +34,6 @@ def bootstrap_intervals(
         groups: (N,) whom each row belongs to.
         num_resamples: draws.
         level: of the interval.
-        seed: of the draws.
 
     Returns:
         name -> (low, high); a figure that is undefined on the data themselves is left out.
@@ -64,7 +62,7 @@ def bootstrap_intervals(
         rows_of.setdefault(group, []).append(row)
     members = [np.array(rows) for rows in rows_of.values()]
     names = [name for name, value in figures(scores, truth).items() if not math.isnan(value)]
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     values = np.empty((num_resamples, len(names)))
     for resample in range(num_resamples):
         rows = np.concatenate([members[k] for k in rng.integers(len(members), size=len(members))])

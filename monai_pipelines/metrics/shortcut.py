@@ -71,7 +71,8 @@ def shortcut_baseline(
         that all training images have.
 
     Raises:
-        ValueError: fewer than two classes to learn from, features not finite or of differing number (scikit-learn).
+        ValueError: fewer than two classes to learn from, labels that are none of the C, features not finite or of
+            differing number (scikit-learn).
 
     Example:
         >>> shortcut_baseline([[-800.0], [-790.0], [-600.0], [-610.0]], [0, 0, 1, 1], [[-805.0], [-590.0]]).argmax(1)
@@ -86,7 +87,10 @@ def shortcut_baseline(
     classes = np.unique(labels)
     if len(classes) < 2:
         raise ValueError(f"shortcut_baseline: wanted training labels of two classes or more, got {classes}")
-    prob = np.zeros((len(test), num_classes or int(classes[-1]) + 1))
+    num = num_classes or int(classes[-1]) + 1
+    if classes[0] < 0 or classes[-1] >= num:
+        raise ValueError(f"shortcut_baseline: wanted training labels in 0..{num - 1}, got {classes}")
+    prob = np.zeros((len(test), num))
     prob[:, classes] = _fitted(train, labels, test)
     return prob
 

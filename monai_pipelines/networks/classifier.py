@@ -51,8 +51,8 @@ class ImageClassifier(nn.Module):
                 "ImageClassifier: num_classes and hidden must be 1 or more and dropout lie in 0..1, "
                 f"got num_classes {num_classes}, hidden {hidden}, dropout {dropout}"
             )
-        num_features = last_linear(backbone).in_features
         self.backbone = _feature_map(backbone)
+        num_features = last_linear(backbone).in_features
         spatial_dims = next(self.backbone.parameters()).ndim - 2
         self.attention = Conv[Conv.CONV, spatial_dims](num_features, 1, 1, bias=False) if attention else None
         if self.attention is not None:

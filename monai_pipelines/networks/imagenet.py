@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-import pickle
 import re
 from os import PathLike
 from pathlib import Path
@@ -37,8 +37,8 @@ def load_imagenet(network: Network, file: str | PathLike[str] | None = None) -> 
 
     Args:
         network: changed in place. The published ResNet is MONAI's with ``conv1_t_stride=2, bias_downsample=False``.
-        file: a checkpoint file of torchvision (resnet18-f37072fd.pth, ...); "download" fetches it, checks its SHA-256
-            and keeps it in torch's hub folder; None leaves the network as it is, to train from scratch.
+        file: a checkpoint file of torchvision (resnet18-f37072fd.pth, ...); "download" takes it from torch's hub
+            folder, fetched if need be, and checks its SHA-256; None leaves the network as it is, to train from scratch.
 
     Returns:
         `network`.
@@ -46,7 +46,7 @@ def load_imagenet(network: Network, file: str | PathLike[str] | None = None) -> 
     Raises:
         FileNotFoundError: no such file.
         ConnectionError: the download failed; says what to place where.
-        ValueError: a network or a file of another kind, or weights that do not fit; lists their names.
+        ValueError: a network or a file of another kind, a damaged file, or weights that do not fit; lists their names.
 
     Example:
         >>> from monai.networks.nets import resnet18
@@ -65,7 +65,7 @@ def load_imagenet(network: Network, file: str | PathLike[str] | None = None) -> 
     if f"{first}.weight" not in wanted or wanted[f"{first}.weight"].ndim != 4:
         raise ValueError(
             f"load_imagenet: wanted MONAI's 2D ResNet or DenseNet, or an ImageClassifier of one, "
-            f"got {type(target).__name__}{' in 3D' if f'{first}.weight' in wanted else ''}"
+            f"got {type(network).__name__}{' in 3D' if f'{first}.weight' in wanted else ''}"
         )
     source = _fetch(set(wanted)) if file == "download" else _read(Path(file))
     found = {_monai_name(name): value for name, value in source.items() if not name.startswith(HEADS)}
@@ -80,7 +80,7 @@ def load_imagenet(network: Network, file: str | PathLike[str] | None = None) -> 
         if found[name].shape != wanted[name].shape
     ]
     if problems:
-        head = f"load_imagenet: {file} does not fit {type(target).__name__} (another depth? the published ResNet has "
+        head = f"load_imagenet: {file} does not fit {type(network).__name__} (another depth? the published ResNet has "
         head += "bias_downsample=False, conv1_t_size=7, shortcut_type='B'):"
         raise ValueError("\n  - ".join([head, *problems]))
     target.load_state_dict(found, strict=False)
@@ -129,15 +129,21 @@ def _fetch(names: set[str]) -> dict[str, Tensor]:
             f"load_imagenet: weights are published for {', '.join(name.split('-')[0] for name in PUBLISHED.values())}, "
             "not for this network (give a file, or train from scratch)"
         )
-    try:
-        return torch.hub.load_state_dict_from_url(
-            DOWNLOAD_URL + file, map_location="cpu", check_hash=True, weights_only=True
-        )
-    except OSError as error:
-        raise ConnectionError(
-            f"load_imagenet: could not fetch {DOWNLOAD_URL}{file} ({error}); fetch it elsewhere and give its path, or "
-            f"place it in {Path(torch.hub.get_dir(), 'checkpoints')}"
-        ) from error
+    path = Path(torch.hub.get_dir(), "checkpoints", file)
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(DOWNLOAD_URL + file, str(path))
+        except OSError as error:
+            raise ConnectionError(
+                f"load_imagenet: could not fetch {DOWNLOAD_URL}{file} ({error}); fetch it elsewhere and give its path, "
+                f"or place it in {path.parent}"
+            ) from error
+    with path.open("rb") as opened:
+        found = hashlib.file_digest(opened, "sha256").hexdigest()
+    if not found.startswith(path.stem.rpartition("-")[2]):
+        raise ValueError(f"load_imagenet: {path} is damaged: its SHA-256 is {found[:8]}...; delete it and fetch again")
+    return _read(path)
 
 
 def _read(file: Path) -> dict[str, Tensor]:
@@ -147,8 +153,11 @@ def _read(file: Path) -> dict[str, Tensor]:
         )
     try:
         weights = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"load_imagenet: {file} is no checkpoint file of torch (damaged?): {error}") from error
+    except Exception as error:  # what a damaged pickle raises depends on the damage
+        raise ValueError(
+            f"load_imagenet: {file} is no checkpoint file of torch, or cut off; fetch it again from {DOWNLOAD_URL} "
+            f"({error})"
+        ) from error
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise ValueError(
             f"load_imagenet: wanted tensors by name in {file}, as in torchvision's files, got other things"

@@ -19,13 +19,12 @@ _MARKERS = ("o", "^", "s", "D")
 _MIN_POINTS = 5
 
 
-def stratified_indices(label: ArrayLike, num: int, seed: int = 0) -> NDArray[np.int64]:
+def stratified_indices(label: ArrayLike, num: int) -> NDArray[np.int64]:
     """Indices of at most ``num`` images, every class with its share, in rising order.
 
     Args:
         label: (N,) classes, or (N, C) of 0 and 1: each combination counts as a class.
         num: of images wanted.
-        seed: of the draw.
 
     Example:
         >>> stratified_indices([0, 0, 0, 0, 1, 1], 3).shape
@@ -33,7 +32,7 @@ def stratified_indices(label: ArrayLike, num: int, seed: int = 0) -> NDArray[np.
     """
     truth = np.asarray(label)
     _, stratum = np.unique(truth, axis=0, return_inverse=True)
-    order = np.random.default_rng(seed).permutation(len(truth))
+    order = np.random.default_rng(0).permutation(len(truth))
     place = np.empty(len(truth))  # in 0..1, within the image's class
     for k in range(stratum.max() + 1):
         own = order[stratum[order] == k]
@@ -41,43 +40,45 @@ def stratified_indices(label: ArrayLike, num: int, seed: int = 0) -> NDArray[np.
     return np.sort(order[np.argsort(place[order], kind="stable")[:num]])
 
 
-def principal_components(features: ArrayLike, seed: int = 0, num: int = 50) -> NDArray[np.float32]:
+def principal_components(features: ArrayLike, num: int = 50) -> NDArray[np.float32] | None:
     """The first principal components (N, at most ``num``) of features (N, F).
 
+    None for fewer than five images, or where fewer than two features vary: too little to place by :func:`embed`.
+
     Example:
-        >>> principal_components([[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]], num=1).shape
-        (3, 1)
+        >>> principal_components(np.eye(6), num=2).shape
+        (6, 2)
+        >>> principal_components(np.eye(4)) is None
+        True
     """
     values = np.asarray(features, dtype=np.float32)
-    return PCA(min(num, *values.shape), random_state=seed).fit_transform(values)
+    if len(values) < _MIN_POINTS or (np.ptp(values, axis=0) > 0).sum() < 2:
+        return None
+    return PCA(min(num, *values.shape), random_state=0).fit_transform(values)
 
 
-def embed(features: ArrayLike, seed: int = 0) -> NDArray[np.float32] | None:
-    """Two coordinates for each image, by t-SNE of the first 50 principal components: near means alike.
+def embed(components: ArrayLike) -> NDArray[np.float32]:
+    """Two coordinates for each image, by t-SNE: near means alike.
 
     Distances between groups, their sizes and the axes mean nothing. Of some thousand points it takes seconds to
     minutes: see :func:`stratified_indices`.
 
     Args:
-        features: (N, F).
-        seed: of both steps.
+        components: (N, F) of five images or more, of :func:`principal_components`.
 
     Returns:
-        (N, 2); None for fewer than five images, or where fewer than two features vary.
+        (N, 2).
 
     Example:
-        >>> embed(np.eye(4)) is None
-        True
+        >>> embed(principal_components(np.eye(6))).shape
+        (6, 2)
 
     Reference: van der Maaten and Hinton, Visualizing data using t-SNE, JMLR, 2008.
     """
-    values = np.asarray(features, dtype=np.float32)
-    if len(values) < _MIN_POINTS or (np.ptp(values, axis=0) > 0).sum() < 2:
-        return None
-    components = principal_components(values, seed)
+    values = np.asarray(components, dtype=np.float32)
     perplexity = min(30.0, (len(values) - 1) / 3)
     with threadpool_limits(1):  # on busy cores its threads wait for each other: 21 s for 40 points, alone 0.1 s
-        return TSNE(2, perplexity=perplexity, init="pca", max_iter=500, random_state=seed).fit_transform(components)
+        return TSNE(2, perplexity=perplexity, init="pca", max_iter=500, random_state=0).fit_transform(values)
 
 
 def embedding_figure(points: ArrayLike, label: ArrayLike, class_names: Sequence[str], title: str) -> Figure:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from itertools import zip_longest
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,15 @@ from rich.table import Column, Table
 
 from monai_pipelines.metrics import shortcut_baselines
 from monai_pipelines.report.embedding import embed, embedding_figure, principal_components, stratified_indices
-from monai_pipelines.report.figures import confusion_figure, roc_figure
 from monai_pipelines.report.images import images_figure
-from monai_pipelines.report.page import Pictures, read_history, split_figure, write_report
+from monai_pipelines.report.page import Pictures, read_history, write_report
 from monai_pipelines.report.predictions import class_name, write_predictions
 from monai_pipelines.report.results import confident_mistakes
 from monai_pipelines.report.tensorboard import log_evaluation
 
 logger = logging.getLogger(__name__)
 
-NUM_IMAGES, NUM_VOLUMES = 12, 4  # shown as samples, and as mistakes
+NUM_IMAGES, NUM_VOLUMES = 12, 8  # shown as samples, and as many as mistakes
 NUM_FITTED = 5000  # training images that the shortcut baselines are fitted on
 NUM_POINTS = 2000  # test images in an embedding
 SIDE_IMAGE, SIDE_VOLUME = 32, 16  # pixels or voxels of what is embedded as raw pixels
@@ -74,7 +74,7 @@ def report_evaluation(
     label = np.array([item["label"] for item in test.data]).astype(np.int64)
     trained = None if features is None else np.asarray(features)
     if len(rows) != len(label) or (trained is not None and len(trained) != len(label)):
-        numbers = f"{len(rows)} rows and {len(rows) if trained is None else len(trained)} features"
+        numbers = f"{len(rows)} rows" + ("" if trained is None else f" and {len(trained)} features")
         raise ValueError(f"report_evaluation: wanted a row for each of {len(label)} test {unit}s, got {numbers}")
     shown = stratified_indices(label, NUM_POINTS)
     cheap, pixels = _measured(test, range(len(label)), {*shown.tolist()}, f"reading test {unit}s")
@@ -85,15 +85,17 @@ def report_evaluation(
     ]
     splits = {"train": train, "validation": datasets.validation, "test": test}
     skipped = [{**row, "split": split} for split, dataset in splits.items() for row in _skipped(dataset)]
-    samples, mistakes = _samples(test, classes), _mistakes(test, rows, label, classes, threshold)
+    num = NUM_VOLUMES if pixels.ndim == 5 else NUM_IMAGES
+    samples, mistakes = _samples(test, classes, num), _mistakes(test, rows, label, classes, threshold, num)
     points = {"raw_pixels": pixels.reshape(len(pixels), -1)}
     if trained is not None:
         points["trained_features"] = trained[shown]
     logger.info("placing %d %ss by t-SNE", len(shown), unit)
+    found = {name: principal_components(values) for name, values in points.items()}
+    components = {name: own for name, own in found.items() if own is not None}
     embeddings = {
-        name: embedding_figure(at, label[shown], classes, name.replace("_", " ").capitalize())
-        for name, values in points.items()
-        if (at := embed(values)) is not None
+        name: embedding_figure(embed(own), label[shown], classes, name.replace("_", " ").capitalize())
+        for name, own in components.items()
     }
     folder = Path(output_dir)
     history, run = folder / "history.json", folder / "run.json"
@@ -113,23 +115,16 @@ def report_evaluation(
         mistakes=mistakes,
         embeddings=embeddings,
     )
-    prob = np.array([row["prob"] for row in rows])
-    figures = {
-        "classes": split_figure(metrics["splits"]),
-        "roc/test": roc_figure(label, prob, classes, baselines.get(metrics["shortcut_name"]), threshold),
-        **{f"embedding/{name}": figure for name, figure in embeddings.items()},
-        **{
-            tag: images_figure([image for _, image in pictures], [caption for caption, _ in pictures])
-            for tag, pictures in (("samples/test", samples), ("mistakes/test", mistakes))
-            if pictures
-        },
-    }
+    pictures: dict[str, Any] = {"classes": folder / "classes.png", "roc/test": folder / "roc.png"}
     if not multilabel:
-        figures["confusion_matrix/test"] = confusion_figure(label, prob, classes, threshold)
+        pictures["confusion_matrix/test"] = folder / "confusion_matrix.png"
+    pictures |= {f"embedding/{name}": folder / f"embedding_{name}.png" for name in embeddings}
+    for tag, chosen in (("samples/test", samples), ("mistakes/test", mistakes)):
+        if chosen:
+            pictures[tag] = images_figure([image for _, image in chosen], [caption for caption, _ in chosen])
     names = [class_name(own, classes, ", ", "none") for own in label[shown]]
-    components = {name: principal_components(points[name]) for name in embeddings}
     thumbnails = pixels if pixels.ndim == 4 else None
-    log_evaluation(folder / "tensorboard" / "evaluation", figures, components, names, thumbnails)
+    log_evaluation(folder / "tensorboard" / "evaluation", pictures, components, names, thumbnails)
     _print_beside(metrics, unit)
     return metrics
 
@@ -165,10 +160,13 @@ def write_inference(
 def _baselines(
     train: Any, cheap: dict[str, NDArray[np.float32]], num_classes: int, unit: str
 ) -> dict[str, NDArray[np.float64]]:
-    """Probabilities of the test images, whose cheap features these are; none without features."""
+    """Probabilities of the test images, whose cheap features these are; none without features or a second class."""
     if not cheap:
         return {}
     label = np.array([item["label"] for item in train.data])
+    if label.ndim == 1 and len(np.unique(label)) < 2:
+        logger.warning("no shortcut baseline: the training %ss that could be used are of one class", unit)
+        return {}
     fitted = stratified_indices(label, NUM_FITTED)
     features, _ = _measured(train, fitted.tolist(), set(), f"reading training {unit}s")
     return shortcut_baselines(features, label[fitted], cheap, num_classes)
@@ -200,32 +198,35 @@ def _shrunken(image: Any) -> NDArray[np.float32]:
     return torch.nn.functional.adaptive_avg_pool2d(values, side).clamp(0, 1).numpy()
 
 
-def _samples(dataset: Any, classes: Sequence[str]) -> Pictures:
-    """As many images of each class, class by class."""
+def _samples(dataset: Any, classes: Sequence[str], num: int) -> Pictures:
+    """Drawn from the classes in turn, shown class by class."""
+    label = [tuple(np.ravel(item["label"]).tolist()) for item in dataset.data]
     by_class: dict[tuple[int, ...], list[int]] = {}
-    for index in np.random.default_rng(0).permutation(len(dataset.data)).tolist():
-        by_class.setdefault(tuple(np.ravel(dataset.data[index]["label"]).tolist()), []).append(index)
-    volume = len(dataset[0]["image"].shape) == 4
-    groups = sorted(by_class.items())[: NUM_VOLUMES if volume else 2 * NUM_IMAGES]
-    each = -(-(NUM_VOLUMES if volume else NUM_IMAGES) // len(groups))
-    chosen = [i for _, members in groups for i in members[:each]]
+    for index in np.random.default_rng(0).permutation(len(label)).tolist():
+        by_class.setdefault(label[index], []).append(index)
+    in_turn = [i for turn in zip_longest(*by_class.values()) for i in turn if i is not None]
+    chosen = sorted(in_turn[:num], key=label.__getitem__)
     named = [class_name(dataset.data[i]["label"], classes, ", ", "none") for i in chosen]
     return [(f"{name}\n{dataset.data[i]['name']}", dataset[i]["image"]) for i, name in zip(chosen, named, strict=True)]
 
 
 def _mistakes(
-    dataset: Any, rows: Sequence[dict[str, Any]], label: NDArray[Any], classes: Sequence[str], threshold: float | None
+    dataset: Any,
+    rows: Sequence[dict[str, Any]],
+    label: NDArray[Any],
+    classes: Sequence[str],
+    threshold: float | None,
+    num: int,
 ) -> Pictures:
-    volume = len(dataset[0]["image"].shape) == 4
     prob = np.array([row["prob"] for row in rows])
     pictures = []
-    for row, k in confident_mistakes(prob, label, NUM_VOLUMES if volume else NUM_IMAGES, threshold):
+    for row, k in confident_mistakes(prob, label, num, threshold):
         if label.ndim == 1:
             told = f"true: {classes[label[row]]}\npredicted: {classes[k]}, {prob[row, k]:.2f}"
+            if "spread" in rows[row]:
+                told += f"\u00a0\u00b1\u00a0{rows[row]['spread']:.2f}"
         else:
             told = f"{'missed' if label[row, k] else 'wrongly'}: {classes[k]}, {prob[row, k]:.2f}"
-        if "spread" in rows[row]:
-            told += f"\u00a0\u00b1\u00a0{rows[row]['spread']:.2f}"
         pictures.append((f"{told}\n{dataset.data[row]['name']}", dataset[row]["image"]))
     return pictures
 
@@ -243,7 +244,8 @@ def _skipped(dataset: Any) -> list[dict[str, Any]]:
 
 
 def _print_beside(metrics: dict[str, Any], unit: str) -> None:
-    title = f"{metrics['num_scans']} {unit}s, {metrics['num_patients']} patients"
+    patients = "patients unknown" if metrics["num_patients"] is None else f"{metrics['num_patients']} patients"
+    title = f"{metrics['num_scans']} {unit}s, {patients}"
     if metrics["threshold"] is not None:
         title += f"; network at the threshold {metrics['threshold']:.3g}"
     columns = Column(no_wrap=True), "network", *metrics["shortcuts"]

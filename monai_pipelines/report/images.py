@@ -95,7 +95,7 @@ def slices_figure(images: Sequence[Any], titles: Sequence[str]) -> Figure:
     Patient right is on the viewer's left, anterior (axial) and head (coronal, sagittal) up, and the sagittal slice
     faces left. Axial and coronal through the middle, sagittal through the middle of the right half (the midline has no
     lung). First channel, grey from the volume's lowest to its highest value. Only a MetaTensor is known to lie so:
-    other volumes are drawn the same way, but their planes are named by axes and have no letters R, A and S.
+    of other volumes all three slices go through the middle, are named by axes and have no letters R, A and S.
 
     Args:
         images: up to 8 volumes (C, X, Y, Z): MetaTensors in RAS, whose ``pixdim`` gives the voxels' shape, or arrays
@@ -133,8 +133,10 @@ def _draw_planes(part: SubFigure, image: Any, title: str) -> None:
     x, y, z = _extent_mm(image)
     volume = np.asarray(image)[0]
     low, high = float(volume.min()), float(volume.max())
-    i, j, k = 3 * volume.shape[0] // 4, volume.shape[1] // 2, volume.shape[2] // 2
     named = hasattr(image, "affine")
+    i, j, k = (n // 2 for n in volume.shape)
+    if named:
+        i = 3 * volume.shape[0] // 4
     names = ("Axial", "Coronal", "Sagittal") if named else ("x-y", "x-z", "y-z")
     planes = (
         (volume[::-1, ::-1, k], (x, y), ("R", "A")),

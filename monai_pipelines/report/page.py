@@ -72,14 +72,15 @@ def write_report(
         output_dir: folder, made if missing.
         title: headline of the page.
         rows: one mapping per image: ``image`` (path), ``prob`` (C floats), ``label`` (int, or C of 0 and 1), and where
-            there are any ``patient``, ``split``, ``spread`` (of the probability, over test-time augmentations),
-            ``skipped`` (why the image has no ``prob``), ``shortcut_prob`` (name -> C floats, of
+            there are any ``patient``, ``split``, ``spread`` (of the likeliest class's probability, over test-time
+            augmentations), ``skipped`` (why the image has no ``prob``), ``shortcut_prob`` (name -> C floats, of
             :func:`monai_pipelines.metrics.shortcut_baselines`; all scored rows or none).
         class_names: the C names; with two, the second is the positive class.
         threshold: probability from which the second of two classes is predicted; None: the likelier one.
         multilabel: several labels each.
         unit: what the page calls an input: image or scan.
-        splits: name -> items with ``label`` and ``patient``, for the table of classes; None: the scored rows.
+        splits: name -> items with ``label`` and, where known, ``patient``, for the table of classes; None: the scored
+            rows.
         history: as :func:`read_history` gives it.
         key_metric: validation figure that chose the model; its best epoch is marked.
         run: plain data told as it stands (seed, chain, fingerprint, versions, table hash ...); ``command`` says how to
@@ -119,7 +120,12 @@ def write_report(
 
     prob, label = np.array([row["prob"] for row in scored]), np.array([row["label"] for row in scored])
     figures = {
-        "classes": split_figure(result["splits"]),
+        "classes": class_figure(
+            {
+                split: {name: size["num_scans"] for name, size in table["classes"].items()}
+                for split, table in result["splits"].items()
+            }
+        ),
         "roc": roc_figure(
             label, prob, class_names, shortcut_probs(scored).get(result["shortcut_name"] or ""), threshold
         ),
@@ -163,13 +169,6 @@ def write_report(
     return result
 
 
-def split_figure(splits: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """The bar chart of the ``splits`` in ``metrics.json``."""
-    return class_figure(
-        {split: {name: size["num_scans"] for name, size in table["classes"].items()} for split, table in splits.items()}
-    )
-
-
 def read_history(path: str | PathLike[str]) -> list[dict[str, Any]]:
     """Read ``history.json``: a list with one dict per epoch.
 
@@ -206,7 +205,13 @@ def _picture(caption: str, image: Any) -> dict[str, Any]:
     volume = len(image.shape) == 4
     kind, content = ("png", _png(slices_figure([image], [""]), dpi=110)) if volume else thumbnail(image)
     source = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-    return {"caption": caption, "source": source, "volume": volume, "small": kind == "png" and not volume}
+    return {
+        "caption": caption,
+        "source": source,
+        "volume": volume,
+        "anatomical": volume and hasattr(image, "affine"),
+        "small": kind == "png" and not volume,
+    }
 
 
 def _figure(value: float | None, sign: bool = False) -> str:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import confusion_matrix, multilabel_confusion_matrix
 
-from monai_pipelines.metrics import classification_metrics, per_class_metrics, predicted_classes
+from monai_pipelines.metrics import bootstrap_intervals, classification_metrics, per_class_metrics, predicted_classes
 
 __all__ = ["class_table", "confident_mistakes", "evaluation_results", "plain_data"]
 
 Row = Mapping[str, Any]
+
+MAX_INTERVALS = 2000  # images for which intervals are computed: of 14 labels each it takes 9 s
 
 
 def evaluation_results(
@@ -28,11 +31,12 @@ def evaluation_results(
         threshold: of :func:`monai_pipelines.metrics.predicted_classes`.
 
     Returns:
-        ``num_scans``, ``num_patients``, ``num_wrong``, ``classes``, ``threshold``, ``metrics``, ``metrics_at_half``
-        (at 0.5, where a threshold gives others), ``shortcut`` (figures of the strongest baseline by ROC AUC),
-        ``shortcut_name``, ``shortcuts`` (of each), ``per_class``, ``confusion_matrix`` (rows true, columns predicted;
-        of several labels each a 2 x 2 one for each class), ``spread`` (mean of the right and of the wrong ones); None
-        stands for what the labels leave undefined and for what there is not.
+        ``num_scans``, ``num_patients``, ``num_wrong``, ``classes``, ``threshold``, ``metrics``, ``intervals`` (name ->
+        [low, high] of 95%, by :func:`monai_pipelines.metrics.bootstrap_intervals`; empty above 2,000 images),
+        ``metrics_at_half`` (at 0.5, where a threshold gives others), ``shortcut`` (figures of the strongest baseline),
+        ``shortcut_name`` (by ROC AUC), ``shortcuts`` (of each), ``per_class``, ``confusion_matrix`` (rows true,
+        columns predicted; of several labels each a 2 x 2 one for each class), ``spread`` (mean of the right and of the
+        wrong ones); None stands for what the labels leave undefined and for what there is not.
 
     Raises:
         ValueError: bad probabilities or labels, or a baseline that not all rows have.
@@ -44,7 +48,9 @@ def evaluation_results(
     """
     prob, label = np.array([row["prob"] for row in scored]), np.array([row["label"] for row in scored])
     num, several = len(class_names), label.ndim == 2
-    metrics = plain_data(classification_metrics(prob, label, num, threshold))
+    figures = partial(classification_metrics, num_classes=num, threshold=threshold)
+    metrics = plain_data(figures(prob, label))
+    few = len(scored) <= MAX_INTERVALS
     at_half = None if threshold is None else plain_data(classification_metrics(prob, label, num, 0.5))
     shortcuts = {
         name: plain_data(classification_metrics(own, label, num)) for name, own in shortcut_probs(scored).items()
@@ -61,6 +67,7 @@ def evaluation_results(
         "classes": table["classes"],
         "threshold": threshold,
         "metrics": metrics,
+        "intervals": plain_data(bootstrap_intervals(figures, prob, label, _patients(scored))) if few else {},
         "metrics_at_half": None if at_half == metrics else at_half,
         "shortcut": shortcuts[strongest] if strongest else None,
         "shortcut_name": strongest,
@@ -86,12 +93,14 @@ def class_table(items: Sequence[Row], class_names: Sequence[str]) -> dict[str, A
     """Images and patients of each class, and how unequal the classes are.
 
     Args:
-        items: with ``label``, and ``patient`` where it is known; an image without is a patient of its own.
+        items: with ``label``, and ``patient`` where it is known; among others an image without is a patient of its
+            own.
         class_names: the C names.
 
     Returns:
         ``num_scans``, ``num_patients``, ``classes`` (name -> ``num_scans``, ``num_patients``), ``imbalance_factor``
-        (images of the largest class by those of the smallest; None where a class has none).
+        (images of the largest class by those of the smallest; None where a class has none). ``num_patients`` is
+        None where no item has a patient.
 
     Example:
         >>> class_table([{"label": 0}, {"label": 1}, {"label": 1}], ["healthy", "ill"])["imbalance_factor"]
@@ -99,14 +108,16 @@ def class_table(items: Sequence[Row], class_names: Sequence[str]) -> dict[str, A
     """
     label = np.array([item["label"] for item in items])
     has = label == 1 if label.ndim == 2 else label[:, None] == np.arange(len(class_names))
-    names = [str(item.get("patient") or item.get("image") or k) for k, item in enumerate(items)]
-    patients = np.unique(names, return_inverse=True)[1]
-    counts = has.sum(axis=0)
+    patients, counts = np.array(_patients(items)), has.sum(axis=0)
+    known = any(item.get("patient") for item in items)
     return {
         "num_scans": len(items),
-        "num_patients": len(np.unique(patients)),
+        "num_patients": len(np.unique(patients)) if known else None,
         "classes": {
-            name: {"num_scans": int(counts[k]), "num_patients": len(np.unique(patients[has[:, k]]))}
+            name: {
+                "num_scans": int(counts[k]),
+                "num_patients": len(np.unique(patients[has[:, k]])) if known else None,
+            }
             for k, name in enumerate(class_names)
         },
         "imbalance_factor": float(counts.max() / counts.min()) if counts.min() else None,
@@ -160,6 +171,10 @@ def plain_data(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _patients(items: Sequence[Row]) -> list[str]:
+    return [str(item.get("patient") or item.get("image") or k) for k, item in enumerate(items)]
 
 
 def _spread(scored: Sequence[Row], right: NDArray[np.bool_]) -> dict[str, float | None] | None:

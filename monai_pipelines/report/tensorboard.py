@@ -5,12 +5,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 __all__ = ["log_evaluation"]
@@ -18,16 +20,16 @@ __all__ = ["log_evaluation"]
 
 def log_evaluation(
     folder: str | PathLike[str],
-    figures: Mapping[str, Figure],
+    pictures: Mapping[str, Figure | Path],
     points: Mapping[str, NDArray[Any]],
     names: Sequence[str],
     thumbnails: NDArray[Any] | None = None,
 ) -> None:
-    """Write figures (tab Images) and embeddings (tab Projector).
+    """Write pictures (tab Images) and embeddings (tab Projector).
 
     Args:
         folder: for this evaluation alone; what an earlier one left there is removed.
-        figures: tag -> figure.
+        pictures: tag -> figure, or image file.
         points: tag -> (N, D), a point for each image.
         names: N names of classes, shown at the points.
         thumbnails: (N, 1 or 3, side, side) in [0, 1], shown as the points.
@@ -37,7 +39,10 @@ def log_evaluation(
     if thumbnails is not None:
         sprites = torch.as_tensor(np.broadcast_to(thumbnails, (len(thumbnails), 3, *thumbnails.shape[2:])).copy())
     with SummaryWriter(str(folder)) as writer:
-        for tag, figure in figures.items():
-            writer.add_figure(tag, figure)
+        for tag, picture in pictures.items():
+            if isinstance(picture, Figure):
+                writer.add_figure(tag, picture)
+            else:
+                writer.add_image(tag, np.asarray(Image.open(picture).convert("RGB")), dataformats="HWC")
         for tag, values in points.items():
             writer.add_embedding(values, [name.replace("\t", " ") for name in names], sprites, tag=tag)

@@ -13,6 +13,7 @@ from monai.config import KeysCollection
 from torch import Tensor
 
 from monai_pipelines.transforms.intensity3d import RandVolume, RandVolumed
+from monai_pipelines.transforms.normalize import require_unit
 
 GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in Pillow and torchvision
 CHUNK_BYTES = 2**23  # of floating-point pixels: about what stays in a CPU's cache
@@ -23,8 +24,8 @@ class RandImage(RandVolume):
 
     A single image (C, H, W) or a batch (B, C, H, W), uint8 or floating point in [0, 1], numpy array or tensor, comes
     back as a tensor on the same device (a MetaTensor as a MetaTensor): float32 in [0, 1] for uint8, else of the same
-    dtype. A batch gets the draws that its images would get one after the other. An image for which nothing is drawn
-    (None) keeps its values to the bit.
+    dtype; half types are computed in float32. A batch gets the draws that its images would get one after the other. An
+    image for which nothing is drawn (None) keeps its values to the bit.
     """
 
     spatial_dims = 2
@@ -32,19 +33,11 @@ class RandImage(RandVolume):
 
     @abstractmethod
     def _change(self, images: Tensor, draws: Sequence[Any]) -> Tensor:
-        """Apply one draw, none of them None, to each of (B, C, H, W), floating point in [0, 1]."""
+        """Apply one draw, none of them None, to each of (B, C, H, W) in [0, 1], float32 or float64."""
 
     def _keep(self, image: Tensor, draw: Any) -> Tensor:
         """An image (C, H, W) for which nothing was drawn that computes new values."""
         return image
-
-    def _unit(self, images: Tensor) -> Tensor:
-        """Pixels in [0, 1]: uint8 as float32 ``x / 255``, floating point as it is."""
-        if images.dtype == torch.uint8:
-            return images.to(torch.float32).div_(255)
-        if not images.is_floating_point():
-            raise TypeError(f"{type(self).__name__}: wanted uint8 or floating point in [0, 1], got {images.dtype}")
-        return images
 
     def _apply(self, batch: Tensor, draws: Sequence[Any]) -> Tensor:
         if all(draw is None for draw in draws):
@@ -60,7 +53,8 @@ class RandImage(RandVolume):
         step = len(batch) if batch.is_cuda else max(torch.get_num_threads(), CHUNK_BYTES // (4 * batch[0].numel()))
         for start in range(0, len(changed), step):
             chunk = list(changed[start : start + step])
-            out[chunk] = self._change(self._unit(batch[chunk]), [draws[i] for i in chunk])
+            images = self._unit(batch[chunk]).to(torch.promote_types(dtype, torch.float32))
+            out[chunk] = self._change(images, [draws[i] for i in chunk]).to(dtype)
         return out
 
 
@@ -110,7 +104,8 @@ class RandColor2D(RandImage):
         the input's dtype.
 
     Raises:
-        ValueError: an argument out of range, an input that is no image or batch, or with neither 1 nor 3 channels.
+        ValueError: an argument out of range, an input that is no image or batch, with neither 1 nor 3 channels, or
+            floating point outside [0, 1].
         TypeError: neither uint8 nor floating point.
 
     Example:
@@ -156,6 +151,7 @@ class RandColor2D(RandImage):
     def _apply(self, batch: Tensor, draws: Sequence[ColorDraw | None]) -> Tensor:
         if batch.shape[1] not in (1, 3):
             raise ValueError(f"RandColor2D: wanted 1 or 3 channels, got {batch.shape[1]} (drop alpha when reading)")
+        require_unit("RandColor2D", batch)
         return super()._apply(batch, draws)
 
     def _change(self, images: Tensor, draws: Sequence[ColorDraw]) -> Tensor:

@@ -18,8 +18,8 @@ from torch import Tensor
 class RandVolume(RandomizableTransform):
     """Base of the random steps: one independent draw for each volume, then an application that draws nothing.
 
-    A single volume (C, X, Y, Z) or a batch (B, C, X, Y, Z), numpy array or tensor, comes back as a tensor of the same
-    dtype on the same device (a MetaTensor as a MetaTensor). A batch gets the draws that its volumes would get one
+    A single volume (C, X, Y, Z) or a batch (B, C, X, Y, Z), numpy array or tensor, comes back as a tensor on the same
+    device (a MetaTensor as a MetaTensor). A batch gets the draws that its volumes would get one
     after the other. Where nothing is drawn for any volume, the input itself comes back.
     """
 
@@ -34,6 +34,17 @@ class RandVolume(RandomizableTransform):
     @abstractmethod
     def _apply(self, batch: Tensor, draws: Sequence[Any]) -> Tensor:
         """Apply one draw to each volume of (B, C, X, Y, Z); `batch` itself where nothing is to be done."""
+
+    def _unit(self, values: Tensor) -> Tensor:
+        """Values in [0, 1]: uint8 as float32 ``x / 255``, floating point as it is."""
+        if values.dtype == torch.uint8:
+            return values.to(torch.float32).div_(255)
+        if not values.is_floating_point():
+            raise TypeError(
+                f"{type(self).__name__}: wanted uint8 or floating point in [0, 1], got {values.dtype} (scale or window "
+                "it first)"
+            )
+        return values
 
     def randomize(self, data: NdarrayOrTensor) -> None:
         """Draw for each volume of `data`."""
@@ -114,14 +125,11 @@ class _RandIntensity3D(RandVolume):
         return self._value() if self.R.random_sample() < self.prob else None
 
     def _apply(self, batch: Tensor, draws: Sequence[float | None]) -> Tensor:
-        if not batch.is_floating_point():
-            raise TypeError(
-                f"{type(self).__name__}: wanted a floating-point volume, got {batch.dtype} (window it to [0, 1] first)"
-            )
+        volumes = self._unit(batch)
         if all(value is None for value in draws):
-            return batch
+            return volumes
         return torch.stack(
-            [v if value is None else self._change(v, value) for v, value in zip(batch, draws, strict=True)]
+            [v if value is None else self._change(v, value) for v, value in zip(volumes, draws, strict=True)]
         )
 
 
@@ -148,11 +156,11 @@ class RandBrightness3D(_RandFactor3D):
         prob: probability for each volume, 0..1.
 
     Returns:
-        the shape and floating-point dtype of the input, (C, X, Y, Z) or (B, C, X, Y, Z).
+        the shape of the input, (C, X, Y, Z) or (B, C, X, Y, Z); float32 of ``x / 255`` for uint8, else of its dtype.
 
     Raises:
         ValueError: the factor or the probability is out of range, or the input is no volume or batch.
-        TypeError: an integer volume.
+        TypeError: neither uint8 nor floating point.
 
     Example:
         >>> import torch
@@ -177,11 +185,11 @@ class RandContrast3D(_RandFactor3D):
         prob: probability for each volume, 0..1.
 
     Returns:
-        the shape and floating-point dtype of the input, (C, X, Y, Z) or (B, C, X, Y, Z).
+        the shape of the input, (C, X, Y, Z) or (B, C, X, Y, Z); float32 of ``x / 255`` for uint8, else of its dtype.
 
     Raises:
         ValueError: the factor or the probability is out of range, or the input is no volume or batch.
-        TypeError: an integer volume.
+        TypeError: neither uint8 nor floating point.
 
     Example:
         >>> import torch
@@ -207,11 +215,11 @@ class RandNoise3D(_RandIntensity3D):
         prob: probability for each volume, 0..1.
 
     Returns:
-        the shape and floating-point dtype of the input, (C, X, Y, Z) or (B, C, X, Y, Z).
+        the shape of the input, (C, X, Y, Z) or (B, C, X, Y, Z); float32 of ``x / 255`` for uint8, else of its dtype.
 
     Raises:
         ValueError: the sd or the probability is out of range, or the input is no volume or batch.
-        TypeError: an integer volume.
+        TypeError: neither uint8 nor floating point.
 
     Example:
         >>> import torch

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
 from os import PathLike
 from typing import Any, Literal
 
@@ -10,10 +9,11 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, Transform
+from monai.transforms import Transform
 from numpy.typing import NDArray
 
 from monai_pipelines.images import DecodedImage, decode_image
+from monai_pipelines.transforms.keyed import EachKeyd
 
 
 class LoadImage2D(Transform):
@@ -80,32 +80,18 @@ class LoadXray(Transform):
         return _tensor(pixels if pixels.dtype == np.float32 else pixels / np.float32(255), decoded)
 
 
-class LoadImage2Dd(MapTransform):
+class LoadImage2Dd(EachKeyd):
     """`LoadImage2D` for dictionaries: each of ``keys`` holds a path."""
 
     def __init__(self, keys: KeysCollection, channels: Literal[1, 3] = 3, allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.load = LoadImage2D(channels)
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        d = dict(data)
-        for key in self.key_iterator(d):
-            d[key] = self.load(d[key])
-        return d
+        super().__init__(keys, LoadImage2D(channels), allow_missing_keys)
 
 
-class LoadXrayd(MapTransform):
+class LoadXrayd(EachKeyd):
     """`LoadXray` for dictionaries: each of ``keys`` holds a path."""
 
     def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.load = LoadXray()
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        d = dict(data)
-        for key in self.key_iterator(d):
-            d[key] = self.load(d[key])
-        return d
+        super().__init__(keys, LoadXray(), allow_missing_keys)
 
 
 def _tensor(pixels: NDArray[Any], decoded: DecodedImage) -> MetaTensor:

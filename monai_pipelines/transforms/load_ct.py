@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import struct
 import zlib
-from collections.abc import Hashable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import SimpleITK as sitk
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, Transform
+from monai.transforms import Transform
 from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
@@ -25,6 +24,7 @@ from pydicom.errors import InvalidDicomError
 
 from monai_pipelines.errors import ScanError
 from monai_pipelines.transforms.grid import placed
+from monai_pipelines.transforms.keyed import EachKeyd
 
 logger = logging.getLogger(__name__)
 
@@ -83,18 +83,11 @@ class LoadCT(Transform):
         return placed(torch.from_numpy(hu)[None], affine, {"filename_or_obj": str(path)})
 
 
-class LoadCTd(MapTransform):
+class LoadCTd(EachKeyd):
     """`LoadCT` for dictionaries: each of ``keys`` holds a path."""
 
     def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.load = LoadCT()
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        d = dict(data)
-        for key in self.key_iterator(d):
-            d[key] = self.load(d[key])
-        return d
+        super().__init__(keys, LoadCT(), allow_missing_keys)
 
 
 def _read_series(folder: Path) -> tuple[NDArray[np.int16], NDArray[np.float64]]:

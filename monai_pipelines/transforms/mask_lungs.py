@@ -12,8 +12,8 @@ from monai.config import KeysCollection, NdarrayOrTensor
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 from monai.utils import convert_to_tensor
-from numpy.typing import NDArray
 from scipy import ndimage
+from torch import Tensor
 
 BINS_HU = np.arange(-1000, 101, 100)
 
@@ -22,25 +22,26 @@ class LungHistogram(Transform):
     """Mean and histogram of HU inside the lungs: the shortcut that a network has to beat.
 
     Returns:
-        float32 (14,): mean HU / 1000, then the fraction of lung voxels below -1000, in 11 steps of 100 HU up to 100
-        and above (a histogram with open ends).
+        {"HU histogram": float32 tensor (14,)}: mean HU / 1000, then the fraction of lung voxels below -1000, in 11
+        steps of 100 HU up to 100 and above (a histogram with open ends).
 
     Example:
         >>> import numpy as np
-        >>> LungHistogram()(np.full((1, 2, 2, 2), -850), np.ones((1, 2, 2, 2)))[:4]
-        array([-0.85,  0.  ,  0.  ,  1.  ], dtype=float32)
+        >>> LungHistogram()(np.full((1, 2, 2, 2), -850), np.ones((1, 2, 2, 2)))["HU histogram"][:4]
+        tensor([-0.8500,  0.0000,  0.0000,  1.0000])
     """
 
-    def __call__(self, img: NdarrayOrTensor, mask: NdarrayOrTensor) -> NDArray[np.float32]:  # type: ignore[override]
+    def __call__(self, img: NdarrayOrTensor, mask: NdarrayOrTensor) -> dict[str, Tensor]:  # type: ignore[override]
         hu = np.asarray(img)[np.asarray(mask) > 0].astype(np.float32)
         if hu.size == 0:
             raise ValueError("LungHistogram: the mask is empty")
         counts = np.bincount(np.digitize(hu, BINS_HU), minlength=len(BINS_HU) + 1)
-        return np.concatenate([[hu.mean() / 1000], counts / hu.size]).astype(np.float32)
+        features = np.concatenate([[hu.mean() / 1000], counts / hu.size])
+        return {"HU histogram": torch.from_numpy(features.astype(np.float32))}
 
 
 class LungHistogramd(MapTransform):
-    """`LungHistogram` for dictionaries: of ``keys`` inside ``mask_key``; ``{"HU histogram": ...}`` at feature_key."""
+    """`LungHistogram` for dictionaries: of ``keys`` inside ``mask_key``, stored at ``feature_key``."""
 
     def __init__(
         self,
@@ -56,7 +57,7 @@ class LungHistogramd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
-            d[self.feature_key] = {"HU histogram": torch.from_numpy(self.measure(d[key], d[self.mask_key]))}
+            d[self.feature_key] = self.measure(d[key], d[self.mask_key])
         return d
 
 

@@ -20,10 +20,10 @@ class MeasureImage(Transform):
     """Mean colour, colour histogram, size and file type of an image as loaded: what a network has to beat.
 
     Returns:
-        float32 tensors by the name of the baseline: "mean colour" (C,) in [0, 1]; "colour histogram" (16 C,), for
-        each channel the shares of its values in 16 equal steps of [0, 1], of which the last holds its upper end;
-        "size and file type" (7,): log2 of height and width in pixels, then 1 for one of png, jpeg, tiff, dicom,
-        other (``meta["file_type"]``; other where there is none).
+        float32 tensors, on the CPU, by the name of the baseline: "mean colour" (C,) in [0, 1]; "colour histogram"
+        (16 C,), for each channel the shares of its values in 16 equal steps of [0, 1], of which the last holds its
+        upper end; "size and file type" (7,): log2 of height and width in pixels, then 1 for one of png, jpeg, tiff,
+        dicom, other (``meta["file_type"]``; other where there is none).
 
     Raises:
         ValueError: not (C, H, W), or empty.
@@ -49,8 +49,8 @@ class MeasureImage(Transform):
         kinds = [float(file_type == kind) for kind in FILE_TYPES[:-1]]
         size = torch.tensor([height, width], dtype=torch.float32).log2()
         return {
-            "mean colour": mean,
-            "colour histogram": counts.float() / (height * width),
+            "mean colour": mean.cpu(),
+            "colour histogram": counts.cpu().float() / (height * width),
             "size and file type": torch.cat([size, torch.tensor([*kinds, 1 - sum(kinds)])]),
         }
 

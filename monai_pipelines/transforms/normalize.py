@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, Transform
+from monai.transforms import Transform
 from monai.utils import convert_to_tensor
 from torch import Tensor
+
+from monai_pipelines.transforms.keyed import EachKeyd
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "sd": (0.229, 0.224, 0.225)}
 TOLERANCE = 1e-3  # by how much interpolation may leave [0, 1]
@@ -23,14 +25,15 @@ class NormalizeImage(Transform):
     volumes (C, X, Y, Z) and batches of them.
 
     Args:
-        mean: a number, one for each channel, or "imagenet": (0.485, 0.456, 0.406), for one channel their mean.
+        mean: a number, one for each channel, or the word "imagenet": (0.485, 0.456, 0.406), for one channel their mean.
         sd: likewise, above 0; "imagenet": (0.229, 0.224, 0.225).
 
     Returns:
-        the input's shape; float32, or the input's own floating-point dtype.
+        the input's shape; float32 for uint8, else the input's own dtype.
 
     Raises:
-        ValueError: floating-point values outside [0, 1] (normalised twice?), or another number of channels.
+        ValueError: an argument that is none of these, floating-point values outside [0, 1] (normalised twice?), or
+            another number of channels.
         TypeError: integers other than uint8.
 
     Example:
@@ -42,40 +45,28 @@ class NormalizeImage(Transform):
 
     def __init__(self, mean: float | Sequence[float] | str = 0.5, sd: float | Sequence[float] | str = 0.5) -> None:
         self.mean, self.sd = _numbers("mean", mean), _numbers("sd", sd)
-        if min(self.sd) <= 0:
-            raise ValueError(f"NormalizeImage: sd must be above 0, got {sd}")
 
     def __call__(self, img: NdarrayOrTensor) -> Tensor:
         image: Tensor = convert_to_tensor(img, track_meta=isinstance(img, MetaTensor))
-        if image.dtype == torch.uint8:
-            top, dtype = 255.0, torch.float32
-        elif image.is_floating_point():
-            top, dtype = 1.0, image.dtype
-            low, high = (float(v) for v in torch.aminmax(image.detach()))
-            if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):
-                raise ValueError(
-                    f"NormalizeImage: wanted values in [0, 1], got {low:g} to {high:g} (normalised twice?)"
-                )
-        else:
+        if image.dtype != torch.uint8 and not image.is_floating_point():
             raise TypeError(f"NormalizeImage: wanted uint8 or floating-point values in [0, 1], got {image.dtype}")
-        mean, sd = (self._per_channel(v, image) for v in (self.mean, self.sd))
-        return image.to(dtype).mul(1 / (top * sd)).sub_(mean / sd)
-
-    def _per_channel(self, values: tuple[float, ...], image: Tensor) -> Tensor:
-        """The values with their axes: at the channels, third from the end."""
-        if values in IMAGENET.values() and image.ndim > 2 and image.shape[-3] == 1:
-            values = (sum(values) / 3,)
-        if len(values) == 1:
-            return torch.tensor(values[0], dtype=torch.float32)
-        if image.ndim not in (3, 4) or image.shape[-3] != len(values):
-            raise ValueError(
-                f"NormalizeImage: {len(values)} values of mean or sd want an image (C, H, W) or a batch with as many "
-                f"channels, got shape {tuple(image.shape)}; a single number goes with any"
-            )
-        return torch.tensor(values, device=image.device)[:, None, None]
+        require_unit("NormalizeImage", image)
+        top, dtype = (255, torch.float32) if image.dtype == torch.uint8 else (1, image.dtype)
+        values = image.to(torch.promote_types(dtype, torch.float32))
+        mean, sd = _per_channel("mean", self.mean, values), _per_channel("sd", self.sd, values)
+        return values.mul(1 / (top * sd)).sub_(mean / sd).to(dtype)
 
 
-class NormalizeImaged(MapTransform):
+def require_unit(step: str, image: Tensor) -> None:
+    """Raise a ValueError in the name of `step` where a floating-point image leaves [0, 1]."""
+    if not image.is_floating_point() or not image.numel():
+        return
+    low, high = torch.stack(torch.aminmax(image.detach())).tolist()  # one wait for the device
+    if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):
+        raise ValueError(f"{step}: wanted values in [0, 1], got {low:g} to {high:g} (normalised twice?)")
+
+
+class NormalizeImaged(EachKeyd):
     """`NormalizeImage` for dictionaries."""
 
     def __init__(
@@ -85,21 +76,32 @@ class NormalizeImaged(MapTransform):
         sd: float | Sequence[float] | str = 0.5,
         allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.normalize = NormalizeImage(mean, sd)
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        d = dict(data)
-        for key in self.key_iterator(d):
-            d[key] = self.normalize(d[key])
-        return d
+        super().__init__(keys, NormalizeImage(mean, sd), allow_missing_keys)
 
 
-def _numbers(name: str, value: float | Sequence[float] | str) -> tuple[float, ...]:
-    if isinstance(value, str):
-        if value != "imagenet":
-            raise ValueError(
-                f"NormalizeImage: {name} must be a number, one for each channel or 'imagenet', got {value!r}"
-            )
-        return IMAGENET[name]
-    return tuple(float(v) for v in value) if isinstance(value, Sequence) else (float(value),)
+def _numbers(name: str, value: float | Sequence[float] | str) -> tuple[float, ...] | None:
+    """One number or those of the channels; None for those of ImageNet."""
+    if isinstance(value, str) and value == "imagenet":
+        return None
+    numbers = np.atleast_1d(np.asarray(value))
+    if numbers.ndim != 1 or not numbers.size or numbers.dtype.kind not in "iuf" or not np.isfinite(numbers).all():
+        raise ValueError(f"NormalizeImage: {name} must be a number, one for each channel or 'imagenet', got {value!r}")
+    if name == "sd" and numbers.min() <= 0:
+        raise ValueError(f"NormalizeImage: sd must be above 0, got {value}")
+    return tuple(numbers.astype(float).tolist())
+
+
+def _per_channel(name: str, numbers: tuple[float, ...] | None, image: Tensor) -> Tensor:
+    """The numbers with their axes: at the channels, third from the end."""
+    if numbers is None:
+        numbers = IMAGENET[name]
+        if image.ndim > 2 and image.shape[-3] == 1:
+            numbers = (sum(numbers) / 3,)
+    if len(numbers) == 1:
+        return torch.tensor(numbers[0], dtype=image.dtype)
+    if image.ndim not in (3, 4) or image.shape[-3] != len(numbers):
+        raise ValueError(
+            f"NormalizeImage: {len(numbers)} values of mean or sd want an image (C, H, W) or a batch with as many "
+            f"channels, got shape {tuple(image.shape)}; a single number goes with any"
+        )
+    return torch.tensor(numbers, dtype=image.dtype, device=image.device)[:, None, None]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, Transform
+from monai.transforms import Transform
 from monai.utils import convert_to_tensor
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
+
+from monai_pipelines.transforms.keyed import EachKeyd
 
 
 def moved(pixels: Tensor, image: MetaTensor, start: Sequence[float], step: Sequence[float] = (1, 1)) -> MetaTensor:
@@ -76,7 +78,7 @@ class ResizeImage(Transform):
         if source == self.size:
             return image
         inner = self._inner(source)
-        pixels = interpolate(image.as_tensor()[None], inner, mode="bilinear", align_corners=False, antialias=True)[0]
+        pixels = _resized(image.as_tensor(), inner)
         before = [(wanted - got) // 2 for wanted, got in zip(self.size, inner, strict=True)]  # below 0: cut
         after = [wanted - got - b for wanted, got, b in zip(self.size, inner, before, strict=True)]
         if inner != self.size:
@@ -96,7 +98,16 @@ class ResizeImage(Transform):
         return height, width
 
 
-class ResizeImaged(MapTransform):
+def _resized(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """(C, *size) of the same dtype, in float32 where torch knows no other way."""
+    whole = pixels.dtype == torch.uint8
+    direct = pixels.dtype in (torch.float32, torch.float64) or (whole and pixels.device.type == "cpu")
+    values = pixels if direct else pixels.to(torch.float32)
+    out = interpolate(values[None], size, mode="bilinear", align_corners=False, antialias=True)[0]
+    return (out.round_() if whole and not direct else out).to(pixels.dtype)
+
+
+class ResizeImaged(EachKeyd):
     """`ResizeImage` for dictionaries."""
 
     def __init__(
@@ -107,11 +118,4 @@ class ResizeImaged(MapTransform):
         fill: float = 0.0,
         allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.resize = ResizeImage(size, fit, fill)
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        d = dict(data)
-        for key in self.key_iterator(d):
-            d[key] = self.resize(d[key])
-        return d
+        super().__init__(keys, ResizeImage(size, fit, fill), allow_missing_keys)

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, Transform
+from monai.transforms import Transform
 from monai.utils import convert_to_tensor
 from numpy.typing import NDArray
 from scipy import ndimage
 from torch.nn.functional import avg_pool2d, pad
 
 from monai_pipelines.errors import ScanError
+from monai_pipelines.transforms.keyed import EachKeyd
 from monai_pipelines.transforms.resize2d import moved
 
 WORKING_PIXELS = 400  # the disc is looked for in an image about this large
 DARK = 0.04  # a photograph that is nowhere brighter shows nothing
 RIM = 0.1  # the rim is where brightness reaches this share of what is bright
 SMALL = 0.05  # of the image: a smaller bright region is no retina
-STRAIGHT = 0.3  # of the region's size: a longer straight edge along a row or column is no rim of a disc
-OFF_RIM = 0.01  # of the region's size: what is farther from a circle is not on it
-ROUND = 0.7  # of the rim lies on the circle of a disc; of 300 photographs 270 have above 0.8, the others below 0.65
+STRAIGHT = 0.3  # of the image's size: a longer straight edge along a row or column is no rim of a disc
+OFF_RIM = 0.01  # of the image's size: what is farther from a circle is not on it
+ROUND = 0.7  # of the rim lies on the circle of a disc; of 300 photographs 270 have above 0.8, most others below 0.65
 NUM_CIRCLES = 300  # tried, each through three points of the rim
 
 
@@ -32,9 +32,9 @@ class CropRetina(Transform):
     """Cut a fundus photograph to the square around its disc, so that all discs come in one place and size.
 
     The rim of the largest bright region is found and a circle fitted to it that passes over notches, straight edges
-    and glare. Where the photograph cuts the disc, the square is filled up with black. Where no circle fits (a disc
-    squeezed to an ellipse), the square is that around the region. A photograph without a dark border, already cut
-    inside its disc, comes back as it is.
+    and glare. Where the photograph cuts the disc, the square is filled up with black. Where no circle with its centre
+    in the photograph fits (a disc squeezed to an ellipse), the square is that around the region. A photograph without
+    a dark border, already cut inside its disc, comes back as it is.
 
     Args:
         margin: kept around the disc, share of its diameter. Below 0 cuts into it: -0.15 leaves the square within the
@@ -46,7 +46,7 @@ class CropRetina(Transform):
 
     Raises:
         ValueError: a margin outside -0.4..1, or an input that is not (C, H, W).
-        ScanError: no disc: all dark, or nothing bright that is large enough.
+        ScanError: no disc: all dark or all alike, or nothing bright that is large enough.
 
     Example:
         >>> rows, columns = torch.meshgrid(torch.arange(100), torch.arange(160), indexing="ij")
@@ -77,18 +77,11 @@ class CropRetina(Transform):
         return moved(pad(image.as_tensor(), borders), image, (top, left))
 
 
-class CropRetinad(MapTransform):
+class CropRetinad(EachKeyd):
     """`CropRetina` for dictionaries."""
 
     def __init__(self, keys: KeysCollection, margin: float = 0.02, allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.crop = CropRetina(margin)
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        d = dict(data)
-        for key in self.key_iterator(d):
-            d[key] = self.crop(d[key])
-        return d
+        super().__init__(keys, CropRetina(margin), allow_missing_keys)
 
 
 def find_disc(image: torch.Tensor) -> tuple[float, float, float] | None:
@@ -101,19 +94,21 @@ def find_disc(image: torch.Tensor) -> tuple[float, float, float] | None:
         ScanError: no disc.
     """
     bright = image.amax(0, keepdim=True).float().cpu() / (255 if image.dtype == torch.uint8 else 1)
-    factor = max(1, max(bright.shape[1:]) // WORKING_PIXELS)
+    factor = max(1, min(max(bright.shape[1:]) // WORKING_PIXELS, *bright.shape[1:]))
     reduced = avg_pool2d(bright, factor)[0].numpy() if factor > 1 else bright[0].numpy()
     low, high = np.quantile(reduced, (0.01, 0.9))
     if high < DARK:
         raise ScanError("fundus photograph", f"no disc: 90% of it is darker than {DARK:.0%} of white")
     regions, count = ndimage.label(reduced > low + RIM * (high - low))
+    if not count:
+        raise ScanError("fundus photograph", "no disc: it is equally bright all over, or not a number somewhere")
     region = regions == 1 + np.argmax(np.bincount(regions.ravel(), minlength=count + 1)[1:])
     if region.mean() < SMALL:
         raise ScanError("fundus photograph", f"no disc: the largest bright region is {region.mean():.1%} of the image")
     rim = _rim(region)
     if len(rim) < 0.05 * sum(region.shape):
         return None
-    row, column, radius = (factor * v for v in _circle(rim, max(region.shape)) or _box(region))
+    row, column, radius = (factor * v for v in _circle(rim, region.shape) or _box(region))
     return row + (factor - 1) / 2, column + (factor - 1) / 2, radius
 
 
@@ -133,8 +128,9 @@ def _rim(region: NDArray[np.bool_]) -> NDArray[np.float64]:
     return np.concatenate(points)
 
 
-def _circle(rim: NDArray[np.float64], size: int) -> tuple[float, float, float] | None:
-    """The circle with most points of the rim on it, or None where too few are."""
+def _circle(rim: NDArray[np.float64], shape: tuple[int, ...]) -> tuple[float, float, float] | None:
+    """The circle with most points of the rim on it; None where too few are, or its centre lies outside the image."""
+    size = max(shape)
     triples = np.random.default_rng(0).integers(len(rim), size=(NUM_CIRCLES, 3))
     equations = np.concatenate([2 * rim, np.ones((len(rim), 1))], axis=1)[triples]
     solvable = np.abs(np.linalg.det(equations)) > 1e-6 * size**2
@@ -150,6 +146,8 @@ def _circle(rim: NDArray[np.float64], size: int) -> tuple[float, float, float] |
     row, column, offset = np.linalg.lstsq(
         np.concatenate([2 * on_it, np.ones((len(on_it), 1))], axis=1), (on_it**2).sum(axis=1)
     )[0]
+    if not (0 <= row <= shape[0] - 1 and 0 <= column <= shape[1] - 1):
+        return None
     return row, column, float(np.sqrt(offset + row**2 + column**2))
 
 

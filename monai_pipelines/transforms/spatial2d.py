@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -125,6 +126,8 @@ class RandSpatial2D(RandImage):
         for name, prob in probs.items():
             if not 0 <= np.min(prob) <= np.max(prob) <= 1:
                 raise ValueError(f"RandSpatial2D: {name} must lie in 0..1, got {prob}")
+            if np.ndim(prob) and name != "flip_prob":
+                raise ValueError(f"RandSpatial2D: {name} must be one number, got {prob}")
         limits: dict[str, Any] = {"rotation_deg": rotation_deg, "shift": shift}
         for name, limit in limits.items():
             if not np.min(limit) >= 0:
@@ -135,7 +138,7 @@ class RandSpatial2D(RandImage):
             raise ValueError(f"RandSpatial2D: crop_size must be (H, W) in pixels or None, got {list(crop_size)}")
         if mode not in MODES:
             raise ValueError(f"RandSpatial2D: mode must be one of {', '.join(MODES)}, got {mode!r}")
-        if isinstance(fill, str) and fill not in FILLS:
+        if fill not in FILLS and not isinstance(fill, Real):
             raise ValueError(f"RandSpatial2D: fill must be one of {', '.join(FILLS)} or a value, got {fill!r}")
         self.flip_prob = np.array(ensure_tuple_rep(flip_prob, 2), dtype=float)
         self.shift = np.array(ensure_tuple_rep(shift, 2), dtype=float)
@@ -194,21 +197,18 @@ class RandSpatial2D(RandImage):
         return flipped[:, top : top + height, left : left + width]
 
     def _change(self, images: Tensor, draws: Sequence[SpatialDraw2D]) -> Tensor:
-        values = images if images.dtype == torch.float64 else images.to(torch.float32)
         shape = tuple(images.shape[2:])
         size = self.crop_size or shape
         to_unit_square = (2 / np.array(shape))[:, None]  # pixels -> grid_sample's -1..1, which it wants as (x, y)
         matrices = self._backward(shape, draws) * to_unit_square
         matrices[..., 2:] += to_unit_square / 2 - 1
-        per_row, per_column, offset = torch.from_numpy(matrices[:, ::-1].copy()).to(values)[..., None, None].unbind(2)
-        rows, columns = (torch.arange(n, dtype=values.dtype, device=values.device) for n in size)
+        per_row, per_column, offset = torch.from_numpy(matrices[:, ::-1].copy()).to(images)[..., None, None].unbind(2)
+        rows, columns = (torch.arange(n, dtype=images.dtype, device=images.device) for n in size)
         grid = torch.addcmul(per_row * rows[:, None] + offset, per_column, columns).movedim(1, -1)
         if isinstance(self.fill, str):
-            out = grid_sample(values, grid, self.mode, padding_mode=self.fill, align_corners=False)
-        else:
-            above = values - self.fill if self.fill else values  # beyond the image grid_sample has zeros
-            out = grid_sample(above, grid, self.mode, padding_mode="zeros", align_corners=False).add_(self.fill)
-        return out.to(images.dtype)
+            return grid_sample(images, grid, self.mode, padding_mode=self.fill, align_corners=False)
+        above = images - self.fill if self.fill else images  # beyond the image grid_sample has zeros
+        return grid_sample(above, grid, self.mode, padding_mode="zeros", align_corners=False).add_(self.fill)
 
     def _backward(self, shape: Sequence[int], draws: Sequence[SpatialDraw2D]) -> NDArray[np.float64]:
         """(B, 2, 3): from output pixel, in the crop, to input pixel."""

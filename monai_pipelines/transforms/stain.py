@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, Transform
+from monai.transforms import Transform
 from monai.utils import convert_to_tensor
 from numpy.typing import NDArray
 from skimage.color import hed_from_rgb, rgb_from_hed
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from monai_pipelines.transforms.color2d import RandImage
 from monai_pipelines.transforms.intensity3d import RandVolumed
+from monai_pipelines.transforms.keyed import EachKeyd
 
 METHODS = ("none", "macenko")
 WHITE = 240 / 255  # light that passes where there is no tissue
@@ -168,7 +168,7 @@ class RandStain(RandImage):
         return light.exp_().clamp_(0, 1)
 
 
-class NormalizeStaind(MapTransform):
+class NormalizeStaind(EachKeyd):
     """`NormalizeStain` for dictionaries."""
 
     def __init__(
@@ -178,14 +178,7 @@ class NormalizeStaind(MapTransform):
         min_tissue: float = 0.02,
         allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.normalize = NormalizeStain(method, min_tissue)
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        d = dict(data)
-        for key in self.key_iterator(d):
-            d[key] = self.normalize(d[key])
-        return d
+        super().__init__(keys, NormalizeStain(method, min_tissue), allow_missing_keys)
 
 
 class RandStaind(RandVolumed):

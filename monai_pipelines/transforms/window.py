@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, Transform
+from monai.transforms import Transform
 from monai.utils import convert_to_tensor
+
+from monai_pipelines.transforms.keyed import EachKeyd
 
 WINDOWS_HU = {"lung": (-1000.0, 400.0), "mediastinum": (-160.0, 240.0), "bone": (-450.0, 1050.0)}
 
@@ -49,17 +51,10 @@ class WindowHU(Transform):
         return hu.to(torch.float32).sub(self.low).div_(self.high - self.low).clamp_(0.0, 1.0)
 
 
-class WindowHUd(MapTransform):
+class WindowHUd(EachKeyd):
     """`WindowHU` for dictionaries."""
 
     def __init__(
         self, keys: KeysCollection, window_hu: str | Sequence[float] = "lung", allow_missing_keys: bool = False
     ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.window = WindowHU(window_hu)
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        d = dict(data)
-        for key in self.key_iterator(d):
-            d[key] = self.window(d[key])
-        return d
+        super().__init__(keys, WindowHU(window_hu), allow_missing_keys)

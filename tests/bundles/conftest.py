@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,12 +61,14 @@ class Case(NamedTuple):
         parameters: by config, of the networks with the metadata's channels and classes, as published.
         spoil: writes images to be classified into a folder, from the data; returns the number of good ones and, by
             name, the reason why a bad one is skipped. None where the bundle takes one file.
+        own_data: by config, `make` for overlays that need other data.
     """
 
     make: Callable[[Path], Path]
     small: dict[str, Any]
     parameters: dict[str, int]
     spoil: Callable[[Path, Path], tuple[int, dict[str, str]]] | None
+    own_data: Mapping[str, Callable[[Path], Path]] = MappingProxyType({})
 
 
 def _lung_ct(folder: Path) -> Path:
@@ -91,28 +94,31 @@ def _spoil_lung_ct(data: Path, scans: Path) -> tuple[int, dict[str, str]]:
 
 
 def _spoil_images(data: Path, images: Path) -> tuple[int, dict[str, str]]:
-    good = sorted(
-        p for p in data.rglob("*") if p.suffix in (".png", ".jpeg", ".jpg", ".dcm") and "truth" not in p.parts
-    )
+    good = sorted(p for p in data.rglob("*") if p.suffix in (".png", ".jpeg", ".dcm"))
     for file in good[:3]:
         shutil.copy(file, images / file.name)
     cut = next(p for p in good if p.suffix != ".dcm")
     (images / f"cut{cut.suffix}").write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
     (images / "empty.png").touch()
     (images / "text.jpeg").write_text("no picture")
-    return 3, {f"cut{cut.suffix}": "truncated", "empty.png": "empty", "text.jpeg": "no image"}
+    return 3, {f"cut{cut.suffix}": "truncated", "empty.png": "empty", "text.jpeg": "no PNG, JPEG"}
 
 
-def _medmnist(folder: Path) -> Path:
-    rng, info = np.random.default_rng(0), medmnist_info("pathmnist")
+def _medmnist(folder: Path, flag: str = "pathmnist") -> Path:
+    rng, info = np.random.default_rng(0), medmnist_info(flag)
+    shape = (28,) * info.spatial_dims + (3,) * (info.channels == 3)
     arrays = {}
-    for split, num in (("train", 36), ("val", 18), ("test", 18)):
+    for split, num in (("train", 36), ("val", 22), ("test", 22)):
         arrays[f"{split}_labels"] = labels = (np.arange(num) % len(info.classes))[:, None].astype(np.uint8)
-        images = rng.integers(0, 100, (num, 28, 28, 3)) + 15 * labels[:, :, None, None]
+        images = rng.integers(0, 100, (num, *shape)) + 13 * labels.reshape(num, *[1] * len(shape))
         arrays[f"{split}_images"] = images.astype(np.uint8)
     folder.mkdir()
-    np.savez(folder / "pathmnist.npz", **arrays)
+    np.savez(folder / f"{flag}.npz", **arrays)
     return folder
+
+
+def _findings(folder: Path) -> Path:
+    return phantoms.write_chest_xray_cohort(folder, 40, multilabel=True, size=64, **QUIET).parent
 
 
 CASES = {
@@ -125,8 +131,9 @@ CASES = {
     "chest_xray_classification": Case(
         lambda folder: phantoms.write_chest_xray_cohort(folder, 16, size=64, **QUIET).parent,
         {"size": [32, 32], "batch_size": 4},
-        {"train": 6_949_634, "resnet50": 23_505_858},
+        {"train": 6_949_634, "resnet50": 23_505_858, "head": 7_474_434, "demo": 2_796_258},
         _spoil_images,
+        {"multilabel": _findings},
     ),
     "colorectal_histology_classification": Case(
         lambda folder: phantoms.write_histology_tiles(folder, 6, size=64, num_slides=6, **QUIET),
@@ -140,7 +147,13 @@ CASES = {
         {"train": 23_510_081},
         _spoil_images,
     ),
-    "medmnist_classification": Case(_medmnist, {"batch_size": 9}, {"train": 11_173_449}, None),
+    "medmnist_classification": Case(
+        _medmnist,
+        {"batch_size": 9},
+        {"train": 11_173_449},
+        None,
+        {"volume": lambda folder: _medmnist(folder, "organmnist3d")},
+    ),
 }
 
 

@@ -37,7 +37,7 @@ def _rows(file: Path) -> list[dict[str, str]]:
 
 def _options(bundle: Any, dataset_dir: Path, output_dir: Path) -> list[str]:
     small = [part for name, value in bundle.case.small.items() for part in (f"--{name}", str(value))]
-    return ["--dataset_dir", str(dataset_dir), "--output_dir", str(output_dir), "--num_workers", "0", *small]
+    return ["--dataset_dir", str(dataset_dir), "--output_dir", str(output_dir), *small]
 
 
 def _check_row(row: dict[str, str], threshold: float | None) -> None:
@@ -88,8 +88,8 @@ def test_resume_and_evaluate_from_elsewhere(bundle: Any, data: Path, trained: Pa
     assert [record["epoch"] for record in json.loads((output / "history.json").read_text())] == [1, 2]
     assert torch.load(output / "last.pt", weights_only=True)["epoch"] == 2
 
-    with_tta = [*train, *bundle.config("evaluate", "tta")]
-    _run(tmp_path, "run", "--config_file", str(with_tta), *options)
+    overlays = ["evaluate", "tta"] if "tta" in bundle.overlays else ["evaluate"]
+    _run(tmp_path, "run", "--config_file", str([*train, *bundle.config(*overlays)]), *options)
     assert {"metrics.json", "predictions.csv", "report.html", "roc.png", "confusion_matrix.png"} <= {
         file.name for file in output.iterdir()
     }
@@ -103,13 +103,13 @@ def test_resume_and_evaluate_from_elsewhere(bundle: Any, data: Path, trained: Pa
     threshold = torch.load(output / "best.pt", weights_only=True)["threshold"]
     for row in rows:
         _check_row(row, threshold)
-        assert float(row["spread"]) >= 0
-    assert any(float(row["spread"]) > 0 for row in rows)
+    if "tta" in overlays:
+        assert min(float(row["spread"]) for row in rows) >= 0 < max(float(row["spread"]) for row in rows)
 
 
 def test_inference_lists_bad_images(bundle: Any, data: Path, trained: Path, tmp_path: Path) -> None:
     if bundle.case.spoil is None:
-        source, num_good, reasons = next(data.glob("*.npz")), 18, {}
+        source, num_good, reasons = next(data.glob("*.npz")), 22, {}
     else:
         source = tmp_path / "images"
         source.mkdir()

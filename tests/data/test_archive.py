@@ -7,7 +7,7 @@ import shutil
 import stat
 import struct
 from pathlib import Path
-from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
+from zipfile import ZIP_DEFLATED, ZIP_LZMA, ZipFile, ZipInfo
 
 import pytest
 
@@ -126,3 +126,16 @@ def test_damaged_archives(tmp_path: Path) -> None:
     assert "Bad CRC-32 for file 'b.png'" in _refused(file)[0]
     file.write_bytes(b"no zip at all")
     assert "copy or fetch it again" in _refused(file)[0]
+
+
+@pytest.mark.parametrize("method", [ZIP_DEFLATED, ZIP_LZMA])
+def test_damaged_streams(tmp_path: Path, method: int) -> None:
+    """What the decompressor refuses before any checksum is reached."""
+    with ZipFile(tmp_path / "set.zip", "w", method) as archive:
+        archive.writestr("a.png", bytes(range(256)) * 20)
+        start = 30 + len("a.png") + (9 if method == ZIP_LZMA else 0)
+    content = bytearray((tmp_path / "set.zip").read_bytes())
+    content[start : start + 20] = b"\xff" * 20
+    (tmp_path / "set.zip").write_bytes(content)
+    (problem,) = _refused(tmp_path / "set.zip")
+    assert problem.startswith("not a whole zip that can be unpacked (")

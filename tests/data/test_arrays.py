@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from monai_pipelines.data import ArrayDataset, collate_batches
+from monai_pipelines.data import ArrayDataset, collate_batches, read_arrays
+from monai_pipelines.errors import CohortError
 
 
 def _dataset(shape: tuple[int, ...] = (3, 6, 5), multilabel: bool = False, number: int = 12) -> ArrayDataset:
@@ -31,7 +34,7 @@ def test_a_batch_is_the_items(shape: tuple[int, ...], multilabel: bool) -> None:
     for row, index in enumerate(indices):
         assert torch.equal(batch["image"][row], dataset.images[index])
         assert batch["label"][row].tolist() == dataset.labels[index].tolist() == dataset.data[index]["label"]
-        assert batch["name"][row] == batch["patient"][row] == dataset.data[index]["name"] == f"i{index}"
+        assert batch["name"][row] == dataset.data[index]["name"] == f"i{index}"
     assert len(dataset) == 12
     assert dataset.skipped == []
 
@@ -97,3 +100,99 @@ def test_shortcut_features_of_an_item() -> None:
 def test_wrong_arrays(images: torch.Tensor, labels: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ArrayDataset(images, labels)
+
+
+def test_patients_are_not_known() -> None:
+    dataset = _dataset()
+    assert set(dataset.data[0]) == {"name", "label"}
+    assert set(dataset[0]) == {"name", "label", "image", "shortcut"}
+    assert set(dataset.__getitems__([0])) == {"name", "label", "image"}
+
+
+# ---- arrays to be classified
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels", "wanted"),
+    [
+        ((2, 6, 5), 1, (2, 1, 6, 5)),
+        ((2, 6, 3), 1, (2, 1, 6, 3)),
+        ((2, 6, 5, 4), 1, (2, 1, 6, 5, 4)),
+        ((2, 6, 5, 3), 3, (2, 3, 6, 5)),
+        ((2, 6, 5, 4, 3), 3, (2, 3, 6, 5, 4)),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.npy", "images", "test_images"])
+def test_arrays_from_a_file(
+    tmp_path: Path, shape: tuple[int, ...], channels: int, wanted: tuple[int, ...], name: str
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    file = _save(tmp_path, images, name)
+    (tmp_path / "notes.txt").touch()
+    for source in (file, tmp_path):
+        dataset = read_arrays(source, channels)
+        assert dataset.images.shape == wanted
+        back = dataset.images.numpy()
+        np.testing.assert_array_equal(back[:, 0] if channels == 1 else np.moveaxis(back, 1, -1), images)
+        assert set(dataset[1]) == {"name", "image", "shortcut"}
+
+
+def _save(folder: Path, images: np.ndarray, name: str = "a.npy") -> Path:
+    if name == "a.npy":
+        np.save(folder / name, images)
+        return folder / name
+    np.savez(folder / "a.npz", **{name: images}, other=np.zeros(3))
+    return folder / "a.npz"
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "channels", "message"),
+    [
+        ((2, 6, 5), "uint8", 3, r"wanted uint8 (N, H, W, 3) or (N, X, Y, Z, 3) for 3 channel(s), got uint8 (2, 6, 5)"),
+        ((2, 6, 5, 3), "uint8", 1, r"wanted uint8 (N, H, W) or (N, X, Y, Z) for 1 channel(s), got uint8 (2, 6, 5, 3)"),
+        ((2, 6, 5, 1), "uint8", 1, r"for 1 channel(s), got uint8 (2, 6, 5, 1)"),
+        ((2, 6, 5, 4), "uint8", 3, r"for 3 channel(s), got uint8 (2, 6, 5, 4)"),
+        ((2, 6, 5, 4, 1), "uint8", 1, r"for 1 channel(s), got uint8 (2, 6, 5, 4, 1)"),
+        ((6, 5), "uint8", 1, r"got uint8 (6, 5)"),
+        ((), "uint8", 3, r"got uint8 ()"),
+        ((2, 6, 5), "float32", 1, r"got float32 (2, 6, 5)"),
+    ],
+)
+def test_arrays_of_another_shape_or_type(
+    tmp_path: Path, shape: tuple[int, ...], dtype: str, channels: int, message: str
+) -> None:
+    file = _save(tmp_path, np.zeros(shape, dtype))
+    with pytest.raises(CohortError, match=re.escape(message)) as error:
+        read_arrays(file, channels)
+    assert error.value.subject == str(file)
+
+
+def test_no_array_to_read(tmp_path: Path) -> None:
+    for source in (tmp_path, tmp_path / "lost.npy", Path(__file__)):
+        with pytest.raises(CohortError, match=r"wanted a .npy, or an .npz with images or test_images"):
+            read_arrays(source, 1)
+    _save(tmp_path, np.zeros((2, 4, 4), np.uint8))
+    with pytest.raises(CohortError, match="holds neither images nor test_images, but x, other"):
+        read_arrays(_save(tmp_path, np.zeros(1), "x"), 1)
+    with pytest.raises(CohortError, match=r"wanted one .npy or .npz in the folder, got a.npy, a.npz; name the file"):
+        read_arrays(tmp_path, 1)
+    for name in ("a.npy", "a.npz"):
+        content = (tmp_path / name).read_bytes()
+        for length in (0, 50, len(content) - 30):
+            (tmp_path / name).write_bytes(content[:length])
+            with pytest.raises(CohortError, match="not a NumPy file of plain arrays"):
+                read_arrays(tmp_path / name, 1)
+
+
+def test_an_archive_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Any] = []
+    open_file = Path.open
+
+    def keep(path: Path, *args: Any) -> Any:
+        opened.append(open_file(path, *args))
+        return opened[-1]
+
+    file = _save(tmp_path, np.zeros((2, 4, 4), np.uint8), "images")
+    monkeypatch.setattr(Path, "open", keep)
+    read_arrays(file, 1)
+    assert [stream.closed for stream in opened] == [True]

@@ -189,3 +189,33 @@ def test_slides_with_tiles_of_every_class_are_split_by_slide(tmp_path: Path) -> 
     slides = [{item["patient"] for item in split} for split in (cohort.train, cohort.validation, cohort.test)]
     assert [len(own) for own in slides] == [6, 1, 1]
     assert len(set.union(*slides)) == 8
+
+
+# ---- patients of a table
+
+
+def _tiles(folder: Path, columns: str = "image,label", fields: str = "") -> Path:
+    """Two classes, eight slides each, two tiles of each slide."""
+    names = [f"{c}{k}_{i}.png" for c in "ab" for k in range(8) for i in range(2)]
+    _fill(folder, *names)
+    (folder / "table.csv").write_text("\n".join([columns, *(f"{name},{name[0]}{fields}" for name in names)]))
+    return folder
+
+
+@pytest.mark.parametrize(("columns", "fields"), [("image,label", ""), ("image,label,patient", ", ")])
+def test_patients_of_a_table_are_named_by_a_pattern(tmp_path: Path, columns: str, fields: str) -> None:
+    _tiles(tmp_path, columns, fields)
+    for source in (tmp_path, tmp_path / "table.csv"):
+        cohort = read_images(source, patient_pattern=r"(\w\d)_")
+        patients = [[item["patient"] for item in getattr(cohort, split)] for split in SPLITS]
+        assert {name for own in patients for name in own} == {f"{c}{k}" for c in "ab" for k in range(8)}
+        assert all(own.count(name) == 2 for own in patients for name in own), "both tiles of a slide stay together"
+    assert _problems(tmp_path, patient_pattern=r"(a\d)_") == [
+        "patient_pattern '(a\\\\d)_' finds no patient in 16 of 32 images, such as b0_0.png"
+    ]
+
+
+def test_a_table_that_names_patients_wants_no_pattern(tmp_path: Path) -> None:
+    _tiles(tmp_path, "image,label,patient", ",p")
+    told = "the table's column 'patient' names the patients: drop the column or the patient_pattern"
+    assert told in _problems(tmp_path, patient_pattern=r"(\w\d)_")

@@ -224,3 +224,20 @@ def test_a_fetch_that_fails_leaves_nothing(tmp_path: Path, published: dict[str, 
     with pytest.raises(OSError, match=r"no route to host.*; fetch it by other means and put breastmnist.npz into"):
         read_medmnist("breastmnist", tmp_path / "data", download=True)
     assert list((tmp_path / "data").iterdir()) == []
+
+
+@pytest.mark.parametrize("download", ["yes", "flase", "", "1", 1, None])
+def test_download_is_true_or_false(tmp_path: Path, download: Any) -> None:
+    with pytest.raises(ValueError, match="download must be true or false, got"):
+        read_medmnist("breastmnist", tmp_path, download)
+
+
+@pytest.mark.parametrize(("download", "fetched"), [("true", 1), ("True", 1), ("false", 0), ("False", 0)])
+def test_download_from_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, download: str, fetched: int
+) -> None:
+    calls: list[Path] = []
+    monkeypatch.setattr(medmnist, "_fetch", lambda url, file, md5: calls.append(file))
+    with pytest.raises(FileNotFoundError):
+        read_medmnist("breastmnist", tmp_path, download, size=64)
+    assert calls == [tmp_path / "breastmnist_64.npz"] * fetched

@@ -323,6 +323,29 @@ def test_argument_errors() -> None:
         AsymmetricLoss(clip=1)
 
 
+@pytest.mark.parametrize("make", ALL)
+@pytest.mark.parametrize("head", HEADS)
+def test_dtypes(make: Any, head: str) -> None:
+    logits, labels = map(torch.from_numpy, _batch(head))
+    loss = make(weight=_weights(head, WEIGHTS[1]))
+    expected = loss(logits.float(), labels)
+    for kind in (torch.uint8, torch.int16, torch.int32):
+        assert torch.equal(loss(logits.float(), labels.to(kind)), expected)
+    torch.testing.assert_close(loss(logits, labels).float(), expected)
+    for half in (torch.float16, torch.bfloat16):
+        out = loss(logits.to(half), labels)
+        assert out.dtype == torch.float32
+        assert torch.equal(out, loss(logits.to(half).float(), labels))
+    if head != "multi-label":
+        with pytest.raises(TypeError, match=r"wanted whole-number labels \(N,\), got torch.float32 .*labels.long\(\)"):
+            loss(logits.float(), labels.float())
+
+
+def test_base_is_abstract() -> None:
+    with pytest.raises(TypeError, match="abstract"):
+        ClassificationLoss()
+
+
 def test_all_losses_are_tested() -> None:
     def kinds(base: type) -> set[type]:
         return {c for k in base.__subclasses__() for c in {k, *kinds(k)}}

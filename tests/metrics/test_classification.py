@@ -100,6 +100,7 @@ def test_macro_equals_scikit_learn_where_every_class_is_there():
     prob, label = rng.dirichlet(np.ones(4), size=80), np.arange(80) % 4
     figures, predicted = classification_metrics(prob, label), prob.argmax(1)
     assert figures["roc_auc"] == pytest.approx(sk.roc_auc_score(label, prob, multi_class="ovr", average="macro"))
+    assert figures["average_precision"] == pytest.approx(sk.average_precision_score(label, prob, average="macro"))
     assert figures["f1"] == pytest.approx(sk.f1_score(label, predicted, average="macro"))
     assert figures["precision"] == pytest.approx(sk.precision_score(label, predicted, average="macro"))
     assert figures["balanced_accuracy"] == pytest.approx(sk.balanced_accuracy_score(label, predicted))

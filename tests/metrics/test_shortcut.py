@@ -51,6 +51,12 @@ def test_bad_input_is_told(train, labels, message):
         shortcut_baseline(train, labels, [[0.0]])
 
 
+@pytest.mark.parametrize("labels", [[0, 1, 2], [-1, 0, 1]])
+def test_label_of_no_class_is_told(labels):
+    with pytest.raises(ValueError, match=r"wanted training labels in 0\.\.1, got \["):
+        shortcut_baseline([[0.0], [1.0], [2.0]], labels, [[0.0]], num_classes=2)
+
+
 def test_several_labels_each_are_a_regression_for_each_column():
     rng = np.random.default_rng(1)
     train, test = rng.normal(size=(60, 3)), rng.normal(size=(7, 3))

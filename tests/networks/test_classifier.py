@@ -139,8 +139,9 @@ def test_errors() -> None:
     for arguments in [{"num_classes": 0}, {"num_classes": 2, "hidden": 0}, {"num_classes": 2, "dropout": 1.5}]:
         with pytest.raises(ValueError, match="num_classes and hidden must be 1 or more and dropout lie in"):
             ImageClassifier(_resnet(), **arguments)
-    with pytest.raises(TypeError, match="backbone must be MONAI's ResNet or DenseNet, got Sequential"):
-        ImageClassifier(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Linear(2, 2)), 2)
+    for other in (nn.Sequential(nn.Conv2d(1, 2, 3), nn.Linear(2, 2)), UNet(2, 1, 1, (4, 8), (2,))):
+        with pytest.raises(TypeError, match=f"must be MONAI's ResNet or DenseNet, got {type(other).__name__}"):
+            ImageClassifier(other, 2)
     with pytest.raises(ValueError, match="UNet has no linear layer"):
         last_linear(UNet(2, 1, 1, (4, 8), (2,)))
     with pytest.raises(ValueError, match="ResNet has no linear layer"):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections import Counter
 from types import SimpleNamespace
@@ -9,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from PIL import Image
 from sklearn.metrics import roc_auc_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from monai_pipelines.metrics import shortcut_baselines
-from monai_pipelines.report import evaluation
+from monai_pipelines.report import embedding, evaluation
 from monai_pipelines.report.evaluation import report_evaluation, write_inference
 
 
@@ -142,15 +144,74 @@ def test_tensorboard_has_pictures_and_points_of_the_last_evaluation_alone(tmp_pa
         assert (points / "sprite.png").is_file()
 
 
+def test_tensorboard_shows_the_pictures_of_the_page(tmp_path):
+    datasets = _datasets()
+    report_evaluation(tmp_path, "T", _rows(datasets.test, 2), datasets, ["a", "b"])
+    accumulator = EventAccumulator(str(tmp_path / "tensorboard" / "evaluation"), size_guidance={"images": 0}).Reload()
+    files = {"classes": "classes", "roc/test": "roc", "confusion_matrix/test": "confusion_matrix",
+             "embedding/raw_pixels": "embedding_raw_pixels"}  # fmt: skip
+    for tag, name in files.items():
+        logged = Image.open(io.BytesIO(accumulator.Images(tag)[0].encoded_image_string))
+        drawn = Image.open(tmp_path / f"{name}.png").convert("RGB")
+        np.testing.assert_array_equal(np.asarray(logged), np.asarray(drawn))
+
+
+def test_components_are_found_once(tmp_path, monkeypatch):
+    fits = []
+    find = evaluation.principal_components
+    monkeypatch.setattr(embedding, "principal_components", lambda values: fits.append(values) or find(values))
+    monkeypatch.setattr(evaluation, "principal_components", embedding.principal_components)
+    datasets = _datasets()
+    report_evaluation(tmp_path, "T", _rows(datasets.test, 2), datasets, ["a", "b"], features=np.eye(16))
+    assert len(fits) == 2, "raw pixels and features"
+
+
+def test_samples_are_drawn_from_the_classes_in_turn(tmp_path):
+    for kind, shape, num in ((_Dataset, (1, 8, 8), 12), (_Volumes, (1, 6, 6, 6), 8)):
+        dataset = kind([0] * 30 + [*range(1, 7)] * 2 + [7], shape, 0)
+        samples = evaluation._samples(dataset, "abcdefgh", num)
+        shown = Counter(caption[0] for caption, _ in samples)
+        assert len(samples) == num
+        assert set(shown) == set("abcdefgh")
+        assert max(shown.values()) == (2 if num == 12 else 1)
+        assert sorted(caption[0] for caption, _ in samples) == [caption[0] for caption, _ in samples]
+
+
+def test_eight_volumes_and_patients_unknown(tmp_path, capsys):
+    datasets = _datasets(_Volumes, (1, 6, 6, 6), labels=range(8))
+    for part in vars(datasets).values():
+        for item in part.data:
+            del item["patient"]
+    rows = [{"image": i["name"], "prob": np.eye(8)[0].tolist(), "label": i["label"]} for i in datasets.test.data]
+    metrics = report_evaluation(tmp_path, "T", rows, datasets, list("abcdefgh"), unit="scan")
+    assert metrics["num_patients"] is None
+    assert {table["num_patients"] for table in metrics["splits"].values()} == {None}
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "16 scans scored, 1 skipped, patients unknown." in page
+    assert page.count('<figcaption class="lines">') == 8 + 8  # samples and mistakes
+    assert "16 scans, patients unknown" in capsys.readouterr().out
+
+
+def test_training_images_of_one_class_leave_the_shortcut_out(tmp_path, caplog):
+    datasets = _datasets()
+    datasets.train = _Dataset([1] * 5, (3, 40, 30), 0)
+    metrics = report_evaluation(tmp_path, "T", _rows(datasets.test, 2), datasets, ["a", "b"])
+    assert metrics["shortcuts"] == {}
+    assert "no shortcut baseline: the training images that could be used are of one class" in caplog.text
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "No shortcut baseline was computed (all training images that could be used are of one class)" in page
+
+
 def test_several_labels(tmp_path):
     labels = ([1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.0, 1.0, 0.0], [1.0, 1.0, 0.0])
     datasets = _datasets(labels=labels, shape=(1, 28, 28))
-    rows = [{**row, "label": [int(own) for own in row["label"]]} for row in _rows(datasets.test, 3)]
+    rows = [{**row, "label": [int(own) for own in row["label"]], "spread": 0.1} for row in _rows(datasets.test, 3)]
     metrics = report_evaluation(tmp_path, "T", rows, datasets, ["nodule", "edema", "mass"], multilabel=True)
     assert [own["num_scans"] for own in metrics["classes"].values()] == [8, 8, 4]
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "nodule, edema" in page
     assert "missed: " in page
+    assert "\u00b1" not in page, "the spread is of the likeliest class, not of the wrong one"
     assert "confusion_matrix/test" not in _events(tmp_path / "tensorboard" / "evaluation")
 
 
@@ -160,7 +221,7 @@ def test_volumes_without_shortcuts(tmp_path):
     assert (metrics["shortcuts"], metrics["shortcut"], metrics["shortcut_name"]) == ({}, None, None)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "16 scans of 8 patients" in page
-    assert "No shortcut baseline was computed" in page
+    assert "No shortcut baseline was computed, so it is open" in page
     folder = tmp_path / "tensorboard" / "evaluation"
     assert "sprite" not in (folder / "projector_config.pbtxt").read_text()
 
@@ -176,11 +237,13 @@ def test_one_test_image_and_no_mistake(tmp_path):
     assert "What looks alike" not in page
 
 
-@pytest.mark.parametrize(("num_rows", "num_features"), [(15, None), (16, 15)])
-def test_rows_that_do_not_match_are_told(tmp_path, num_rows, num_features):
+@pytest.mark.parametrize(
+    ("num_rows", "num_features", "told"), [(15, None, "15 rows$"), (16, 15, "16 rows and 15 features$")]
+)
+def test_rows_that_do_not_match_are_told(tmp_path, num_rows, num_features, told):
     datasets = _datasets()
     features = None if num_features is None else np.zeros((num_features, 3))
-    with pytest.raises(ValueError, match=r"wanted a row for each of 16 test images, got 1[56] rows and 15 features"):
+    with pytest.raises(ValueError, match=f"wanted a row for each of 16 test images, got {told}"):
         report_evaluation(tmp_path, "T", _rows(datasets.test, 2)[:num_rows], datasets, ["a", "b"], features=features)
 
 

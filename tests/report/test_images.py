@@ -83,8 +83,11 @@ def test_slices_are_turned_as_a_radiologist_expects():
     assert [axes.get_title() for axes in figure.axes] == ["Axial", "Coronal", "Sagittal"]
 
 
-def test_volume_of_unknown_axes_has_no_letters():
-    figure = slices_figure([torch.rand(1, 8, 6, 4)], ["t"])
+def test_volume_of_unknown_axes_is_cut_through_the_middle_and_has_no_letters():
+    volume = torch.rand(1, 8, 6, 4)
+    figure = slices_figure([volume], ["t"])
+    for got, wanted in zip(_drawn(figure), (volume[0, :, :, 2], volume[0, :, 3], volume[0, 4]), strict=True):
+        np.testing.assert_array_equal(got, wanted.flip(0, 1).T)
     assert [axes.get_title() for axes in figure.axes] == ["x-y", "x-z", "y-z"]
     assert not [text for axes in figure.axes for text in axes.texts]
 

@@ -8,9 +8,11 @@ from pathlib import PurePosixPath
 
 import numpy as np
 import pytest
+import torch
+from monai.data import MetaTensor
 
 from monai_pipelines.metrics import classification_metrics
-from monai_pipelines.report import embedding_figure, read_history, write_report
+from monai_pipelines.report import embedding_figure, read_history, results, write_report
 
 CLASSES = ["healthy", "ill"]
 HISTORY = [
@@ -109,17 +111,20 @@ def test_full_report(tmp_path):
     assert stored["run"] == {"seed": 7, "chain": {"name": "lung_ct"}, "root": "a/b", "command": "python -m x --y"}
 
     page = _Page((tmp_path / "out/report.html").read_text(encoding="utf-8"))
+    ends = "{:.3f} to {:.3f}".format(*stored["intervals"]["roc_auc"])
     assert len(page.links) == 5
     assert all(link.startswith("data:image/png;base64,") for link in page.links)
     for wanted in (
         "40 scans of 20 patients scored, 1 skipped",
-        f"ROC AUC {stored['metrics']['roc_auc']:.3f} shortcut {stored['shortcut']['roc_auc']:.3f}",
+        f"ROC AUC {stored['metrics']['roc_auc']:.3f} 95%: {ends} shortcut {stored['shortcut']['roc_auc']:.3f}",
+        f"0.5 is guessing {stored['metrics']['roc_auc']:.3f} 95%: {ends} {stored['shortcut']['roc_auc']:.3f}",
+        "bootstrap resamples of whole patients",
+        "The intervals tell what other patients of the same kind would change",
         "scans/broken LoadCT: no DICOM in it",
         "On the same scans the model's ROC AUC",
         "logistic regression on cheap features (colour)",
         "1 scan has no label and is not scored",
         "Best validation ROC AUC at epoch 3",
-        "point estimate without an interval",
         "Run it again python -m x --y",
     ):
         assert wanted in page.text
@@ -141,7 +146,11 @@ def test_smallest_report_has_no_empty_section(tmp_path):
 def test_model_below_the_shortcut_is_told(tmp_path):
     rows = [{**row, "shortcut_prob": {"colour": np.eye(2)[row["label"]]}} for row in _rows()]
     write_report(tmp_path, title="T", rows=rows, class_names=CLASSES)
-    assert "does not beat the shortcut" in _Page((tmp_path / "report.html").read_text(encoding="utf-8")).text
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    text = _Page(page).text
+    assert '<p class="note warn"><strong>The model does not beat the shortcut</strong>' in page
+    assert "Treat it as not having learnt the classes." in text
+    assert "disease" not in text
 
 
 def test_absent_class_is_null_and_na(tmp_path):
@@ -171,7 +180,8 @@ def test_threshold_stands_beside_the_half(tmp_path):
     text = _Page((tmp_path / "report.html").read_text(encoding="utf-8")).text
     values = [stored[name]["recall"] for name in ("metrics", "metrics_at_half", "shortcut")]
     assert "Figure Model at 0.3 Model at 0.5 Shortcut Difference" in text
-    assert " ".join(f"{value:.3f}" for value in values) in text
+    ends = "{:.3f} to {:.3f}".format(*stored["intervals"]["recall"])
+    assert "{:.3f} 95%: {} {:.3f} {:.3f}".format(values[0], ends, *values[1:]) in text
     assert "ill , predicted from a probability of 0.3 on" in text
     with open(tmp_path / "predictions.csv", newline="", encoding="utf-8") as file:
         assert [int(line["predicted"]) for line in csv.DictReader(file)] == (prob[:, 1] >= 0.3).tolist()
@@ -198,6 +208,11 @@ def test_several_labels_each(tmp_path):
     assert "Any number of the 3 classes may apply to an image" in text
     assert "share of all labels, one for each class and image, that are right" in text
     assert "positive class" not in text
+    assert stored["num_patients"] is None
+    assert "30 images scored, patients unknown." in text
+    assert "where several images are of one patient, the intervals are too narrow" in text
+    assert "whose patient" not in text
+    assert "table" not in text
 
 
 def test_pictures_classes_and_shortcuts_stand_in_the_page(tmp_path):
@@ -239,6 +254,25 @@ def test_pictures_classes_and_shortcuts_stand_in_the_page(tmp_path):
         "What looks alike",
     ):
         assert wanted in page.text
+
+
+def test_page_without_intervals_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "MAX_INTERVALS", 39)
+    stored = write_report(tmp_path, title="T", rows=_rows(), class_names=CLASSES)
+    assert stored["intervals"] == {}
+    text = _Page((tmp_path / "report.html").read_text(encoding="utf-8")).text
+    assert "95%" not in text
+    assert "There are no intervals" in text
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_only_volumes_that_lie_in_a_patient_have_a_right_half(tmp_path, known):
+    volume = torch.zeros(1, 8, 8, 8)
+    sample = MetaTensor(volume, affine=torch.eye(4)) if known else volume
+    write_report(tmp_path, title="T", rows=_rows(), class_names=CLASSES, samples=[("a", sample)])
+    text = _Page((tmp_path / "report.html").read_text(encoding="utf-8")).text
+    assert ("right half. R: patient's right" in text) is known
+    assert ("Three slices of each, through the middle." in text) is not known
 
 
 def _cheap():

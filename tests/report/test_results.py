@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 
+from monai_pipelines.metrics import bootstrap_intervals, classification_metrics
+from monai_pipelines.report import results as module
 from monai_pipelines.report.results import class_table, confident_mistakes, evaluation_results
 
 NAMES = ["a", "b", "c"]
@@ -27,6 +31,12 @@ def test_class_table_by_hand():
     several = class_table([{"label": [1.0, 1.0]}, {"label": [1.0, 0.0]}, {"label": [0.0, 0.0]}], ["a", "b"])
     assert [own["num_scans"] for own in several["classes"].values()] == [2, 1]
     assert (several["num_scans"], several["imbalance_factor"]) == (3, 2.0)
+
+
+def test_patients_that_no_item_names_are_unknown():
+    table = class_table([{"label": 0, "image": "x"}, {"label": 1, "patient": None}], ["a", "b"])
+    assert table["num_patients"] is None
+    assert table["classes"] == {name: {"num_scans": 1, "num_patients": None} for name in ("a", "b")}
 
 
 def _reference_mistakes(prob, label, num):
@@ -72,6 +82,33 @@ def test_one_class_alone_still_has_a_strongest_shortcut():
     rows = _rows([[0.6, 0.4]] * 2, [0, 0], shortcut_prob={"x": [0.5, 0.5], "y": [0.5, 0.5]})
     results = evaluation_results(rows, ["a", "b"])
     assert (results["shortcut_name"], results["shortcut"]["roc_auc"]) == ("x", None)
+
+
+def test_intervals_draw_whole_patients():
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 2, 60)
+    score = (rng.random(60) + 0.5 * label) / 1.5
+    patients = [f"p{k // 5}" for k in range(60)]
+    rows = [
+        {"image": f"{k}", "prob": [1 - p, p], "label": int(own), "patient": patient}
+        for k, (p, own, patient) in enumerate(zip(score, label, patients, strict=True))
+    ]
+    results = evaluation_results(rows, ["a", "b"], threshold=0.4)
+    figures = partial(classification_metrics, threshold=0.4)
+    wanted = bootstrap_intervals(figures, [row["prob"] for row in rows], label, patients)
+    assert {name: tuple(ends) for name, ends in results["intervals"].items()} == wanted
+    assert {"roc_auc", "balanced_accuracy", "recall", "specificity"} <= wanted.keys()
+    for row in rows:
+        del row["patient"]
+    alone = evaluation_results(rows, ["a", "b"], threshold=0.4)["intervals"]
+    wanted = bootstrap_intervals(figures, np.c_[1 - score, score], label, range(60))
+    assert {name: tuple(ends) for name, ends in alone.items()} == wanted
+
+
+def test_many_images_have_no_intervals(monkeypatch):
+    monkeypatch.setattr(module, "MAX_INTERVALS", 1)
+    assert evaluation_results(_rows(np.eye(2), [0, 1]), ["a", "b"])["intervals"] == {}
+    assert evaluation_results(_rows(np.eye(2)[:1], [0]), ["a", "b"])["intervals"]["accuracy"] == [1, 1]
 
 
 def test_several_labels_by_hand():

@@ -93,6 +93,20 @@ def test_contract(make: type[RandVolume], batch: torch.Tensor) -> None:
     assert not torch.equal(make(prob=1).set_random_state(2)(batch), make(prob=1).set_random_state(3)(batch))
 
 
+@pytest.mark.parametrize("make", STEPS)
+@pytest.mark.parametrize("prob", [0, 0.5, 1])
+def test_uint8_becomes_unit_floats(make: type[RandVolume], prob: float, batch: torch.Tensor) -> None:
+    levels = (batch * 255).to(torch.uint8)
+    before = levels.clone()
+    out = make(prob=prob).set_random_state(1)(levels)
+    assert out.dtype == torch.float32
+    assert torch.equal(out, make(prob=prob).set_random_state(1)(levels / 255))
+    assert torch.equal(levels, before)
+    single = make(prob=1).set_random_state(1)(MetaTensor(levels[0], meta={"name": "kept"}))
+    assert torch.equal(single.as_tensor(), make(prob=1).set_random_state(1)(levels[0] / 255))
+    assert single.meta["name"] == "kept"
+
+
 def test_neutral_arguments_are_the_identity(batch: torch.Tensor) -> None:
     for step in [RandBrightness3D((1, 1), 1), RandContrast3D((1, 1), 1), RandNoise3D(0, 1)]:
         assert torch.equal(step(batch), batch)
@@ -123,8 +137,9 @@ def test_errors(batch: torch.Tensor) -> None:
         RandNoise3D(sd=-1)
     with pytest.raises(ValueError, match=r"RandContrast3D: factor must be \(low, high\)"):
         RandContrast3D(factor=(1.1, 0.9))
-    with pytest.raises(TypeError, match=r"RandBrightness3D: wanted a floating-point volume, got torch.int16"):
-        RandBrightness3D(prob=0)(batch.to(torch.int16))
+    for prob in (0, 1):
+        with pytest.raises(TypeError, match=r"RandBrightness3D: wanted uint8 or floating point .*, got torch.int16"):
+            RandBrightness3D(prob=prob)(batch.to(torch.int16))
     with pytest.raises(ValueError, match=r"RandBrightness3D: wanted a volume .* got shape \(7, 8, 9\)"):
         RandBrightness3D()(batch[0, 0])
 
@@ -141,6 +156,9 @@ def test_chain_file_runs_the_recipe(batch: torch.Tensor) -> None:
         item = step.set_random_state(seed)(item)
     assert item["image"].shape == batch.shape
     assert not torch.equal(item["image"], batch)
+    levels = steps["spatial"]({"image": (batch * 255).to(torch.uint8)})
+    assert levels["image"].dtype == torch.uint8
+    assert steps["noise"](levels)["image"].dtype == torch.float32
     spatial = steps["spatial"].step
     recipe = [spatial.rotation_prob, spatial.scale_prob, spatial.shift_prob, spatial.elastic_prob]
     assert recipe == [0.5, 0.5, 0.5, 0.2]

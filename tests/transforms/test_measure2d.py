@@ -53,6 +53,13 @@ def test_hand_worked_histogram() -> None:
     assert features["mean colour"].tolist() == pytest.approx([317 / 4 / 255])
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_gpu_gives_results_on_the_cpu() -> None:
+    image = torch.arange(96, dtype=torch.uint8).reshape(3, 4, 8)
+    for name, vector in MeasureImage()(image.cuda()).items():
+        torch.testing.assert_close(vector, MeasureImage()(image)[name])
+
+
 def test_twin_and_errors() -> None:
     item = {"image": torch.zeros(3, 4, 4, dtype=torch.uint8)}
     assert list(MeasureImaged("image", feature_key="cheap")(item)["cheap"]) == NAMES

@@ -46,6 +46,13 @@ def test_imagenet_of_one_channel_is_the_mean_of_the_three(shape: tuple[int, ...]
     np.testing.assert_allclose(out, (x - 0.449) / 0.226, atol=1e-6)
 
 
+def test_arrays_are_numbers() -> None:
+    x = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    expected = NormalizeImage([0.4, 0.5, 0.6], 0.2)(x)
+    assert torch.equal(NormalizeImage(np.array([0.4, 0.5, 0.6]), np.float64(0.2))(x), expected)
+    assert torch.equal(NormalizeImage(torch.tensor([0.4, 0.5, 0.6]).double(), torch.tensor(0.2).double())(x), expected)
+
+
 @pytest.mark.parametrize("shape", [(1, 4, 5, 6), (2, 1, 4, 5, 6), (4, 3, 4, 5, 6)])
 def test_volumes_by_numbers(shape: tuple[int, ...]) -> None:
     x = np.random.default_rng(0).random(shape, np.float32)
@@ -57,6 +64,11 @@ def test_half_stays_half(half: torch.dtype) -> None:
     out = NormalizeImage(0.5, 0.25)(torch.tensor([[[0, 0.25, 1]]], dtype=half))
     assert out.dtype == half
     assert out.flatten().tolist() == [-2, -1, 2]
+    x = torch.linspace(0, 1, 48).reshape(1, 3, 4, 4).to(half)
+    for mean, sd in (IMAGENET, ("imagenet", "imagenet"), ([0.7, 0.5, 0.6], 0.2)):
+        out = NormalizeImage(mean, sd)(x)
+        assert out.dtype == half
+        assert torch.equal(out, NormalizeImage(mean, sd)(x.float()).to(half))
 
 
 @pytest.mark.parametrize(
@@ -87,11 +99,14 @@ def test_interpolation_may_leave_the_range_a_little() -> None:
 def test_errors() -> None:
     with pytest.raises(ValueError, match=r"3 values of mean or sd want an image .* got shape \(2, 4, 4\)"):
         NormalizeImage([0.1, 0.2, 0.3], 1)(torch.zeros(2, 4, 4))
+    with pytest.raises(ValueError, match=r"3 values of mean or sd want an image .* got shape \(1, 4, 4\)"):
+        NormalizeImage(*IMAGENET)(torch.zeros(1, 4, 4))
     with pytest.raises(ValueError, match="a single number goes with any"):
         NormalizeImage("imagenet", "imagenet")(torch.zeros(2, 3, 3, 4, 4))
     with pytest.raises(ValueError, match="sd must be above 0, got 0"):
         NormalizeImage(0.5, 0)
-    with pytest.raises(ValueError, match="mean must be a number, one for each channel or 'imagenet', got 'imagenette'"):
-        NormalizeImage("imagenette", 1)
+    for mean in ("imagenette", None, [], [[0.5]], float("nan")):
+        with pytest.raises(ValueError, match="mean must be a number, one for each channel or 'imagenet', got"):
+            NormalizeImage(mean, 1)
     with pytest.raises(TypeError, match=r"wanted uint8 or floating-point values in \[0, 1\], got torch.int64"):
         NormalizeImage()(torch.ones(1, 2, 2, dtype=torch.int64))

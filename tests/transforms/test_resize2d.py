@@ -49,6 +49,28 @@ def test_as_the_triangle_filter_and_pillow(source: tuple[int, int], size: tuple[
     assert np.abs(whole.numpy().astype(int) - np.stack(pillow)).max() <= 1
 
 
+@pytest.mark.parametrize("fit", ["stretch", "pad", "crop"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_dtypes(dtype: torch.dtype, fit: str) -> None:
+    x = (image((61, 47)) / 255).to(dtype)
+    for size in ((24, 24), (70, 90)):
+        out = ResizeImage(size, fit, fill=0.25)(x)
+        assert out.dtype == dtype
+        expected = ResizeImage(size, fit, fill=0.25)(x.float())
+        torch.testing.assert_close(out.as_tensor(), expected.as_tensor().to(dtype), atol=1e-5, rtol=0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float32])
+def test_gpu_equals_cpu(dtype: torch.dtype) -> None:
+    x = image((61, 47)) if dtype == torch.uint8 else (image((61, 47)) / 255).to(dtype)
+    on_gpu = ResizeImage((24, 30), "pad", fill=1)(x.cuda())
+    assert on_gpu.is_cuda
+    assert on_gpu.dtype == dtype
+    difference = on_gpu.cpu().double() - ResizeImage((24, 30), "pad", fill=1)(x).double()
+    assert difference.abs().max() <= (1 if dtype == torch.uint8 else 1e-3)
+
+
 def test_fine_grating_becomes_grey() -> None:
     """Without anti-aliasing a grating of one pixel would be all black or all white."""
     grating = (torch.arange(200) % 2 * 255).to(torch.uint8).expand(1, 200, 200)

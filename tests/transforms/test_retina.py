@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from torch.nn.functional import pad
 
 from monai_pipelines.errors import ScanError
 from monai_pipelines.transforms import CropRetina, LoadImage2D
@@ -108,6 +109,20 @@ def test_squeezed_disc_keeps_all_of_it() -> None:
     assert not out[:, :, :40].any()
 
 
+@pytest.mark.parametrize("margin", [-0.4, 0])
+def test_centre_outside_gives_the_square_around_the_region(margin: float) -> None:
+    rows, columns = np.nonzero(photo((300, 400), (-60, 200), 170)[0] > 40)
+    side = max(np.ptp(rows), np.ptp(columns)) + 1
+    out = CropRetina(margin)(photo((300, 400), (-60, 200), 170))
+    assert abs(out.shape[1] - (1 + 2 * margin) * side) < 6
+    assert out.any()
+
+
+def test_long_stripe_passes_whole() -> None:
+    stripe = photo((2, 2000), (1, 1000), 300)
+    np.testing.assert_array_equal(CropRetina()(stripe), stripe)
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_photograph_without_border_passes_whole(seed: int) -> None:
     image = photo((300, 340), (150, 170), 400, seed=seed)
@@ -127,6 +142,10 @@ def test_no_disc() -> None:
     speck = np.random.default_rng(0).integers(0, 256, (1, 200, 200), dtype=np.uint8)
     with pytest.raises(ScanError, match=r"no disc: the largest bright region is \d\.\d% of the image"):
         CropRetina()(speck * (np.indices((200, 200)).sum(axis=0) % 9 == 0))
+    uniform = [np.full((3, 100, 100), level, np.uint8) for level in (128, 255)]
+    for image in (*uniform, np.full((3, 100, 100), np.nan, np.float32), np.full((3, 1, 200), 90, np.uint8)):
+        with pytest.raises(ScanError, match="no disc: it is equally bright all over, or not a number somewhere"):
+            CropRetina()(image)
     with pytest.raises(ValueError, match=r"margin must lie in -0.4..1 \(of the diameter\), got 2"):
         CropRetina(2)
     with pytest.raises(ValueError, match=r"wanted an image \(C, H, W\), got shape \(4, 4\)"):
@@ -135,13 +154,21 @@ def test_no_disc() -> None:
 
 @pytest.mark.parametrize("kind", ["normal", "disease"])
 def test_real_photographs(shared_data: Path, kind: str) -> None:
+    """In a black border; healthy eyes fill their 400 pixels, of the others most are cut at top and bottom."""
     files = sorted((shared_data / "fundus" / kind).iterdir())
     assert len(files) == 150
     sides = []
     for path in files[::10]:
-        image = LoadImage2D()(path)
+        image = MetaTensor(pad(LoadImage2D()(path).as_tensor(), (130, 30, 60, 80)))
         out = CropRetina()(image)
         lit = (image.amax(0) > 60).sum()
         assert (out.amax(0) > 60).sum() >= 0.98 * lit
-        sides.append(out.shape[-1])
-    assert 350 < np.median(sides) < 520
+        side = out.shape[-1]
+        assert out.shape == (3, side, side)
+        centre = out.affine[:2, 3].numpy() + (side - 1) / 2 - (60, 130)
+        assert np.abs(centre - 199.5).max() < (3 if kind == "normal" else 20)
+        sides.append(side)
+    if kind == "normal":
+        assert np.abs(np.array(sides) - 1.04 * 400).max() < 8
+    else:
+        assert 440 < np.median(sides) < 540

@@ -252,12 +252,14 @@ def test_parts_are_drawn_independently_at_their_rates_and_limits() -> None:
     [
         ({"flip_prob": (0, 1.5)}, r"flip_prob must lie in 0..1, got \(0, 1.5\)"),
         ({"rotate90_prob": -1}, "rotate90_prob must lie in 0..1, got -1"),
+        ({"rotation_prob": [0.5, 0.5]}, r"rotation_prob must be one number, got \[0.5, 0.5\]"),
         ({"rotation_deg": -10}, "rotation_deg must be 0 or more .* got -10"),
         ({"shift": (0, -1)}, r"shift must be 0 or more .* got \(0, -1\)"),
         ({"scale": (1.1, 0.9)}, r"scale must be \(low, high\), 0 < low <= high, got \[1.1, 0.9\]"),
         ({"crop_size": (5,)}, r"crop_size must be \(H, W\) in pixels or None, got \[5\]"),
         ({"mode": "bicubic"}, "mode must be one of bilinear, nearest, got 'bicubic'"),
         ({"fill": "edge"}, "fill must be one of border, reflection or a value, got 'edge'"),
+        ({"fill": None}, "fill must be one of border, reflection or a value, got None"),
     ],
 )
 def test_bad_arguments(knobs: dict, message: str) -> None:

@@ -107,7 +107,7 @@ def test_real_tiles_stay_real(shared_data: Path) -> None:
     for path in sorted((shared_data / "histology").glob("*/*/*"))[::40]:
         image = np.asarray(Image.open(path).convert("RGB")).transpose(2, 0, 1)
         out = NormalizeStain()(image).numpy()
-        assert np.array_equal(out, image) or np.abs(out - _reference_macenko(image)).max() <= 0.75
+        assert np.abs(out - _reference_macenko(image)).max() <= 0.75
 
 
 def _reference_variation(image: np.ndarray, change: np.ndarray) -> np.ndarray:

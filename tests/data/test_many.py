@@ -1,0 +1,42 @@
+"""A corrupt image among ten thousand: skipped by name, or told in one error."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from monai_pipelines import load_chain
+from monai_pipelines.data import PreparedSplits, read_images
+from monai_pipelines.errors import CohortError
+
+NUMBER = 5000  # of each class
+
+
+@pytest.mark.slow
+def test_one_corrupt_image_among_ten_thousand(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = io.BytesIO()
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(file, "PNG")
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for k in range(NUMBER):
+            (tmp_path / name / f"{k}.png").write_bytes(file.getvalue())
+    bad = tmp_path / "b" / "4321.png"
+    bad.write_bytes(file.getvalue()[:-25])
+    cohort, chain = read_images(tmp_path), load_chain("image2d", steps={"resize": None, "normalize": None})
+
+    with pytest.raises(CohortError, match="1 of 10000 cannot be used: 1 problem") as error:
+        _ = PreparedSplits(cohort, chain, cache_dir=None, num_workers=0).test
+    (problem,) = error.value.problems
+    assert problem.startswith(f"{bad}: unreadable, truncated?")
+
+    splits = PreparedSplits(cohort, chain, cache_dir=None, on_error="skip", num_workers=0)
+    parts = [splits.train, splits.validation, splits.test]
+    (skipped,) = [item for part in parts for item in part.skipped]
+    assert (skipped["image"], skipped["name"]) == (str(bad), "b/4321.png")
+    assert sum(map(len, parts)) == 2 * NUMBER - 1
+    assert str(bad) not in {item["image"] for part in parts for item in part.data}
+    assert [message for message in caplog.messages if "skipped" in message] == [f"skipped {bad}: {skipped['skipped']}"]
