@@ -14,7 +14,7 @@ TRAIN := $(CONFIGS)/train.yaml','$(CONFIGS)/demo.yaml
 
 # What each demo is trained on, and what its inference gets.
 PHANTOMS_lung_ct_classification := lung-ct $(DATA) --patients 480 --matrix 128 --slice-mm 6
-PHANTOMS_chest_xray_classification := chest-xray $(DATA) --patients 400
+PHANTOMS_chest_xray_classification := chest-xray $(DATA) --patients 1000
 PHANTOMS_colorectal_histology_classification := histology-tiles $(DATA) --per-class 60
 PHANTOMS_fundus_classification := fundus $(DATA) --patients 200
 PHANTOMS_medmnist_classification := pathmnist $(DATA)
