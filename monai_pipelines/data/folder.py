@@ -13,7 +13,7 @@ from pathlib import Path
 from monai_pipelines.chains import did_you_mean
 from monai_pipelines.data.archive import unpack
 from monai_pipelines.data.split import SPLIT_NAMES, Cohort, Item, Listing, split_listing
-from monai_pipelines.data.table import list_table, list_unlabelled
+from monai_pipelines.data.table import list_named, list_table
 from monai_pipelines.errors import CohortError
 
 logger = logging.getLogger(__name__)
@@ -105,14 +105,8 @@ def find_images(source: str | PathLike[str]) -> list[Item]:
         CohortError: nothing to classify in it.
     """
     path = Path(source)
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{source}: no such file or folder; wanted a CSV table, a folder of images, or an image"
-        )
-    if path.suffix.lower() == ".csv":
-        return list_unlabelled(path)
-    if path.is_file():
-        return [{"image": str(path), "name": path.name}]
+    if (named := list_named(path, "a folder of images, or an image")) is not None:
+        return named
     images = _images(path, list(_files(path)))
     if not images:
         raise CohortError(source, [f"no image in it: wanted {', '.join(IMAGES)}"])

@@ -84,12 +84,8 @@ def find_scans(source: str | PathLike[str]) -> list[Item]:
         CohortError: nothing to classify in it.
     """
     path = Path(source)
-    if not path.exists():
-        raise FileNotFoundError(f"{source}: no such file or folder; wanted a CSV table, a folder of scans, or a scan")
-    if path.suffix.lower() == ".csv":
-        return list_unlabelled(path)
-    if path.is_file():
-        return [{"image": str(path), "name": path.name}]
+    if (named := list_named(path, "a folder of scans, or a scan")) is not None:
+        return named
     files = [p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")]
     volumes = {p for p in files if p.name.lower().endswith(VOLUMES)}
     series = {p.parent for p in files if p not in volumes and not p.name.lower().endswith(SIDECARS)}
@@ -99,6 +95,19 @@ def find_scans(source: str | PathLike[str]) -> list[Item]:
         {"image": str(p), "name": str(p.relative_to(path)) if p != path else path.resolve().name}
         for p in sorted(volumes | series)
     ]
+
+
+def list_named(path: Path, wanted: str) -> list[Item] | None:
+    """What a CSV table names, or the one file that ``path`` is; None for a folder.
+
+    Raises:
+        FileNotFoundError: no such file or folder; tells what is ``wanted`` besides a table.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder; wanted a CSV table, {wanted}")
+    if path.suffix.lower() == ".csv":
+        return list_unlabelled(path)
+    return [{"image": str(path), "name": path.name}] if path.is_file() else None
 
 
 def list_unlabelled(table: Path) -> list[Item]:

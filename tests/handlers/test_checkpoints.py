@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau, StepLR
 
 from monai_pipelines import load_chain
 from monai_pipelines.checkpoints import load_checkpoint, save_plain
+from monai_pipelines.data import ArrayDataset, make_loader
 from monai_pipelines.errors import ChainMismatchError
 from monai_pipelines.handlers import LoadCheckpoint
 from monai_pipelines.losses import CrossEntropyLoss
@@ -279,6 +280,21 @@ def test_finished_run_goes_on_with_more_epochs(make_run: MakeRun, tmp_path: Path
     last, wanted = _load(tmp_path / "last.pt"), _load(tmp_path / "straight" / "last.pt")
     assert [record["epoch"] for record in last["history"]] == [1, 2, 3, 4]
     assert [r["lr"] for r in last["history"][2:]] == pytest.approx([r["lr"] for r in wanted["history"][2:]])
+
+
+@pytest.mark.parametrize("sampling", ["shuffle", "weighted", "balanced"])
+def test_resumed_training_has_another_order_than_its_first_epochs(make_run: MakeRun, sampling: str) -> None:
+    def order(resume: bool) -> list[str]:
+        run = make_run(max_epochs=3 if resume else 1, resume=resume)
+        run.trainer.data_loader = make_loader(dataset, 4, sampling, seed=5)
+        if resume:
+            run.handlers.checkpoints.resume(run.trainer)
+        return [name for batch in run.trainer.data_loader for name in batch["name"]]
+
+    dataset = ArrayDataset(torch.zeros(32, 1, 2, 2, dtype=torch.uint8), [0, 1] * 16)
+    make_run(max_epochs=1).trainer.run()
+    assert order(resume=False) == order(resume=False)
+    assert order(resume=True) == order(resume=True) != order(resume=False)
 
 
 def test_nothing_to_resume(make_run: MakeRun, tmp_path: Path) -> None:
