@@ -18,18 +18,27 @@ PHANTOMS_chest_xray_classification := chest-xray $(DATA) --patients 1000
 PHANTOMS_colorectal_histology_classification := histology-tiles $(DATA) --per-class 60
 PHANTOMS_fundus_classification := fundus $(DATA) --patients 200
 PHANTOMS_medmnist_classification := pathmnist $(DATA)
+PHANTOMS_histology_slide_classification := slides $(DATA) --slides 120
 IMAGES_lung_ct_classification := $(DATA)/scans
 IMAGES_medmnist_classification := $(DATA)/pathmnist.npz
+IMAGES_histology_slide_classification := $(DATA)-new/slides
 CACHE := $(if $(filter medmnist%,$(BUNDLE)),,--cache_dir $(DEMO)/cache)
 IMAGES := $(or $(IMAGES_$(BUNDLE)),$(DATA))
+
+# Slides want a tile network: the one of the tile bundle's demo. Inference gets slides of another seed.
+ifeq ($(BUNDLE),histology_slide_classification)
+BACKBONE := $(DEMO)/backbone-$(SEED)/best.pt
+WITH_BACKBONE := --backbone_weights $(BACKBONE)
+demo: $(BACKBONE) $(DATA)-new/.complete
+endif
 
 .PHONY: demo test lint bench clean
 
 demo: $(DATA)/.complete
-	$(RUN_BUNDLE) --config_file "['$(TRAIN)']" $(TRAINED)
-	$(RUN_BUNDLE) --config_file "['$(TRAIN)','$(CONFIGS)/evaluate.yaml']" $(TRAINED)
+	$(RUN_BUNDLE) --config_file "['$(TRAIN)']" $(TRAINED) $(WITH_BACKBONE)
+	$(RUN_BUNDLE) --config_file "['$(TRAIN)','$(CONFIGS)/evaluate.yaml']" $(TRAINED) $(WITH_BACKBONE)
 	$(RUN_BUNDLE) --config_file "['$(CONFIGS)/inference.yaml','$(CONFIGS)/demo.yaml']" --dataset_dir $(IMAGES) \
-		--output_dir $(DEMO)/inference --checkpoint $(DEMO)/best.pt $(CACHE)
+		--output_dir $(DEMO)/inference --checkpoint $(DEMO)/best.pt $(CACHE) $(WITH_BACKBONE)
 	@echo
 	@echo "Report:       $(DEMO)/report.html"
 	@echo "Numbers:      $(DEMO)/metrics.json  $(DEMO)/predictions.csv (held out)"
@@ -40,6 +49,14 @@ $(DATA)/.complete: | $(INSTALLED)
 	rm -rf $(@D)
 	$(PY) -m monai_pipelines phantoms $(PHANTOMS_$(BUNDLE)) --seed $(SEED)
 	touch $@
+
+$(DATA)-new/.complete: | $(INSTALLED)
+	rm -rf $(@D)
+	$(PY) -m monai_pipelines phantoms slides $(@D) --slides 4 --seed 1$(SEED)
+	touch $@
+
+$(DEMO)/backbone-$(SEED)/best.pt: | $(INSTALLED)
+	$(MAKE) demo BUNDLE=colorectal_histology_classification DEMO=$(@D) DATA=$(@D)/phantoms
 
 test: lint
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadgroup
@@ -53,6 +70,9 @@ bench: $(INSTALLED)
 	$(PY) benchmarks/ct_chain.py
 	$(PY) benchmarks/augment2d.py
 	$(PY) benchmarks/medmnist_loading.py
+	$(PY) benchmarks/slide_reading.py
+	$(PY) benchmarks/feature_extraction.py
+	$(PY) benchmarks/mil_step.py
 
 clean:
 	rm -rf .venv runs build dist .mypy_cache .pytest_cache .ruff_cache

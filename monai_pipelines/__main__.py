@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,8 +21,6 @@ def show(
     knob: Annotated[list[str] | None, typer.Option(help="Of the chain drawn, as name=value; repeatable.")] = None,
 ) -> None:
     """Print the steps, knobs and numbers of a chain or bundle."""
-    import yaml
-
     from monai_pipelines import show as showing
 
     if (input is None) != (picture is None):
@@ -32,11 +30,7 @@ def show(
     elif input is None or picture is None:
         showing.show_one(name)
     else:
-        wrong = [given for given in knob or () if "=" not in given]
-        if wrong:
-            raise typer.BadParameter(f"--knob wants name=value, got {', '.join(wrong)}")
-        knobs = {given.partition("=")[0]: yaml.safe_load(given.partition("=")[2]) for given in knob or ()}
-        showing.draw_chain(name, input, picture, **knobs)
+        showing.draw_chain(name, input, picture, **_knobs(knob))
         typer.echo(f"wrote {picture}")
 
 
@@ -69,6 +63,58 @@ def audit(
         file.write_text(json.dumps(found.to_dict(), indent=2) + "\n", encoding="utf-8")
         typer.echo(f"wrote {file}")
     if found.to_mend:
+        raise typer.Exit(1)
+
+
+@app.command()
+def features(
+    source: Annotated[Path, typer.Argument(help="CSV table with the column image, folder of slides, or one slide.")],
+    out: Annotated[
+        Path, typer.Argument(help="Folder for the features, a file of each slide's name: name slides by pseudonyms.")
+    ],
+    backbone: Annotated[
+        str, typer.Option(help="ResNet or DenseNet of monai.networks.nets, or a YAML file with the entry backbone.")
+    ],
+    weights: Annotated[
+        Path | None, typer.Option(help="Of the named network: best.pt of a tile bundle, or torchvision's file.")
+    ] = None,
+    mpp: Annotated[float, typer.Option(help="um per pixel of the tiles.")] = 0.5,
+    tile_px: Annotated[int, typer.Option(min=1, help="Side of a tile, pixels.")] = 256,
+    knob: Annotated[list[str] | None, typer.Option(help="Of slide_tiles, as name=value; repeatable.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Tiles at once through the network.")] = 128,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read slides.")] = 2,
+    precision: Annotated[str, typer.Option(help="auto, bf16 or fp32; auto: bf16 on CUDA and AMX.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32 or float16, of the features in the files.")] = "float32",
+) -> None:
+    """Features of the tiles of slides, made where missing; exit status 1 if slides were skipped."""
+    from collections import Counter
+
+    from monai_pipelines import load_chain
+    from monai_pipelines.data import extract_features, find_slides
+    from monai_pipelines.data.features import read_backbone
+
+    knobs = _knobs(knob)
+    if wrong := sorted(knobs.keys() & {"mpp", "tile_px", "name", "steps"}):
+        raise typer.BadParameter(
+            f"--knob wants a knob of slide_tiles, got {', '.join(wrong)} (--mpp and --tile-px are options of their own)"
+        )
+    chain = load_chain("slide_tiles", mpp=mpp, tile_px=tile_px, **knobs)
+    rows = extract_features(
+        find_slides(source),
+        out,
+        chain,
+        read_backbone(backbone, weights),
+        batch_size=batch_size,
+        num_workers=workers,
+        precision=precision,  # type: ignore[arg-type]
+        dtype=dtype,  # type: ignore[arg-type]
+    )
+    count = Counter(row["status"] for row in rows)
+    for row in rows:
+        if row["status"] == "skipped":
+            typer.secho(f"skipped {row['name']}: {row['reason']}", fg="yellow", err=True)
+    typer.echo(", ".join(f"{count[status]} {status}" for status in ("done", "kept", "skipped")) + f": {out}")
+    if count["skipped"]:
         raise typer.Exit(1)
 
 
@@ -159,6 +205,33 @@ def fundus(
 
     folder = write_fundus_cohort(directory, patients, seed, size=size, num_workers=workers)
     typer.echo(f"wrote {folder}")
+
+
+@phantoms.command("slides")
+def slides(
+    directory: Annotated[Path, typer.Argument(help="New folder for the cohort.")],
+    slides: Annotated[int, typer.Option(min=2, help="Number of slides, half of them with tumour.")] = 40,
+    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
+    size_mm: Annotated[tuple[float, float], typer.Option(help="Width and height of a slide, mm.")] = (2.2, 1.7),
+    tumour_fraction: Annotated[
+        tuple[float, float], typer.Option(help="Least and greatest share of the tissue that is tumour.")
+    ] = (0.01, 0.2),
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one per core.")] = None,
+) -> None:
+    """Write whole slides, normal and with tumour, as pyramidal TIFF, with table, true masks and outlines."""
+    from monai_pipelines.phantoms import write_slides
+
+    table = write_slides(directory, slides, seed, size_mm=size_mm, tumour_fraction=tumour_fraction, num_workers=workers)
+    typer.echo(f"wrote {table}")
+
+
+def _knobs(given: list[str] | None) -> dict[str, Any]:
+    import yaml
+
+    wrong = [text for text in given or () if "=" not in text]
+    if wrong:
+        raise typer.BadParameter(f"--knob wants name=value, got {', '.join(wrong)}")
+    return {text.partition("=")[0]: yaml.safe_load(text.partition("=")[2]) for text in given or ()}
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from monai.transforms import Compose
 from monai_pipelines import __version__
 from monai_pipelines.declared import declared_path, list_declared
 from monai_pipelines.errors import ChainMismatchError, ScanError
+from monai_pipelines.transforms.keyed import EachKeyd
 
 
 class Chain(Compose):
@@ -59,6 +60,22 @@ class Chain(Compose):
     def since(self, step: str) -> Chain:
         """``step`` and all after it as a chain of its own: what is done to each batch."""
         return self._part(self._index(step), len(self.step_names))
+
+    def then(self, name: str, step: Callable, described: Mapping[str, Any]) -> Chain:
+        """This chain and one more step, such as the frozen network that makes features of what the chain gives.
+
+        Args:
+            name: of the step.
+            step: works on the value of `key`.
+            described: the step as plain data, part of `describe` and of `fingerprint`.
+
+        Raises:
+            ValueError: a step of this name is there.
+        """
+        if name in self.step_names:
+            raise ValueError(f"chain {self._description['name']}: there is a step {name!r} already; name it otherwise")
+        steps = {**self._description["steps"], name: _plain(described)}
+        return Chain({**self.steps, name: EachKeyd(self.key, step)}, {**self._description, "steps": steps}, self.key)
 
     def _index(self, step: str) -> int:
         _check_name(self._description["name"], "step", step, self.step_names)

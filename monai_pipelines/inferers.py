@@ -132,12 +132,17 @@ class TestTimeInferer(AutocastInferer):
         return flipped.rot90(turns, [axis + 2 for axis in self.rotate90_axes]) if turns else flipped
 
 
-def fast_bf16(device_type: str) -> bool:
+def fast_bf16(device_type: str, gradients: bool = True) -> bool:
     """Whether bf16 autocast gains time and is sound.
 
-    CPUs with AVX512-BF16 but no AMX are left out: torch 2.13 gave NaN gradients there (convolution of bf16 volumes in
-    channels-last order, AMD EPYC) for a gain of 15 %.
+    CPUs with AVX512-BF16 but no AMX count only for a frozen network: torch 2.13 gave NaN gradients there (convolution
+    of bf16 volumes in channels-last order, AMD EPYC) for a gain of 15 %.
+
+    Args:
+        device_type: of the device, as "cpu".
+        gradients: the network is trained.
     """
     if device_type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device_type == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    units = ("amx_bf16",) if gradients else ("amx_bf16", "avx512_bf16")
+    return device_type == "cpu" and any(torch.cpu.get_capabilities().get(unit) for unit in units)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from os import PathLike
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from monai.bundle import ConfigParser
 from numpy.typing import NDArray
 from rich.console import Console
@@ -19,7 +22,10 @@ from rich.table import Column, Table
 
 from monai_pipelines.chains import Chain, chain_file, load_chain
 from monai_pipelines.declared import declared_path, list_declared
+from monai_pipelines.slides import Slide, Tiles
+from monai_pipelines.transforms.slide import ReadTilesd
 
+NUM_TILES = 25  # drawn of a slide
 _TOP_LEVEL = re.compile(r"^(?P<name>\w+):\s*(?P<value>[^#]*?)\s*(?:\s#\s*(?P<comment>.*))?$")
 
 
@@ -59,11 +65,11 @@ def show_one(name: str) -> None:
 
 
 def draw_chain(name: str, scan: str | PathLike[str], file: str | PathLike[str], **knobs: Any) -> None:
-    """Draw an image, or the middle axial and coronal slice of a scan, after each step of a chain that loads it.
+    """Draw what a chain makes of a file after each step: an image, two slices of a scan, tissue and tiles of a slide.
 
     Args:
         name: the chain.
-        scan: what it loads: a scan, or a 2D image.
+        scan: what it loads: a scan, a 2D image or a slide.
         file: the picture.
         knobs: of the chain.
 
@@ -79,12 +85,19 @@ def draw_chain(name: str, scan: str | PathLike[str], file: str | PathLike[str], 
     data: Any = {chain.key: str(scan)}
     drawn: list[tuple[str, Any, Any]] = []
     for step, transform in chain.steps.items():
+        if isinstance(transform, ReadTilesd):
+            tiles = data[chain.key]
+            data[chain.key] = tiles[np.linspace(0, len(tiles) - 1, min(len(tiles), NUM_TILES)).round().astype(int)]
         data = transform(data)
-        drawn.append((step, data[chain.key], data.get("lungs")))
-    rows = 1 if drawn[0][1].ndim == 3 else 2
+        drawn.append((step, data[chain.key], data.get("lungs", data.get("tissue"))))
+    slide = isinstance(drawn[0][1], Slide)
+    rows = 1 if slide or drawn[0][1].ndim == 3 else 2
     figure = Figure(figsize=(2.6 * len(drawn), 0.4 + 2.5 * rows), layout="constrained")
     axes = figure.subplots(rows, len(drawn), squeeze=False)
     for column, (step, image, mask) in zip(axes.T, drawn, strict=True):
+        if slide:
+            column[0].set_title(f"{step}\n{_draw_slide(column[0], image, mask)}", fontsize=9)
+            continue
         told = f"{step}\n{'x'.join(map(str, image.shape))} {str(image.dtype).removeprefix('torch.')}"
         if rows == 1:
             values = _draw_image(column[0], np.asarray(image))
@@ -96,6 +109,37 @@ def draw_chain(name: str, scan: str | PathLike[str], file: str | PathLike[str], 
             _draw_plane(axis, image, mask, plane)
     with matplotlib.rc_context({"savefig.dpi": 130}):
         figure.savefig(file)
+
+
+def _draw_slide(axis: Any, found: Any, mask: Any) -> str:
+    """A slide with the outline of its tissue, the tiles on it, or a sheet of tiles (N, 3, H, W).
+
+    Returns:
+        what it is.
+    """
+    axis.set_axis_off()
+    axis.set_anchor("N")
+    if not isinstance(found, Slide | Tiles):
+        wide = math.ceil(math.sqrt(len(found)))
+        sheet = np.full((wide * math.ceil(len(found) / wide), *found.shape[1:]), 255, np.uint8)
+        sheet[: len(found)] = found
+        rows = sheet.reshape(-1, wide, *found.shape[1:]).transpose(0, 3, 1, 4, 2)
+        axis.imshow(rows.reshape(-1, wide * found.shape[3], 3))
+        return f"{len(found)} of them, {found.shape[3]} px\n{found.meta['mpp']:.3g} um/px"
+    slide = found if isinstance(found, Slide) else found.slide
+    if mask is None:
+        axis.imshow(slide.thumbnail(slide.mpp * max(1, max(slide.size) / 500))[0])
+        return f"{slide.size[0]} x {slide.size[1]} px\n{slide.mpp:.4g} um/px"
+    tissue, downsample = np.asarray(mask[0]), mask.meta["downsample"]
+    axis.imshow(mask.meta["thumbnail"])
+    if isinstance(found, Slide):
+        if not tissue.all():
+            axis.contour(tissue, [0.5], colors="#0072b2", linewidths=1)
+        return f"{tissue.sum() * (downsample * slide.mpp / 1000) ** 2:.3g} mm2\n{downsample * slide.mpp:.3g} um/px"
+    side = found.size.level0_px / downsample
+    squares = [Rectangle(corner, side, side) for corner in found.coords / downsample - 0.5]
+    axis.add_collection(PatchCollection(squares, facecolor="none", edgecolor="#0072b2", linewidth=0.6))
+    return f"{len(found)} tiles of {found.size.tile_px} px\n{found.size.mpp:.3g} um/px"
 
 
 def _draw_image(axis: Any, image: NDArray[Any]) -> str:

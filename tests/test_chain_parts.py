@@ -27,6 +27,22 @@ KNOBS: dict[str, dict[str, Any]] = {  # another value for each
     "xray": IMAGE_KNOBS,
     "fundus": {**IMAGE_KNOBS, "margin": 0.1},
     "histology_tile": {**IMAGE_KNOBS, "stain": "macenko"},
+    "slide_tiles": {
+        "keys": "slide",
+        "slide_mpp": 0.5,
+        "mask_mpp": 10,
+        "min_saturation": 0.05,
+        "min_tissue_mm2": 0.1,
+        "max_hole_mm2": 0.1,
+        "inks": ["black"],
+        "mpp": 1.0,
+        "tile_px": 128,
+        "overlap": 0.5,
+        "min_tissue": 0.25,
+        "num_tiles": 8,
+        "color": "srgb",
+        "stain": "macenko",
+    },
     "lung_ct": {
         "keys": "scan",
         "size": [96, 96, 96],
@@ -200,3 +216,17 @@ def test_no_such_step() -> None:
             cut("normalise")
     with pytest.raises(KeyError, match="it has load, measure, resize"):
         _chain("image2d").until("normalize").since("normalize")
+
+
+def test_one_more_step_is_run_described_and_compared() -> None:
+    chain = load_chain("image2d", steps={"load": None, "measure": None}, size=(8, 8))
+    more = chain.then("features", torch.nn.Flatten(0), {"weights": "ab", "size": (1, 2)})
+    image = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    assert more(image).shape == (192,)
+    assert more.step_names == (*chain.step_names, "features")
+    assert more.describe()["steps"]["features"] == {"weights": "ab", "size": [1, 2]}
+    assert more.fingerprint() != chain.fingerprint() != chain.then("features", len, {"weights": "cd"}).fingerprint()
+    with pytest.raises(ChainMismatchError, match=r"features\.weights: 'ab' there, 'cd' here"):
+        chain.then("features", len, {"weights": "cd", "size": [1, 2]}).check_same(more.describe())
+    with pytest.raises(ValueError, match="there is a step 'features' already"):
+        more.then("features", len, {})

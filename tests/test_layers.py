@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "monai_pipelines"
 LAYERS = (  # bottom to top; a module imports from its own layer or below
     {"errors", "declared"},
-    {"images", "heads"},
+    {"images", "heads", "slides"},
     {"transforms", "losses", "inferers", "phantoms", "metrics", "networks", "sampling"},
     {"chains"},
     {"checkpoints", "runs"},

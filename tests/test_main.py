@@ -91,9 +91,15 @@ def test_show_bundle_tells_its_own_numbers(command: Command, name: str) -> None:
     assert status == 0
     for knob in ("max_epochs", "learning_rate", "batch_size", "seed"):
         assert f"│ {knob} " in out
-    chains = {"lung_ct": "lung_ct", "chest_xray": "xray", "fundus": "fundus", "colorectal_histology": "histology_tile"}
+    chains = {
+        "lung_ct": "lung_ct",
+        "chest_xray": "xray",
+        "fundus": "fundus",
+        "colorectal_histology": "histology_tile",
+        "histology_slide": "slide_tiles",
+    }
     chain = chains.get(name.removesuffix("_classification"), "image2d")
-    assert f" chain: {chain}, fingerprint" in out
+    assert re.search(f" (chain|preprocessing): {chain}, fingerprint", out)
     if name == "lung_ct_classification":
         assert "masking=air" in out, "as the bundle has it, not as the chain has it by default"
     assert command("show", declared_path("bundles") / name)[1] == out

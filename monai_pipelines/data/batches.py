@@ -48,7 +48,8 @@ def make_loader(
     Worker processes are used with a GPU only: on the CPU the network needs the cores, and prepared images load fast.
 
     Args:
-        dataset: a `PreparedDataset` or `ArrayDataset`.
+        dataset: a `PreparedDataset`, `ArrayDataset`, `FeatureBags` or `TileBags`; its ``collate``, where it has one,
+            makes the batches.
         batch_size: images.
         sampling: None: in order, all of them; "shuffle", "weighted" or "balanced" for training, see
             `monai_pipelines.sampling.loader_order`; a last batch that is not full is then dropped, unless it is the
@@ -60,6 +61,5 @@ def make_loader(
     if sampling is not None:
         order = loader_order(dataset.labels, sampling, batch_size, seed)
     cuda = torch.cuda.is_available()
-    return DataLoader(
-        dataset, **order, num_workers=num_workers if cuda else 0, pin_memory=cuda, collate_fn=collate_batches
-    )
+    collate = getattr(dataset, "collate", collate_batches)
+    return DataLoader(dataset, **order, num_workers=num_workers if cuda else 0, pin_memory=cuda, collate_fn=collate)

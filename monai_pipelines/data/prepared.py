@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import copy, deepcopy
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, Self, TypeVar
 
 import numpy as np
 import torch
@@ -24,8 +24,71 @@ from monai_pipelines.errors import CohortError, ScanError
 
 logger = logging.getLogger(__name__)
 
+Part = TypeVar("Part", bound="UsableItems")
 
-class PreparedDataset(Dataset):
+
+class UsableItems(Dataset):
+    """The items of a datalist that could be used, each with what was made of it, and why the others could not.
+
+    Args:
+        data: datalist with ``image`` (path).
+        transform: the chain.
+        outcomes: for each item what was made of it and None, or None and the reason why it cannot be used.
+        on_error: "raise" one `CohortError` that lists every bad item, or "skip" them; see ``skipped``.
+
+    Attributes:
+        data: the usable items.
+        skipped: ``{**item, "skipped": reason}`` for the others.
+
+    Raises:
+        CohortError: bad items under "raise"; no usable item at all.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[dict[str, Any]],
+        transform: Chain,
+        outcomes: Iterable[tuple[Any, str | None]],
+        on_error: Literal["raise", "skip"] = "raise",
+    ) -> None:
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"{type(self).__name__}: on_error must be 'raise' or 'skip', got {on_error!r}")
+        self.skipped: list[dict[str, Any]] = []
+        self._results: list[Any] = []
+        usable = []
+        for item, (result, reason) in zip(data, outcomes, strict=True):
+            if reason:
+                self.skipped.append({**item, "skipped": reason})
+            else:
+                usable.append(item)
+                self._results.append(result)
+        if self.skipped and (on_error == "raise" or not usable):
+            raise CohortError(f"{len(self.skipped)} of {len(data)} cannot be used", _told(self.skipped))
+        for item in self.skipped:
+            logger.warning("skipped %s: %s", item["image"], item["skipped"])
+        super().__init__(usable, transform)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Labels of the usable items: (N,) class indices, or (N, C) for several labels each."""
+        return np.array([item["label"] for item in self.data])
+
+    def part(self, split: str) -> Self:
+        """The items whose ``split`` this is, nothing prepared anew.
+
+        Raises:
+            CohortError: none of them is usable.
+        """
+        part = copy(self)
+        part.skipped = [item for item in self.skipped if item["split"] == split]
+        kept = [index for index, item in enumerate(self.data) if item["split"] == split]
+        part.data, part._results = [self.data[i] for i in kept], [self._results[i] for i in kept]
+        if not kept:
+            raise CohortError(split, ["nothing usable is left in it", *_told(part.skipped)])
+        return part
+
+
+class PreparedDataset(UsableItems):
     """Run a fixed chain over all scans once, keep the results, and say which scans could not be used.
 
     Results lie in ``cache_dir`` under a key made of the chain's fingerprint and the path, size and time of the scan's
@@ -60,45 +123,13 @@ class PreparedDataset(Dataset):
         num_workers: int = 0,
         description: str = "preparing",
     ) -> None:
-        if on_error not in ("raise", "skip"):
-            raise ValueError(f"PreparedDataset: on_error must be 'raise' or 'skip', got {on_error!r}")
         preparation = _Preparation(list(data), transform, Path(cache_dir) if cache_dir else None, tuple(outputs))
         if preparation.cache_dir:
             preparation.cache_dir.mkdir(parents=True, exist_ok=True)
-        loader = DataLoader(preparation, batch_size=None, num_workers=num_workers, collate_fn=_as_is)
-        self.skipped: list[dict[str, Any]] = []
-        self._results: list[Any] = []
-        usable = []
-        for item, (result, reason) in zip(data, track(loader, description, total=len(data)), strict=True):
-            if reason:
-                self.skipped.append({**item, "skipped": reason})
-            else:
-                usable.append(item)
-                self._results.append(deepcopy(result))  # a tensor in a worker's shared memory holds a file open
-        if self.skipped and (on_error == "raise" or not usable):
-            raise CohortError(f"{len(self.skipped)} of {len(data)} cannot be used", _told(self.skipped))
-        for item in self.skipped:
-            logger.warning("skipped %s: %s", item["image"], item["skipped"])
-        super().__init__(usable, transform)
-
-    @property
-    def labels(self) -> np.ndarray:
-        """Labels of the usable items: (N,) class indices, or (N, C) for several labels each."""
-        return np.array([item["label"] for item in self.data])
-
-    def part(self, split: str) -> PreparedDataset:
-        """The items whose ``split`` this is, nothing prepared anew.
-
-        Raises:
-            CohortError: none of them is usable.
-        """
-        part = copy(self)
-        part.skipped = [item for item in self.skipped if item["split"] == split]
-        kept = [index for index, item in enumerate(self.data) if item["split"] == split]
-        part.data, part._results = [self.data[i] for i in kept], [self._results[i] for i in kept]
-        if not kept:
-            raise CohortError(split, ["nothing usable is left in it", *_told(part.skipped)])
-        return part
+        loader = DataLoader(preparation, batch_size=None, num_workers=num_workers, collate_fn=as_is)
+        # a tensor in a worker's shared memory holds a file open
+        outcomes = ((deepcopy(result), reason) for result, reason in track(loader, description, total=len(preparation)))
+        super().__init__(data, transform, outcomes, on_error)
 
     def _transform(self, index: int) -> dict[str, Any]:
         result = self._results[index]
@@ -108,8 +139,50 @@ class PreparedDataset(Dataset):
         }
 
 
-class PreparedSplits:
+class Splits(Generic[Part]):
     """All splits of a cohort, prepared together when the first is asked for: every bad file is told at once.
+
+    Args:
+        cohort: with the datalists ``train``, ``validation`` and ``test``.
+
+    Attributes:
+        train, validation, test: a dataset each.
+    """
+
+    def __init__(self, cohort: Cohort) -> None:
+        self.cohort = cohort
+
+    def _prepare(self, data: list[dict[str, Any]]) -> Part:
+        raise NotImplementedError
+
+    def _draw_anew(self, train: Part) -> None:
+        """What is different in training."""
+
+    @cached_property
+    def _parts(self) -> dict[str, Part]:
+        prepared = self._prepare([{**item, "split": split} for split in SPLITS for item in getattr(self.cohort, split)])
+        parts = {split: prepared.part(split) for split in SPLITS}
+        self._draw_anew(parts["train"])
+        return parts
+
+    @property
+    def train(self) -> Part:
+        """What is trained on."""
+        return self._parts["train"]
+
+    @property
+    def validation(self) -> Part:
+        """What chooses the epoch."""
+        return self._parts["validation"]
+
+    @property
+    def test(self) -> Part:
+        """What is held out."""
+        return self._parts["test"]
+
+
+class PreparedSplits(Splits[PreparedDataset]):
+    """A `PreparedDataset` of each split of a cohort, prepared together: every bad file is told at once.
 
     Args:
         cohort: with the datalists ``train``, ``validation`` and ``test``.
@@ -127,31 +200,14 @@ class PreparedSplits:
         on_error: Literal["raise", "skip"] = "raise",
         num_workers: int = 0,
     ) -> None:
-        self.cohort, self.transform, self.cache_dir = cohort, transform, cache_dir
+        super().__init__(cohort)
+        self.transform, self.cache_dir = transform, cache_dir
         self.on_error, self.num_workers = on_error, num_workers
 
-    @cached_property
-    def _parts(self) -> dict[str, PreparedDataset]:
-        data = [{**item, "split": split} for split in SPLITS for item in getattr(self.cohort, split)]
-        prepared = PreparedDataset(
+    def _prepare(self, data: list[dict[str, Any]]) -> PreparedDataset:
+        return PreparedDataset(
             data, self.transform, self.cache_dir, on_error=self.on_error, num_workers=self.num_workers
         )
-        return {split: prepared.part(split) for split in SPLITS}
-
-    @property
-    def train(self) -> PreparedDataset:
-        """What is trained on."""
-        return self._parts["train"]
-
-    @property
-    def validation(self) -> PreparedDataset:
-        """What chooses the epoch."""
-        return self._parts["validation"]
-
-    @property
-    def test(self) -> PreparedDataset:
-        """What is held out."""
-        return self._parts["test"]
 
 
 class _Preparation(Dataset):
@@ -171,11 +227,8 @@ class _Preparation(Dataset):
                 return self._prepare(image), None
             file = self.cache_dir / f"{_key(image, self.fingerprint, self.outputs)}.pt"
             result = None if file.exists() else self._prepare(image)
-        except ScanError as error:
-            part = "" if Path(error.path) == Path(image) else f"{Path(error.path).name}: "
-            return None, part + error.reason
-        except OSError as error:
-            return None, f"{type(error).__name__}: {error.strerror or error}"
+        except (ScanError, OSError) as error:
+            return None, why_unusable(error, image)
         except Exception as error:
             error.add_note(f"while preparing {image}")
             raise
@@ -191,8 +244,17 @@ class _Preparation(Dataset):
         return {key: _pack(result[key]) for key in self.outputs}
 
 
-def _as_is(result: Any) -> Any:
-    return result
+def why_unusable(error: ScanError | OSError, image: str) -> str:
+    """The reason that an error gives, without the path of the scan itself."""
+    if isinstance(error, OSError):
+        return f"{type(error).__name__}: {error.strerror or error}"
+    part = "" if Path(error.path) == Path(image) else f"{Path(error.path).name}: "
+    return part + error.reason
+
+
+def as_is(fetched: Any) -> Any:
+    """The ``collate_fn`` of a loader whose batches need none."""
+    return fetched
 
 
 def _pack(value: Any) -> Any:
@@ -218,6 +280,10 @@ def _told(skipped: Sequence[dict[str, Any]]) -> list[str]:
 def _key(image: str, fingerprint: str, outputs: tuple[str, ...]) -> str:
     """Changes with the chain, with what is kept, and with the path, size or time of any file of the scan."""
     path = Path(image).resolve()
+    return hashlib.sha256(repr((fingerprint, outputs, str(path), file_stats(path))).encode()).hexdigest()[:32]
+
+
+def file_stats(path: Path) -> list[tuple[str, int, int]]:
+    """Name, size in bytes and time in ns of each file of a scan: a file, or a folder of them."""
     files = sorted(path.iterdir()) if path.is_dir() else [path]
-    stats = [(file.name, stat.st_size, stat.st_mtime_ns) for file in files for stat in [file.stat()]]
-    return hashlib.sha256(repr((fingerprint, outputs, str(path), stats)).encode()).hexdigest()[:32]
+    return [(file.name, stat.st_size, stat.st_mtime_ns) for file in files for stat in [file.stat()]]

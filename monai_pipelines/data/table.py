@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
 
@@ -47,15 +47,25 @@ def read_cohort(
     return split_listing(list_table(table, classes, multilabel), fractions, seed)
 
 
-def list_table(table: str | PathLike[str], classes: Sequence[str] | None = None, multilabel: bool = False) -> Listing:
-    """What a table holds, not yet split, with all its problems; the arguments are those of `read_cohort`."""
+def list_table(
+    table: str | PathLike[str],
+    classes: Sequence[str] | None = None,
+    multilabel: bool = False,
+    stands_in: Callable[[str], bool] | None = None,
+) -> Listing:
+    """What a table holds, not yet split, with all its problems.
+
+    Args:
+        table, classes, multilabel: of `read_cohort`.
+        stands_in: whether something stands in for a missing image of this name, so that it is no problem.
+    """
     rows = _read_rows(table)
     if classes is None:
         found = {name for row in rows for name in _label_names(row["label"], multilabel)}
         classes = sorted(found, key=lambda name: (len(name) if name.isdecimal() else 0, name))
     problems: list[str] = []
     folder, names = Path(table).parent, list(classes)
-    items = [item for row in rows if (item := _item(row, folder, names, multilabel, problems)) is not None]
+    items = [item for row in rows if (item := _item(row, folder, names, multilabel, stands_in, problems)) is not None]
     first: dict[str, Item] = {}
     for item in items:
         same = first.setdefault(item["image"], item)
@@ -97,8 +107,8 @@ def find_scans(source: str | PathLike[str]) -> list[Item]:
     ]
 
 
-def list_named(path: Path, wanted: str) -> list[Item] | None:
-    """What a CSV table names, or the one file that ``path`` is; None for a folder.
+def list_named(path: Path, wanted: str, columns: Sequence[str] = ()) -> list[Item] | None:
+    """What a CSV table names, with further ``columns``, or the one file that ``path`` is; None for a folder.
 
     Raises:
         FileNotFoundError: no such file or folder; tells what is ``wanted`` besides a table.
@@ -106,18 +116,24 @@ def list_named(path: Path, wanted: str) -> list[Item] | None:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder; wanted a CSV table, {wanted}")
     if path.suffix.lower() == ".csv":
-        return list_unlabelled(path)
+        return list_unlabelled(path, columns)
     return [{"image": str(path), "name": path.name}] if path.is_file() else None
 
 
-def list_unlabelled(table: Path) -> list[Item]:
-    """The ``image`` column of a table as datalist: ``image`` (path), ``name``; a missing file is left to the reader."""
+def list_unlabelled(table: Path, columns: Sequence[str] = ()) -> list[Item]:
+    """The ``image`` column of a table as datalist: ``image`` (path), ``name``, and what is in further ``columns``.
+
+    A missing file is left to the reader.
+    """
     rows = _read_rows(table, needed=("image",))
     missing = [f"line {row['line']}: no image" for row in rows if not row["image"].strip()]
     if missing:
         raise CohortError(table, missing)
-    images = [row["image"].strip() for row in rows]
-    return [{"image": str(table.parent / image), "name": image} for image in images]
+    return [
+        {"image": str(table.parent / row["image"].strip()), "name": row["image"].strip()}
+        | {column: row[column].strip() for column in columns if row.get(column, "").strip()}
+        for row in rows
+    ]
 
 
 def _read_rows(table: str | PathLike[str], needed: Sequence[str] = ("image", "label")) -> list[Item]:
@@ -136,13 +152,20 @@ def _read_rows(table: str | PathLike[str], needed: Sequence[str] = ("image", "la
     return rows
 
 
-def _item(row: Item, folder: Path, classes: list[str], multilabel: bool, problems: list[str]) -> Item | None:
+def _item(
+    row: Item,
+    folder: Path,
+    classes: list[str],
+    multilabel: bool,
+    stands_in: Callable[[str], bool] | None,
+    problems: list[str],
+) -> Item | None:
     where = f"line {row.pop('line')}"
     image, label = row["image"].strip(), row["label"].strip()
     before = len(problems)
     if not image:
         problems.append(f"{where}: no image")
-    elif not (folder / image).exists():
+    elif not (folder / image).exists() and not (stands_in is not None and stands_in(image)):
         problems.append(f"{where}: {image}: no such file or folder")
     indices = []
     for name in _label_names(label, multilabel):

@@ -5,6 +5,7 @@ from monai_pipelines.handlers.guards import ClipGradients, StopOnNaN
 from monai_pipelines.handlers.metrics import ClassificationMetrics
 from monai_pipelines.handlers.monitor import Monitor
 from monai_pipelines.handlers.predictions import CollectFeatures, CollectPredictions
+from monai_pipelines.handlers.slides import ExplainSlides
 from monai_pipelines.handlers.training import TrainingHandlers
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "ClipGradients",
     "CollectFeatures",
     "CollectPredictions",
+    "ExplainSlides",
     "LoadCheckpoint",
     "Monitor",
     "StopOnNaN",

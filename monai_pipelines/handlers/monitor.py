@@ -68,7 +68,7 @@ class Monitor:
         """After each step."""
         iteration, output = engine.state.iteration, engine.state.output
         self.writer.add_scalar("loss_per_step/train", float(output["loss"].detach()), iteration)
-        if iteration == 1:
+        if iteration == 1 and "image" in engine.state.batch:
             images = list(output["image"][:NUM_SAMPLES].float().cpu())
             titles = [self._named(label) for label in output["label"][:NUM_SAMPLES]]
             self.writer.add_figure("input/train", images_figure(images, titles), iteration)

@@ -1,6 +1,8 @@
-"""Networks around MONAI's: heads with options, ImageNet weights."""
+"""Networks around MONAI's: heads with options, ImageNet weights, backbones for tiles, attention over bags of them."""
 
+from monai_pipelines.networks.backbone import GivenFeatures, TileBackbone
 from monai_pipelines.networks.classifier import ImageClassifier, last_linear
 from monai_pipelines.networks.imagenet import load_imagenet
+from monai_pipelines.networks.mil import AttentionMIL
 
-__all__ = ["ImageClassifier", "last_linear", "load_imagenet"]
+__all__ = ["AttentionMIL", "GivenFeatures", "ImageClassifier", "TileBackbone", "last_linear", "load_imagenet"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import TypeVar
@@ -68,17 +69,10 @@ def load_imagenet(network: Network, file: str | PathLike[str] | None = None) -> 
             f"got {type(network).__name__}{' in 3D' if f'{first}.weight' in wanted else ''}"
         )
     source = _fetch(set(wanted)) if file == "download" else _read(Path(file))
-    found = {_monai_name(name): value for name, value in source.items() if not name.startswith(HEADS)}
+    found = {monai_name(name): value for name, value in source.items() if not name.startswith(HEADS)}
     notes = [_fit_stem(found, f"{first}.weight", wanted[f"{first}.weight"].shape[1]), _stride_note(target, first)]
 
-    counters = {name for name in wanted if name.endswith("num_batches_tracked")}  # lacking in files of before 2018
-    problems = [f"missing: {name}" for name in sorted(wanted.keys() - found.keys() - counters)]
-    problems += [f"unexpected: {name}" for name in sorted(found.keys() - wanted.keys())]
-    problems += [
-        f"shape: {name} is {tuple(found[name].shape)}, the network's {tuple(wanted[name].shape)}"
-        for name in sorted(found.keys() & wanted.keys())
-        if found[name].shape != wanted[name].shape
-    ]
+    problems = misfits(found, wanted)
     if problems:
         head = f"load_imagenet: {file} does not fit {type(network).__name__} (another depth? the published ResNet has "
         head += "bias_downsample=False, conv1_t_size=7, shortcut_type='B'):"
@@ -93,8 +87,21 @@ def load_imagenet(network: Network, file: str | PathLike[str] | None = None) -> 
     return network
 
 
-def _monai_name(name: str) -> str:
-    """Name in MONAI's DenseNet; those of ResNets are torchvision's."""
+def misfits(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """A line for each of the weights found that does not fit, by name and shape, those wanted."""
+    counters = {name for name in wanted if name.endswith("num_batches_tracked")}  # lacking in files of before 2018
+    missing = [f"missing: {name}" for name in sorted(wanted.keys() - found.keys() - counters)]
+    unexpected = [f"unexpected: {name}" for name in sorted(found.keys() - wanted.keys())]
+    shapes = [
+        f"shape: {name} is {tuple(found[name].shape)}, the network's {tuple(wanted[name].shape)}"
+        for name in sorted(found.keys() & wanted.keys())
+        if found[name].shape != wanted[name].shape
+    ]
+    return missing + unexpected + shapes
+
+
+def monai_name(name: str) -> str:
+    """Name of a torchvision tensor in MONAI's DenseNet; those of ResNets are the same."""
     return re.sub(r"(denselayer\d+)\.(norm|conv)\.?([12])\.", r"\1.layers.\2\3.", name)
 
 

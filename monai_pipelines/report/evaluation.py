@@ -44,6 +44,7 @@ def report_evaluation(
     multilabel: bool = False,
     unit: str = "image",
     features: ArrayLike | None = None,
+    explanations: Sequence[Any] = (),
 ) -> dict[str, Any]:
     """Write the report of predictions on the test set, with shortcut baselines fitted on the training set.
 
@@ -61,8 +62,9 @@ def report_evaluation(
         key_metric: validation figure that chose the best epoch.
         threshold: probability from which the second of two classes is predicted; None: the likelier one.
         multilabel: several labels each.
-        unit: what the page calls an input: image or scan.
+        unit: what the page calls an input: image, scan or slide.
         features: (N, F) of `CollectFeatures`, in the order of ``datasets.test``.
+        explanations: what shows where the network looked, such as `ExplainSlides`, as :func:`write_report` takes it.
 
     Returns:
         the content of ``metrics.json``.
@@ -114,6 +116,7 @@ def report_evaluation(
         samples=samples,
         mistakes=mistakes,
         embeddings=embeddings,
+        explanations=explanations,
     )
     pictures: dict[str, Any] = {"classes": folder / "classes.png", "roc/test": folder / "roc.png"}
     if not multilabel:
@@ -122,6 +125,8 @@ def report_evaluation(
     for tag, chosen in (("samples/test", samples), ("mistakes/test", mistakes)):
         if chosen:
             pictures[tag] = images_figure([image for _, image in chosen], [caption for caption, _ in chosen])
+    looked = [image for own in explanations for _, image in own.pictures]
+    pictures |= {f"attention/test/{k}": image for k, image in enumerate(looked)}
     names = [class_name(own, classes, ", ", "none") for own in label[shown]]
     thumbnails = pixels if pixels.ndim == 4 else None
     log_evaluation(folder / "tensorboard" / "evaluation", pictures, components, names, thumbnails)

@@ -23,6 +23,8 @@ __all__ = ["read_history", "write_report"]
 
 Pictures = Sequence[tuple[str, Any]]
 
+LOOKED_PX = 1200  # longest side of a picture of where the network looked
+
 _METRICS = {
     "roc_auc": ("ROC AUC", "chance that {a} of the class is ranked above one of the rest; 0.5 is guessing"),
     "average_precision": (
@@ -61,6 +63,7 @@ def write_report(
     samples: Pictures = (),
     mistakes: Pictures = (),
     embeddings: Mapping[str, Figure] | None = None,
+    explanations: Sequence[Any] = (),
 ) -> dict[str, Any]:
     """Write what an evaluation leaves: predictions, metrics, figures and one self-contained page.
 
@@ -78,7 +81,7 @@ def write_report(
         class_names: the C names; with two, the second is the positive class.
         threshold: probability from which the second of two classes is predicted; None: the likelier one.
         multilabel: several labels each.
-        unit: what the page calls an input: image or scan.
+        unit: what the page calls an input: image, scan or slide.
         splits: name -> items with ``label`` and, where known, ``patient``, for the table of classes; None: the scored
             rows.
         history: as :func:`read_history` gives it.
@@ -88,10 +91,12 @@ def write_report(
         samples: (caption, image (C, H, W) or volume (C, X, Y, Z)) as the network saw them.
         mistakes: the same, of wrong predictions.
         embeddings: name, such as ``raw_pixels`` -> figure.
+        explanations: of where the network looked: each with ``results`` (plain data, told where it has ``tile_auc`` or
+            ``relative_entropy``, as `monai_pipelines.handlers.ExplainSlides` has) and ``pictures`` (as ``samples``).
 
     Returns:
         What ``metrics.json`` holds: :func:`monai_pipelines.report.results.evaluation_results`, ``splits``,
-        ``num_unlabelled``, ``skipped`` and ``run``.
+        ``num_unlabelled``, ``skipped``, ``explanations`` (the results of each that has any) and ``run``.
 
     Raises:
         ValueError: nothing to score, equal class names, or bad probabilities or labels.
@@ -114,6 +119,7 @@ def write_report(
     result["splits"] = {name: class_table(items, class_names) for name, items in (splits or {"scored": scored}).items()}
     result["num_unlabelled"] = sum(not row.get("skipped") for row in rows) - len(scored)
     result["skipped"] = [{"image": str(row["image"]), "reason": row["skipped"]} for row in rows if row.get("skipped")]
+    result["explanations"] = [plain_data(own.results) for own in explanations if own.results]
     result["run"] = plain_data(dict(run or {}))
     text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False)
     (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
@@ -151,6 +157,8 @@ def write_report(
         "history": {"best": best_epoch(history, key_metric), "key_metric": key_metric} if history else None,
         "samples": [_picture(*sample) for sample in samples],
         "mistakes": [_picture(*mistake) for mistake in mistakes],
+        "explanations": result["explanations"],
+        "looked": [_picture(text, image, LOOKED_PX) for own in explanations for text, image in own.pictures],
         "skipped": result["skipped"],
         "command": result["run"].get("command"),
     }
@@ -200,10 +208,10 @@ def _told_metrics(unit: str, multilabel: bool) -> dict[str, tuple[str, str]]:
     return {name: (short, meaning.format(**words)) for name, (short, meaning) in told.items()}
 
 
-def _picture(caption: str, image: Any) -> dict[str, Any]:
-    """An image for the page: 2D ones as they are, volumes as three slices."""
+def _picture(caption: str, image: Any, side: int = 192) -> dict[str, Any]:
+    """An image for the page: 2D ones as they are, at most ``side`` wide and high, volumes as three slices."""
     volume = len(image.shape) == 4
-    kind, content = ("png", _png(slices_figure([image], [""]), dpi=110)) if volume else thumbnail(image)
+    kind, content = ("png", _png(slices_figure([image], [""]), dpi=110)) if volume else thumbnail(image, side)
     source = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
     return {
         "caption": caption,

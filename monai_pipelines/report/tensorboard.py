@@ -20,7 +20,7 @@ __all__ = ["log_evaluation"]
 
 def log_evaluation(
     folder: str | PathLike[str],
-    pictures: Mapping[str, Figure | Path],
+    pictures: Mapping[str, Figure | Path | NDArray[np.uint8]],
     points: Mapping[str, NDArray[Any]],
     names: Sequence[str],
     thumbnails: NDArray[Any] | None = None,
@@ -29,7 +29,7 @@ def log_evaluation(
 
     Args:
         folder: for this evaluation alone; what an earlier one left there is removed.
-        pictures: tag -> figure, or image file.
+        pictures: tag -> figure, image file, or image (3, h, w) uint8.
         points: tag -> (N, D), a point for each image.
         names: N names of classes, shown at the points.
         thumbnails: (N, 1 or 3, side, side) in [0, 1], shown as the points.
@@ -42,6 +42,8 @@ def log_evaluation(
         for tag, picture in pictures.items():
             if isinstance(picture, Figure):
                 writer.add_figure(tag, picture)
+            elif isinstance(picture, np.ndarray):
+                writer.add_image(tag, picture)
             else:
                 writer.add_image(tag, np.asarray(Image.open(picture).convert("RGB")), dataformats="HWC")
         for tag, values in points.items():

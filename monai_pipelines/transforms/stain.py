@@ -29,7 +29,7 @@ DARKEST = 1e-6  # scikit-image's floor before the logarithm
 
 
 class NormalizeStain(Transform):
-    """Bring the colours of an H&E tile to those of one reference slide, after Macenko.
+    """Bring the colours of H&E tiles to those of one reference slide, after Macenko; of a batch each tile by itself.
 
     Optical density is ``-ln(pixel / 240)`` for 8-bit pixels. The two stains are the directions at the 1st and 99th
     percentile of angle in the plane of the two largest singular vectors of the tissue's densities (all channels above
@@ -44,10 +44,10 @@ class NormalizeStain(Transform):
         min_tissue: smallest fraction of tissue pixels, 0..1.
 
     Returns:
-        (3, H, W) of the input's dtype.
+        (3, H, W) or (N, 3, H, W), as the input, of its dtype and memory format.
 
     Raises:
-        ValueError: an argument out of range, or an input that is no (3, H, W).
+        ValueError: an argument out of range, or an input that is no (3, H, W) or (N, 3, H, W).
         TypeError: neither uint8 nor floating point.
 
     Example:
@@ -71,27 +71,40 @@ class NormalizeStain(Transform):
         self.method, self.min_tissue = method, min_tissue
 
     def __call__(self, img: NdarrayOrTensor) -> Tensor:
-        tile: Tensor = convert_to_tensor(img, track_meta=isinstance(img, MetaTensor))
-        if tile.ndim != 3 or tile.shape[0] != 3:
-            raise ValueError(f"NormalizeStain: wanted an RGB image (3, H, W), got shape {tuple(tile.shape)}")
-        if tile.dtype != torch.uint8 and not tile.is_floating_point():
-            raise TypeError(f"NormalizeStain: wanted uint8 or floating point in [0, 1], got {tile.dtype}")
+        tiles: Tensor = img if isinstance(img, Tensor) else convert_to_tensor(img)
+        if tiles.ndim not in (3, 4) or tiles.shape[-3] != 3:
+            raise ValueError(
+                f"NormalizeStain: wanted an RGB image (3, H, W) or a batch (N, 3, H, W), got shape {tuple(tiles.shape)}"
+            )
+        if tiles.dtype != torch.uint8 and not tiles.is_floating_point():
+            raise TypeError(f"NormalizeStain: wanted uint8 or floating point in [0, 1], got {tiles.dtype}")
         if self.method == "none":
-            return tile
+            return tiles
+        plain = tiles.as_tensor() if isinstance(tiles, MetaTensor) else tiles
+        changed = [self._normalized(tile) for tile in (plain if plain.ndim == 4 else plain[None])]
+        if all(new is None for new in changed):
+            return tiles
+        out = plain.detach().clone()
+        for tile, new in zip(out if out.ndim == 4 else out[None], changed, strict=True):
+            if new is not None:
+                tile.copy_(torch.from_numpy(new))
+        return MetaTensor(out).copy_meta_from(tiles) if isinstance(tiles, MetaTensor) else out
+
+    def _normalized(self, tile: Tensor) -> NDArray[np.float32] | None:
+        """One tile (3, H, W); None where it has not two stains."""
         top = 255 if tile.dtype == torch.uint8 else 1
-        pixels = torch.as_tensor(tile).detach().cpu().to(torch.float32).flatten(1).numpy() / top
+        pixels = tile.detach().cpu().to(torch.float32).flatten(1).numpy() / top
         density = -np.log(np.maximum(pixels, 1 / 255) / WHITE)
         stains = self._stains(density)
         if stains is None:
-            return tile
+            return None
         concentrations = np.linalg.pinv(stains.T).astype(np.float32) @ density
         strongest = np.percentile(concentrations, PERCENTILES[1], axis=1)
         if strongest.min() <= 0:
-            return tile
+            return None
         to_target = (TARGET_STAINS.T * (TARGET_CONCENTRATIONS / strongest)).astype(np.float32)
         shown = np.clip(WHITE * np.exp(-to_target @ concentrations), 0, 1) * top
-        out = torch.from_numpy(shown.round() if top == 255 else shown).reshape(tile.shape).to(tile.device, tile.dtype)
-        return MetaTensor(out).copy_meta_from(tile) if isinstance(tile, MetaTensor) else out
+        return (shown.round() if top == 255 else shown).reshape(tile.shape)
 
     def _stains(self, density: NDArray[np.float32]) -> NDArray[np.float64] | None:
         """Haematoxylin and eosin (2, 3) of unit length in densities (3, N); None where there are not two."""

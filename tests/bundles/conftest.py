@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.utils import set_determinism
 
@@ -21,6 +23,7 @@ from monai_pipelines.declared import declared_path, list_declared
 
 ENTRY_POINTS = {"train", "inference", "evaluate"}
 QUIET: dict[str, Any] = {"num_workers": 1, "progress": False}
+WEIGHTS = Path(tempfile.mkdtemp()) / "tile_network.pt"
 
 
 # What MONAI's schema of 2024-07-25 asks for, in short.
@@ -62,6 +65,9 @@ class Case(NamedTuple):
         spoil: writes images to be classified into a folder, from the data; returns the number of good ones and, by
             name, the reason why a bad one is skipped. None where the bundle takes one file.
         own_data: by config, `make` for overlays that need other data.
+        unlike: configs whose network has other inputs or outputs than the metadata's, or sizes that depend on values.
+        no_training: overlays that do not train a network, or not alone.
+        on_demo: the other overlays are tried on the demo's network.
     """
 
     make: Callable[[Path], Path]
@@ -69,6 +75,9 @@ class Case(NamedTuple):
     parameters: dict[str, int]
     spoil: Callable[[Path, Path], tuple[int, dict[str, str]]] | None
     own_data: Mapping[str, Callable[[Path], Path]] = MappingProxyType({})
+    unlike: tuple[str, ...] = ()
+    no_training: tuple[str, ...] = ()
+    on_demo: bool = False
 
 
 def _lung_ct(folder: Path) -> Path:
@@ -121,6 +130,24 @@ def _findings(folder: Path) -> Path:
     return phantoms.write_chest_xray_cohort(folder, 40, multilabel=True, size=64, **QUIET).parent
 
 
+def _slides(folder: Path) -> Path:
+    """Slides, and the tile network's weights where `WEIGHTS` is."""
+    demo = ConfigParser()
+    demo.read_config(declared_path("bundles") / "histology_slide_classification" / "configs" / "demo.yaml")
+    torch.save(demo.get_parsed_content("tile_network").state_dict(), WEIGHTS)
+    return phantoms.write_slides(folder, 12, size_mm=(1.2, 0.9), tumour_fraction=(0.1, 0.2), **QUIET).parent
+
+
+def _spoil_slides(data: Path, slides: Path) -> tuple[int, dict[str, str]]:
+    good = sorted((data / "slides").iterdir())
+    for file in good[:2]:
+        shutil.copy(file, slides / file.name)
+    (slides / "cut.tif").write_bytes(good[2].read_bytes()[:5000])
+    (slides / "empty.svs").touch()
+    (slides / "text.tif").write_text("no slide")
+    return 2, {"cut.tif": "", "empty.svs": "empty", "text.tif": ""}
+
+
 CASES = {
     "lung_ct_classification": Case(
         _lung_ct,
@@ -134,6 +161,7 @@ CASES = {
         {"train": 6_949_634, "resnet50": 23_505_858, "head": 7_474_434, "demo": 2_796_258},
         _spoil_images,
         {"multilabel": _findings},
+        unlike=("multilabel",),
     ),
     "colorectal_histology_classification": Case(
         lambda folder: phantoms.write_histology_tiles(folder, 6, size=64, num_slides=6, **QUIET),
@@ -153,6 +181,16 @@ CASES = {
         {"train": 11_173_449},
         None,
         {"volume": lambda folder: _medmnist(folder, "organmnist3d")},
+        unlike=("volume",),
+    ),
+    "histology_slide_classification": Case(
+        _slides,
+        {"batch_size": 4, "backbone_weights": str(WEIGHTS)},
+        {"train": 1_313_026, "demo": 49_730},
+        _spoil_slides,
+        unlike=("train", "demo", "end_to_end", "features", "seeds", "monai_mil"),
+        no_training=("features", "seeds", "monai_mil"),
+        on_demo=True,
     ),
 }
 

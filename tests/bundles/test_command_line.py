@@ -59,7 +59,7 @@ def trained(bundle: Any, data: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 def test_training_leaves_what_is_needed(bundle: Any, data: Path, trained: Path) -> None:
     wanted = {"best.pt", "last.pt", "configs", "history.json", "history.png", "run.json", "tensorboard"}
-    assert {file.name for file in trained.iterdir()} - {"cache"} == wanted
+    assert {file.name for file in trained.iterdir()} - {"cache", "features"} == wanted
     configs = bundle.root / "configs"
     kept = {file.name: file.read_text() for file in (trained / "configs").iterdir()}
     assert kept == {file.name: file.read_text() for file in configs.iterdir() if file.is_file()}
@@ -141,7 +141,7 @@ def test_wrong_bundle_root_is_told_in_one_line(bundle: Any, tmp_path: Path) -> N
 
 def test_bad_data_are_told_last_with_all_problems(bundle: Any, tmp_path: Path) -> None:
     (tmp_path / "table.csv").write_text("image,label\nlost,0\nalso_lost,ill\n")
-    options = _options(bundle, tmp_path, tmp_path / "output")
+    options = _options(bundle, tmp_path, tmp_path / "output")[:4]
     told = _run(bundle.root, "run", "--config_file", "configs/train.yaml", *options, check=False)
     assert told.returncode == 1
     _, _, last = told.stderr.rpartition("\nerror: ")
@@ -162,7 +162,8 @@ def test_monais_own_checks_pass(bundle: Any, schema: dict[str, Any], tmp_path: P
     file.write_text(json.dumps(schema))
     verified = _run(tmp_path, "verify_metadata", "--meta_file", metadata, "--filepath", str(file))
     assert "metadata is verified with no error." in verified.stdout + verified.stderr
-    shape = [64] * len(bundle.metadata["network_data_format"]["inputs"]["image"]["spatial_shape"])
+    given = bundle.metadata["network_data_format"]["inputs"]["image"]
+    shape = [64] * len(given["spatial_shape"]) if given["type"] == "image" else given["spatial_shape"]
     small = ["--_meta_#network_data_format#inputs#image#spatial_shape", str(shape)]
     (config,) = bundle.config("train")
     verified = _run(tmp_path, "verify_net_in_out", "network", "--meta_file", metadata, "--config_file", config, *small)
@@ -178,6 +179,7 @@ def test_export_gives_the_same_output(bundle: Any, trained: Path, tmp_path: Path
     network = bundle.parser("inference", "demo").get_parsed_content("network_def").eval()
     network.load_state_dict(torch.load(trained / "best.pt", weights_only=True)["model"])
     given = bundle.metadata["network_data_format"]["inputs"]["image"]
-    images = torch.rand(2, given["num_channels"], *[32 for _ in given["spatial_shape"]])
+    shape = [32] * len(given["spatial_shape"]) if given["type"] == "image" else [network.in_features]
+    images = torch.rand(2, given["num_channels"], *shape)
     with torch.no_grad():
         assert torch.allclose(torch.jit.load(exported)(images), network(images), atol=1e-5)

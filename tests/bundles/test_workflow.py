@@ -42,12 +42,15 @@ def test_every_overlay_trains_and_is_evaluated(
     bundle: Any, data: Path, workflow: Callable, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     for overlay in bundle.overlays:
+        if overlay in bundle.case.no_training:
+            continue
         make = bundle.case.own_data.get(overlay)
         source = make(tmp_path_factory.mktemp(overlay) / "data") if make else data
         settings = {"dataset_dir": str(source), "max_epochs": 1, "output_dir": str(tmp_path / overlay)}
         if overlay == "volume":
             settings["flag"] = "organmnist3d"
-        names = ["train", "evaluate", overlay] if overlay == "tta" else ["train", overlay, "evaluate"]
+        base = ["train", "demo"] if bundle.case.on_demo and overlay != "demo" else ["train"]
+        names = [*base, "evaluate", overlay] if overlay == "tta" else [*base, overlay, "evaluate"]
         workflow(*[name for name in names if name not in ("evaluate", "tta")], **settings).run()
         workflow(*names, **settings).run()
         written = json.loads((tmp_path / overlay / "metrics.json").read_text())

@@ -248,7 +248,7 @@ def test_precision_is_known() -> None:
 
 
 def test_auto_is_bf16_where_the_hardware_is_fast_and_sound(monkeypatch: pytest.MonkeyPatch) -> None:
-    for capabilities, wanted in [({}, False), ({"avx512_bf16": True}, False), ({"amx_bf16": True}, True)]:
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda c=capabilities: c)
-        assert fast_bf16("cpu") is wanted
+    for unit, trained, frozen in [("", False, False), ("avx512_bf16", False, True), ("amx_bf16", True, True)]:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda u=unit: {u: True})
+        assert (fast_bf16("cpu"), fast_bf16("cpu", gradients=False)) == (trained, frozen)
     assert fast_bf16("mps") is False

@@ -144,6 +144,23 @@ def test_tensorboard_has_pictures_and_points_of_the_last_evaluation_alone(tmp_pa
         assert (points / "sprite.png").is_file()
 
 
+def test_explanations_are_told_and_shown(tmp_path):
+    datasets = _datasets()
+    heat = np.random.default_rng(0).integers(0, 256, (3, 30, 70)).astype(np.uint8)
+    explained = SimpleNamespace(results={"num_slides": 16, "relative_entropy": 0.5}, pictures=[("a map", heat)] * 2)
+    options = {"classes": ["a", "b"], "unit": "slide", "explanations": [explained]}
+    metrics = report_evaluation(tmp_path, "T", _rows(datasets.test, 2), datasets, **options)
+    assert metrics["explanations"] == [explained.results]
+    assert "a map" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    folder = tmp_path / "tensorboard" / "evaluation"
+    assert {"attention/test/0", "attention/test/1"} <= set(_events(folder))
+    accumulator = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
+    (shown,) = accumulator.Images("attention/test/1")
+    np.testing.assert_array_equal(
+        np.asarray(Image.open(io.BytesIO(shown.encoded_image_string))), heat.transpose(1, 2, 0)
+    )
+
+
 def test_tensorboard_shows_the_pictures_of_the_page(tmp_path):
     datasets = _datasets()
     report_evaluation(tmp_path, "T", _rows(datasets.test, 2), datasets, ["a", "b"])

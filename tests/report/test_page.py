@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import base64
 import csv
+import io
 import json
 import math
 from html.parser import HTMLParser
 from pathlib import PurePosixPath
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from PIL import Image
 
 from monai_pipelines.metrics import classification_metrics
 from monai_pipelines.report import embedding_figure, read_history, results, write_report
@@ -141,6 +145,42 @@ def test_smallest_report_has_no_empty_section(tmp_path):
     ):
         assert heading not in page.text
     assert "No shortcut baseline was computed" in page.text
+
+
+def test_where_the_network_looked(tmp_path):
+    results = {"num_slides": 9, "relative_entropy": 0.71234, "num_annotated": 4, "tile_auc": 0.91234,
+               "tile_auc_interval": [0.85, 0.97]}  # fmt: skip
+    pictures = [("true: ill", np.zeros((3, 500, 1600), np.uint8)), ("true: healthy", np.zeros((3, 90, 60), np.uint8))]
+    explained = SimpleNamespace(results=results, pictures=pictures)
+    nothing = SimpleNamespace(results={}, pictures=[])
+    options = {"title": "T", "rows": _rows(), "class_names": CLASSES, "unit": "slide"}
+    result = write_report(tmp_path, **options, explanations=[nothing, explained])
+    assert result["explanations"] == _strict(tmp_path / "metrics.json")["explanations"] == [results]
+    page = _Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    for wanted in (
+        "a tile AUC of 0.912 (95%: 0.850 to 0.970)",
+        "of the same slide, mean of 4 slides",
+        "entropy of the attention is 0.712 of that of even attention, mean of 9 slides",
+        "true: ill",
+    ):
+        assert wanted in page.text
+    sizes = [Image.open(io.BytesIO(base64.b64decode(link.split(",")[1]))).size for link in page.links]
+    assert {(1200, 375), (60, 90)} <= set(sizes)
+
+    assert write_report(tmp_path, **options, explanations=[nothing])["explanations"] == []
+    assert "Where the network looked" not in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_pictures_without_figures_of_merit(tmp_path):
+    """A single tile has no entropy, slides without annotation no AUC."""
+    explained = SimpleNamespace(
+        results={"num_slides": 1, "relative_entropy": None}, pictures=[("c", np.zeros((3, 9, 9)))]
+    )
+    write_report(tmp_path, title="T", rows=_rows(), class_names=CLASSES, explanations=[explained])
+    text = _Page((tmp_path / "report.html").read_text(encoding="utf-8")).text
+    assert "Where the network looked" in text
+    assert "entropy" not in text
+    assert "tile AUC" not in text
 
 
 def test_model_below_the_shortcut_is_told(tmp_path):

@@ -1,0 +1,188 @@
+"""Tiles per second of a slide, beside OpenSlide and MONAI's readers, and the time of the plan of its tiles.
+
+    python benchmarks/slide_reading.py [--rounds 5] [--csv benchmarks/results/slide_reading.csv]
+
+Slides of 20,000 x 20,000 pixels, levels 1/4/16 of JPEG tiles (4:2:0, quality 80), made here: a disc of tissue on white,
+with 1000 tiles in it, read row by row in batches of 100. Tiles of 256 px at 0.5 um per pixel are read in four ways:
+"aligned", from tiles of 256 px at 0.5 um; "shrunk", of 256 px at 0.25 um; "unaligned", of 240 px at 0.5 um;
+"fraction", of 256 px at 0.23 um: 557 px make 256, where PIL's box filter takes pixels whole or not at all.
+OpenSlide: `read_region` for each tile, to RGB, and PIL's box filter where it shrinks. MONAI: `WSIReader.get_data` at
+the same places; `MaskedPatchWSIDataset` with OpenSlide, item by item at 1000 of its places, whose list is not timed.
+
+The methods take turns; each opens the slide anew in every round. Medians are told and appended to the CSV, with the
+difference of the pixels from OpenSlide's in grey levels. "plan": thumbnail, tissue mask and list of tiles.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import platform
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import openslide
+from monai.data import MaskedPatchWSIDataset, WSIReader
+from PIL import Image
+
+from monai_pipelines import load_chain
+from monai_pipelines.phantoms.histology import Stain, histology_tile
+from monai_pipelines.phantoms.slide_file import write_pyramid
+from monai_pipelines.slides import open_slide
+
+SIDE, TILE, NUM_TILES, BATCH, TEXTURE, MPP = 20_000, 256, 1000, 100, 2048, 0.5
+# um per pixel, side of the file's tiles
+SLIDES = {"aligned": (0.5, 256), "shrunk": (0.25, 256), "unaligned": (0.5, 240), "fraction": (0.23, 256)}
+OPENSLIDE, MASKED, PLAN = "OpenSlide", "MONAI MaskedPatchWSIDataset", "plan"
+COLUMNS = (
+    *("date", "slide", "method", "tiles_per_s", "times_openslide", "median_ms", "min_ms", "max_ms"),
+    *("mean_difference", "max_difference", "rounds", "tiles", "machine", "command"),
+)
+
+
+class Picture:
+    """One level, drawn where it is asked for: a texture over and over in the cells of a disc, white elsewhere.
+
+    Args:
+        texture: (TEXTURE, TEXTURE, 3) of level 0.
+        downsample: of the level.
+        cell_px: side of a cell at level 0.
+    """
+
+    def __init__(self, texture: np.ndarray, downsample: int, cell_px: int) -> None:
+        self.texture = np.asarray(Image.fromarray(texture).reduce(downsample))
+        self.downsample, self.cell_px = downsample, cell_px
+        self.shape = (SIDE // downsample, SIDE // downsample, 3)
+
+    def __getitem__(self, place: tuple[slice, slice]) -> np.ndarray:
+        rows, columns = (np.arange(*side.indices(self.shape[0])) for side in place)
+        tissue = in_tissue(*np.ix_(*(side * self.downsample // self.cell_px for side in (rows, columns))), self.cell_px)
+        drawn = self.texture[np.ix_(rows % len(self.texture), columns % len(self.texture))]
+        return np.where(tissue[..., None], drawn, np.uint8(243))
+
+
+def in_tissue(row: np.ndarray, column: np.ndarray, cell_px: int) -> np.ndarray:
+    """Whether cells lie in the disc of a good 1000 cells."""
+    centre = SIDE / cell_px / 2 - 0.5
+    return (row - centre) ** 2 + (column - centre) ** 2 < 18.2**2
+
+
+def openslide_tiles(path: Path, coords: np.ndarray, level0_px: int) -> Iterator[np.ndarray]:
+    """One `read_region` for each tile."""
+    with openslide.OpenSlide(path) as slide:
+        for batch in batches(coords):
+            tiles = np.empty((BATCH, TILE, TILE, 3), dtype=np.uint8)
+            for tile, xy in zip(tiles, batch.tolist(), strict=True):
+                region = slide.read_region(xy, 0, (level0_px, level0_px)).convert("RGB")
+                tile[:] = np.asarray(region if level0_px == TILE else region.resize((TILE, TILE), Image.Resampling.BOX))
+            yield tiles
+
+
+def our_tiles(path: Path, coords: np.ndarray, num_threads: int) -> Iterator[np.ndarray]:
+    """This project's."""
+    slide = open_slide(path)
+    size = slide.tile_size(TILE, MPP)
+    for batch in batches(coords):
+        yield slide.read_tiles(batch, size, num_threads)
+
+
+def monai_tiles(path: Path, coords: np.ndarray) -> Iterator[np.ndarray]:
+    """`WSIReader` at the same places."""
+    reader = WSIReader("openslide", level=0)
+    with reader.read(str(path)) as slide:
+        for batch in batches(coords):
+            tiles = [reader.get_data(slide, location=(y, x), size=(TILE, TILE))[0] for x, y in batch.tolist()]
+            yield np.stack(tiles).transpose(0, 2, 3, 1)
+
+
+def masked_patches(path: Path) -> Callable[[], Iterator[np.ndarray]]:
+    """`MaskedPatchWSIDataset` at 1000 of its places."""
+    made = MaskedPatchWSIDataset(
+        [{"image": str(path)}], patch_size=TILE, patch_level=0, mask_level=2, reader="openslide"
+    )
+    places = np.linspace(0, len(made) - 1, NUM_TILES).astype(int).tolist()
+    return lambda: (made[place]["image"] for place in places)
+
+
+def batches(coords: np.ndarray) -> list[np.ndarray]:
+    """As they go to a network."""
+    return np.array_split(coords, NUM_TILES // BATCH)
+
+
+def plan(path: Path) -> Iterator[np.ndarray]:
+    """Thumbnail, tissue mask, list of tiles."""
+    yield load_chain("slide_tiles").until("sample")({"image": str(path)})["image"].coords
+
+
+def main() -> None:
+    """Take turns, tell the medians."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--csv", type=Path, default=Path(__file__).parent / "results" / "slide_reading.csv")
+    args = parser.parse_args()
+    texture = histology_tile(0, "TUM", TEXTURE, Stain.draw(np.random.default_rng(0)))
+    methods: dict[tuple[str, str], Callable[[], Iterator[np.ndarray]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (mpp, side) in SLIDES.items():
+            path, level0_px = Path(folder) / f"{name}.tif", round(TILE * MPP / mpp)
+            write_pyramid(path, [Picture(texture, d, level0_px) for d in (1, 4, 16)], mpp, tile_px=side)
+            cells = np.indices([SIDE // level0_px] * 2)
+            rows, columns = np.nonzero(in_tissue(*cells, level0_px))
+            coords = np.column_stack([columns, rows])[:NUM_TILES] * level0_px
+            methods[name, OPENSLIDE] = partial(openslide_tiles, path, coords, level0_px)
+            for threads in (1, 2):
+                methods[name, f"monai_pipelines, {threads} thread(s)"] = partial(our_tiles, path, coords, threads)
+            if name == "aligned":
+                methods[name, "MONAI WSIReader"] = partial(monai_tiles, path, coords)
+                methods[name, MASKED] = masked_patches(path)
+            methods[name, PLAN] = partial(plan, path)
+        times: dict[tuple[str, str], list[float]] = {key: [] for key in methods}
+        differences = {
+            (slide, method): difference(read(), methods[slide, OPENSLIDE]())
+            for (slide, method), read in methods.items()
+            if method not in (OPENSLIDE, MASKED, PLAN)
+        }
+        for _ in range(args.rounds):
+            for key, read in methods.items():
+                start = time.perf_counter()
+                deque(read(), maxlen=0)
+                times[key].append(time.perf_counter() - start)
+    tell(args, times, differences)
+
+
+def difference(tiles: Iterator[np.ndarray], others: Iterator[np.ndarray]) -> tuple[float, int]:
+    """Mean and largest, in grey levels."""
+    far = [np.abs(a.astype(np.int16) - b) for a, b in zip(tiles, others, strict=True)]
+    return round(float(np.mean(far)), 2), max(int(d.max()) for d in far)
+
+
+def tell(args: argparse.Namespace, times: dict, differences: dict) -> None:
+    """Print the medians and append them to the CSV."""
+    machine = f"{platform.machine()}, openslide {openslide.__library_version__}, Python {platform.python_version()}"
+    args.csv.parent.mkdir(parents=True, exist_ok=True)
+    new = not args.csv.exists()
+    with args.csv.open("a", newline="", encoding="utf-8") as file:
+        out = csv.writer(file, lineterminator="\n")
+        if new:
+            out.writerow(COLUMNS)
+        for (slide, method), values in times.items():
+            median = statistics.median(values)
+            speed = round(NUM_TILES / median), round(statistics.median(times[slide, OPENSLIDE]) / median, 1)
+            row = [slide, method, *(("", "") if method == PLAN else speed)]
+            row += [round(1000 * value) for value in (median, min(values), max(values))]
+            row += [*differences.get((slide, method), ("", "")), args.rounds, NUM_TILES]
+            out.writerow([datetime.date.today(), *row, machine, shlex.join(["python", *sys.argv])])
+            print(f"{slide:9} {method:28}", *(f"{value!s:>6}" for value in row[2:9]))
+
+
+if __name__ == "__main__":
+    main()

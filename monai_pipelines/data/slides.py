@@ -1,0 +1,133 @@
+"""Tables and folders of whole slides."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path, PurePath
+from typing import Any
+
+from monai_pipelines.data.prepared import file_stats
+from monai_pipelines.data.split import Cohort, Item, split_listing
+from monai_pipelines.data.table import list_named, list_table
+from monai_pipelines.errors import CohortError
+from monai_pipelines.slides.resolution import PLAUSIBLE_MPP, check_mpp
+
+SLIDES = (".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".czi", ".dcm")
+
+
+def read_slides(
+    table: str | PathLike[str],
+    classes: Sequence[str] | None = None,
+    fractions: Sequence[float] = (0.7, 0.15, 0.15),
+    seed: int = 0,
+    features_dir: str | PathLike[str] | None = None,
+) -> Cohort:
+    """Read a table of slides with one label each and split it by patient, as `read_cohort` does.
+
+    Two more columns are known, both may be empty: ``mpp``, um per pixel of level 0 for slides that do not tell (or
+    tell wrongly), and ``annotation``, a GeoJSON file relative to the table.
+
+    Args:
+        table, classes, fractions, seed: of `read_cohort`.
+        features_dir: folder of feature files (`extract_features`); a slide that has one there need not be at hand.
+
+    Raises:
+        CohortError: lists all problems at once: those of `read_cohort`, a ``mpp`` that is no number from 0.1 to 2,
+            an annotation that is missing.
+    """
+
+    def has_features(name: str) -> bool:
+        return features_dir is not None and feature_file(features_dir, name).is_file()
+
+    listing = list_table(table, classes, stands_in=has_features)
+    problems = list(listing.problems)
+    items = [_described(item, Path(table).parent, problems) for item in listing.items]
+    return split_listing(replace(listing, items=items, problems=problems), fractions, seed)
+
+
+def _described(item: Item, folder: Path, problems: list[str]) -> Item:
+    """The item with ``mpp`` as a number and ``annotation`` as a path, or without."""
+    item = _with_mpp(item, problems)
+    annotation = item.pop("annotation", "").strip()
+    if annotation:
+        item["annotation"] = str(folder / annotation)
+        if not (folder / annotation).is_file():
+            problems.append(f"{item['name']}: annotation {annotation}: no such file")
+    return item
+
+
+def _with_mpp(item: Item, problems: list[str]) -> Item:
+    """The item with ``mpp`` as a number, or without."""
+    item = dict(item)
+    mpp = item.pop("mpp", "").strip()
+    if mpp:
+        try:
+            item["mpp"] = check_mpp(float(mpp))
+        except ValueError:
+            wanted = f"a number of um per pixel, {PLAUSIBLE_MPP[0]} to {PLAUSIBLE_MPP[1]:g}, or nothing"
+            problems.append(f"{item['name']}: mpp wants {wanted}, got {mpp!r}")
+    return item
+
+
+def find_slides(source: str | PathLike[str]) -> list[Item]:
+    """Slides to be classified: the ``image`` column of a CSV table, all slides below a folder, or one slide.
+
+    In a folder every file with the suffix of a slide is one (.svs, .tif, .tiff, .ndpi, .vms, .vmu, .scn, .mrxs,
+    .svslide, .bif, .czi), and every folder that directly holds .dcm files. A table may have the column ``mpp``.
+
+    Args:
+        source: a CSV file, a folder, or a slide.
+
+    Returns:
+        a MONAI datalist: ``image`` (path), ``name`` (relative to the folder, or as the table has it), and ``mpp``, a
+        number, where the table has one.
+
+    Raises:
+        FileNotFoundError: no such file or folder.
+        CohortError: nothing to classify in it, or a ``mpp`` that is no number from 0.1 to 2.
+    """
+    path = Path(source)
+    if (named := list_named(path, "a folder of slides, or a slide", columns=("mpp",))) is not None:
+        problems: list[str] = []
+        items = [_with_mpp(item, problems) for item in named]
+        if problems:
+            raise CohortError(source, problems)
+        return items
+    files = [p for p in path.rglob("*") if p.suffix.lower() in SLIDES and p.is_file() and not p.name.startswith(".")]
+    slides = {p.parent if p.suffix.lower() == ".dcm" else p for p in files}
+    if not slides:
+        raise CohortError(source, [f"no slide in it: wanted {', '.join(SLIDES)}"])
+    return [
+        {"image": str(p), "name": p.relative_to(path).as_posix() if p != path else path.resolve().name}
+        for p in sorted(slides)
+    ]
+
+
+def feature_file(features_dir: str | PathLike[str], name: str) -> Path:
+    """Where the features of a slide lie: its name without a slide's suffix, folders kept, always below the folder.
+
+    Of a name that leaves the folder (absolute, or with "..") the last part is kept, and a hash of the whole.
+
+    Example:
+        >>> feature_file("features", "site-a/slide 1.svs").as_posix()
+        'features/site-a/slide 1.h5'
+        >>> feature_file("features", "../slide 1.svs").as_posix()
+        'features/slide 1-5a0416d2.h5'
+    """
+    path = PurePath(name)
+    stem = path.stem if path.suffix.lower() in SLIDES else path.name
+    if path.anchor or ".." in path.parts or not stem:
+        return Path(features_dir, f"{stem}-{hashlib.sha256(name.encode()).hexdigest()[:8]}.h5")
+    return Path(features_dir, path.parent, f"{stem}.h5")
+
+
+def slide_source(item: Mapping[str, Any]) -> str:
+    """16 hex digits that change with size or time of the slide's files, and with the ``mpp`` told for it."""
+    path = Path(item["image"])
+    stats = file_stats(path)
+    if path.suffix.lower() == ".mrxs" and path.with_suffix("").is_dir():
+        stats += file_stats(path.with_suffix(""))
+    return hashlib.sha256(repr((stats, str(item.get("mpp") or ""))).encode()).hexdigest()[:16]

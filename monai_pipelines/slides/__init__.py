@@ -1,0 +1,9 @@
+"""Whole slides: open them by what they are in micrometres, read tiles by level-0 coordinates."""
+
+from __future__ import annotations
+
+from monai_pipelines.slides.handles import close_slides
+from monai_pipelines.slides.opening import open_slide
+from monai_pipelines.slides.slide import Slide, Tiles, TileSize
+
+__all__ = ["Slide", "TileSize", "Tiles", "close_slides", "open_slide"]

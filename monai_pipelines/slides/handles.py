@@ -1,0 +1,70 @@
+"""Open files of this process: opened where they are read, a few at a time."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable
+from threading import Lock
+from typing import Any
+
+MAX_OPEN = 8
+
+
+class Handles:
+    """The readers that this process used last; the oldest is let go, and closes when its last user is done.
+
+    Args:
+        max_open: how many stay open.
+
+    Example:
+        >>> handles = Handles(max_open=1)
+        >>> handles.get("a", lambda: "opened") is handles.get("a", lambda: "again")
+        True
+        >>> handles.get("b", lambda: "other"), handles.get("a", lambda: "again")
+        ('other', 'again')
+    """
+
+    def __init__(self, max_open: int = MAX_OPEN) -> None:
+        self.max_open = max_open
+        self._open: OrderedDict[Any, Any] = OrderedDict()
+        self._inherited: list[Any] = []
+        self._lock = Lock()
+        os.register_at_fork(after_in_child=self._forget)
+
+    def get(self, key: Any, opener: Callable[[], Any]) -> Any:
+        """The open reader of this key, else a new one."""
+        with self._lock:
+            if key not in self._open:
+                while len(self._open) >= self.max_open:
+                    self._open.popitem(last=False)
+                self._open[key] = opener()
+            self._open.move_to_end(key)
+            return self._open[key]
+
+    def drop(self, key: Any) -> None:
+        """Let this one go, where it is open."""
+        with self._lock:
+            self._open.pop(key, None)
+
+    def clear(self) -> None:
+        """Let all go."""
+        with self._lock:
+            self._open.clear()
+
+    def _forget(self) -> None:
+        """A forked process neither uses nor closes what its parent opened: a lock may be held, a position shared."""
+        self._inherited.append(self._open)
+        self._open, self._lock = OrderedDict(), Lock()
+
+
+HANDLES = Handles()
+
+
+def close_slides() -> None:
+    """Close the slides that this process holds open; they open again when they are read.
+
+    Example:
+        >>> close_slides()
+    """
+    HANDLES.clear()

@@ -1,0 +1,331 @@
+"""The two ways to a slide's pixels: OpenSlide, and tifffile for the TIFFs that OpenSlide refuses."""
+
+from __future__ import annotations
+
+import os
+import struct
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from math import gcd
+from typing import Any, Literal
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+from openslide import OpenSlide, OpenSlideError
+from PIL import Image
+
+from monai_pipelines.errors import ScanError
+from monai_pipelines.slides.geometry import whole_downsamples
+from monai_pipelines.slides.handles import HANDLES
+from monai_pipelines.slides.jpeg import RGB, JpegSegments, is_plain_jpeg
+from monai_pipelines.slides.segments import Segments, check_side
+
+Backend = Literal["openslide", "tifffile"]
+Stamp = tuple[int, int]  # bytes, and nanoseconds of the last change
+PLAIN_TIFF = ("aperio", "generic-tiff")  # vendors with a page for each level, of tiles that do not overlap
+GREY = (0, 1)  # TIFF photometric interpretation
+LOSSLESS = (1, 5, 8, 32773, 32946)  # TIFF compression: none, LZW, deflate, PackBits, deflate
+INTERLEAVED = 1  # TIFF planar configuration
+PREMULTIPLIED, STRAIGHT = 1, 2  # TIFF extra samples: two kinds of alpha
+RAW_ROWS = 64  # read at once
+ICC_PROFILE = 34675  # TIFF tag
+RESOLUTION_UNITS = {2: "inch", 3: "centimeter"}
+
+
+@contextmanager
+def broken_told(path: str, *told: type[Exception]) -> Iterator[None]:
+    """Whatever broken bytes make parsers and decoders raise becomes a `ScanError`, but for what is `told` already."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, (ScanError, *told)):
+            raise
+        raise ScanError(path, f"broken TIFF ({type(error).__name__}: {error}); copy it again") from error
+
+
+class Reader(ABC):
+    """An open slide.
+
+    Args:
+        path: of the slide.
+
+    Attributes:
+        level_sizes: (width, height) of each level.
+        level_downsamples: of each level.
+        properties: as OpenSlide names them.
+        color_profile: ICC profile, or None.
+        is_part: the file has levels that this reader does not see.
+    """
+
+    level_sizes: tuple[tuple[int, int], ...]
+    level_downsamples: tuple[float, ...]
+    properties: Mapping[str, str]
+    is_part = False
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
+        self._segments: list[Segments | None] = []
+
+    @property
+    @abstractmethod
+    def color_profile(self) -> bytes | None: ...
+
+    def read(self, out: NDArray[np.uint8], level: int, x: int, y: int, factor: int = 1) -> None:
+        """Fill `out` (h, w, 3) with a region, on white, each pixel the mean of `factor` x `factor` pixels.
+
+        JPEG tiles are shrunk by 2, 4 or 8 while they are decoded (in the frequency domain) where the region lies
+        within the level and on whole pixels of its shrunk tiles: half a grey level or so from the mean, on average.
+
+        Args:
+            out: contiguous.
+            level: that is read.
+            x, y: where the region begins, in pixels of the level.
+            factor: pixels of the level along a pixel of `out`.
+
+        Raises:
+            ScanError: the region cannot be read.
+        """
+        segments = self._segments[level]
+        height, width = out.shape[0] * factor, out.shape[1] * factor
+        step = gcd(factor, 8)
+        if segments is None or not segments.can_shrink(x, y, width, height, step):
+            step = 1
+        if step == factor:
+            self._read(out, level, x, y, step)
+            return
+        region = np.empty((height // step, width // step, 3), dtype=np.uint8)
+        self._read(region, level, x, y, step)
+        out[:] = np.asarray(Image.fromarray(region).reduce(factor // step))
+
+    def _read(self, out: NDArray[np.uint8], level: int, x: int, y: int, step: int) -> None:
+        segments = self._segments[level]
+        if segments is not None:
+            segments.read(out, x, y, step)
+
+
+class OpenSlideReader(Reader):
+    """What OpenSlide opens; JPEG tiles of plain TIFFs are decoded without it.
+
+    OpenSlide blurs a region that begins between two pixels of a level, and where its downsample is not whole (2.0005)
+    nearly all do. Plain TIFFs without loss are then read by tifffile; elsewhere (JPEG 2000) the region begins on
+    OpenSlide's nearest place, up to a quarter of a pixel off.
+
+    Args:
+        path: of the slide.
+
+    Raises:
+        ScanError: the file is truncated, or its tiles are huge.
+        OpenSlideError: OpenSlide refuses it.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self._slide = OpenSlide(path)
+        self.level_sizes = self._slide.level_dimensions
+        self.level_downsamples = whole_downsamples(self.level_sizes, self._slide.level_downsamples)
+        self.properties = dict(self._slide.properties)
+        for level in range(len(self.level_sizes)):  # OpenSlide ends the process where it gets no memory for a tile
+            name = f"openslide.level[{level}].tile"
+            width, height = (int(self.properties.get(f"{name}-{side}", 0)) for side in ("width", "height"))
+            check_side(path, f"level {level}", width, height)
+        self._segments = [None] * len(self.level_sizes)
+        if self.properties["openslide.vendor"] in PLAIN_TIFF:
+            self._look_into_tiff()
+
+    @property
+    def color_profile(self) -> bytes | None:
+        profile = self._slide.color_profile
+        return profile.tobytes() if profile else None
+
+    def _look_into_tiff(self) -> None:
+        try:
+            with tifffile.TiffFile(self.path) as file:
+                tiled = [page for page in file.pages if isinstance(page, tifffile.TiffPage) and page.is_tiled]
+        except tifffile.TiffFileError:
+            return
+        for level, size in enumerate(self.level_sizes):
+            pages = [page for page in tiled if (page.imagewidth, page.imagelength) == size]
+            if len(pages) != 1:
+                continue
+            page = pages[0]
+            if page.photometric in GREY:
+                raise ScanError(self.path, "wanted a slide in colour, got grey levels (fluorescence?)")
+            self.is_part = self.is_part or bool(page.subifds)
+            if is_plain_jpeg(page):
+                segments = JpegSegments(self.path, self._descriptor, page, f"level {level}")
+                self._segments[level] = segments if segments.is_usual() else None
+            elif self._slide.level_downsamples[level] % 1 and page.compression in LOSSLESS and _is_plain_rgb(page):
+                with suppress(ScanError):
+                    self._segments[level] = _segments(self.path, self._descriptor, page, f"level {level}")
+
+    def _read(self, out: NDArray[np.uint8], level: int, x: int, y: int, step: int) -> None:
+        if self._segments[level] is not None:
+            super()._read(out, level, x, y, step)
+            return
+        height, width = out.shape[:2]
+        exact = self._slide.level_downsamples[level]
+        try:
+            region = self._slide.read_region((round(x * exact), round(y * exact)), level, (width, height))
+        except OpenSlideError as error:
+            raise ScanError(
+                self.path, f"OpenSlide cannot read level {level} at its pixel ({x}, {y}): {error}; copy it again"
+            ) from error
+        if region.getchannel("A").getextrema() != (255, 255):
+            region = Image.alpha_composite(Image.new("RGBA", region.size, "white"), region)
+        out[:] = np.asarray(region)[..., :3]
+
+
+class TiffReader(Reader):
+    """A TIFF that OpenSlide refuses: strips, a pyramid in SubIFDs (OME-TIFF), no tiles.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        ScanError: it has no image of 8-bit RGB, it is truncated, or its compression needs another package.
+        tifffile.TiffFileError: it is no TIFF.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        with tifffile.TiffFile(path) as file:
+            if _next_page(file):
+                raise ScanError(path, "truncated: it ends before its list of images does; copy it again")
+            if not file.series:
+                raise ScanError(path, "wanted a TIFF with an image, this one has none")
+            pages = [level.keyframe for level in file.series[0].levels]
+            self._profile: bytes | None = pages[0].tags.valueof(ICC_PROFILE)
+            self.properties = _properties(pages[0])
+        self.level_sizes = tuple((page.imagewidth, page.imagelength) for page in pages)
+        width, height = self.level_sizes[0]
+        by_size = [(width / w + height / h) / 2 for w, h in self.level_sizes]
+        self.level_downsamples = whole_downsamples(self.level_sizes, by_size)
+        self._segments = [_segments(path, self._descriptor, page, f"level {level}") for level, page in enumerate(pages)]
+
+    @property
+    def color_profile(self) -> bytes | None:
+        return self._profile
+
+
+class TiffSegments(Segments):
+    """A level in any compression that tifffile decodes.
+
+    Args:
+        path, descriptor, page, name: of `Segments`.
+
+    Raises:
+        ScanError: the file ends before the last segment.
+    """
+
+    def __init__(self, path: str, descriptor: int, page: Any, name: str) -> None:
+        self._is_raw = page.is_final and not page.is_tiled and min(page.databytecounts) > 0
+        super().__init__(path, descriptor, page, name, RAW_ROWS if self._is_raw else None)
+        self._decode_segment, self._samples = page.decode, page.samplesperpixel
+        kinds = [kind in (PREMULTIPLIED, STRAIGHT) for kind in page.extrasamples]
+        self._alpha = 3 + kinds.index(True) if any(kinds) else None
+        self._is_premultiplied = PREMULTIPLIED in page.extrasamples
+
+    def _decode_into(self, out: NDArray[np.uint8], data: bytes, index: int, factor: int) -> None:
+        if self._is_raw:
+            decoded = np.frombuffer(data, dtype=np.uint8).reshape(-1, self.width, self._samples)
+        else:
+            decoded = self._decode_segment(data, index)[0][0]
+        decoded = decoded[: len(out), : out.shape[1]]
+        rgb = decoded[..., :3]
+        if self._alpha is not None:
+            alpha = decoded[..., self._alpha, None].astype(np.uint16)
+            rgb = rgb if self._is_premultiplied else (rgb * alpha + 127) // 255
+            rgb = np.minimum(rgb + (255 - alpha), 255)
+        out[:] = 255
+        out[: len(rgb), : rgb.shape[1]] = rgb
+
+
+def _is_plain_rgb(page: Any) -> bool:
+    return (
+        page.photometric == RGB
+        and page.dtype == np.uint8
+        and page.planarconfig == INTERLEAVED
+        and page.samplesperpixel >= 3
+    )
+
+
+def _segments(path: str, descriptor: int, page: Any, name: str) -> Segments:
+    if is_plain_jpeg(page):
+        return JpegSegments(path, descriptor, page, name)
+    if not _is_plain_rgb(page):
+        found = f"{page.samplesperpixel} channel(s) of {page.dtype}, photometric {_name(page.photometric)}"
+        raise ScanError(path, f"wanted interleaved RGB of 8 bits, got {found}; convert it")
+    try:
+        page.decode(None, 0)
+    except (ValueError, NotImplementedError) as error:
+        raise ScanError(
+            path, f"tifffile cannot decode {_name(page.compression)} ({error}); `pip install imagecodecs`"
+        ) from error
+    return TiffSegments(path, descriptor, page, name)
+
+
+def _name(number: Any) -> str:
+    """Of a number that tifffile may or may not know."""
+    return str(getattr(number, "name", number))
+
+
+def _next_page(file: tifffile.TiffFile) -> int:
+    """Where the page after the last lies that tifffile found; 0 where there is none, as it should be."""
+    handle, tiff = file.filehandle, file.tiff
+    if len(file.pages):
+        handle.seek(file.pages[-1].offset)
+        (num_tags,) = struct.unpack(tiff.tagnoformat, handle.read(tiff.tagnosize))
+        handle.seek(num_tags * tiff.tagsize, os.SEEK_CUR)
+    else:
+        handle.seek(8 if tiff.is_bigtiff else 4)
+    return struct.unpack(tiff.offsetformat, handle.read(tiff.offsetsize))[0]
+
+
+def _properties(page: Any) -> dict[str, str]:
+    """Resolution and description under OpenSlide's names."""
+    properties = {"openslide.vendor": "tiff"}
+    if page.description:
+        properties["tiff.ImageDescription"] = page.description
+    for axis in "XY":
+        number, divisor = page.tags.valueof(f"{axis}Resolution", (0, 1))
+        if number and divisor:
+            properties[f"tiff.{axis}Resolution"] = str(number / divisor)
+    unit = RESOLUTION_UNITS.get(page.tags.valueof("ResolutionUnit", 2))
+    return properties | ({"tiff.ResolutionUnit": unit} if unit else {})
+
+
+_READERS: dict[str, type[Reader]] = {"openslide": OpenSlideReader, "tifffile": TiffReader}
+
+
+def stamp_of(path: str) -> Stamp:
+    """What changes when somebody writes to the file."""
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns
+
+
+def open_reader(path: str, backend: Backend, stamp: Stamp | None = None) -> Reader:
+    """The reader of this slide in this process, opened where it is not open.
+
+    Raises:
+        ScanError: the file is broken, or not the one of this stamp.
+        OpenSlideError: OpenSlide refuses it.
+        tifffile.TiffFileError: it is no TIFF.
+    """
+
+    def opened() -> Reader:
+        if stamp and not (os.path.isfile(path) and stamp_of(path) == stamp):
+            raise ScanError(path, "changed since it was opened, or is gone; open it again")
+        with broken_told(path, OpenSlideError, tifffile.TiffFileError):
+            return _READERS[backend](path)
+
+    return HANDLES.get((path, backend, stamp), opened)
+
+
+def drop_reader(path: str, backend: Backend, stamp: Stamp | None = None) -> None:
+    """Open this slide anew at its next read."""
+    HANDLES.drop((path, backend, stamp))

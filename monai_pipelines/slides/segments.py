@@ -1,0 +1,148 @@
+"""One level as a TIFF keeps it: a grid of tiles or strips, found by their place in the file."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from monai_pipelines.errors import ScanError
+
+CACHE_BYTES = 32 * 2**20  # of decoded segments, for each level that is read off its own grid
+MAX_SEGMENT_BYTES = 2**30  # decoded at once
+
+
+def check_side(path: str, name: str, width: int, height: int) -> None:
+    """Refuse tiles or strips that cannot be decoded as a whole.
+
+    Raises:
+        ScanError: so many pixels are more than `MAX_SEGMENT_BYTES`.
+    """
+    if 3 * width * height > MAX_SEGMENT_BYTES:
+        raise ScanError(
+            path,
+            f"{name} is kept in segments of {width} x {height} pixels, too large to decode one for each region; "
+            "convert it to a tiled TIFF",
+        )
+
+
+class Segments(ABC):
+    """Reads regions of one level from its segments; any number of threads at a time.
+
+    Args:
+        path: of the slide, for errors.
+        descriptor: of the open file.
+        page: tifffile's page, of interleaved RGB.
+        name: of the level, for errors.
+        raw_rows: of an image without compression and gaps: how many rows make a segment, whatever its strips are.
+
+    Raises:
+        ScanError: the file ends before the last segment, segments are missing, or each is huge.
+    """
+
+    def __init__(self, path: str, descriptor: int, page: Any, name: str, raw_rows: int | None = None) -> None:
+        self.path, self.name, self._descriptor = path, name, descriptor
+        self.width, self.height = page.imagewidth, page.imagelength
+        self.side_x = page.tilewidth if page.is_tiled else page.imagewidth
+        self.side_y = page.tilelength if page.is_tiled else min(page.rowsperstrip, page.imagelength)
+        self.columns = -(-self.width // self.side_x)
+        self.last_is_lower = not page.is_tiled
+        self._offsets = np.array(page.dataoffsets, dtype=np.int64)
+        self._sizes = np.array(page.databytecounts, dtype=np.int64)
+        self._decoded: OrderedDict[tuple[int, int], NDArray[np.uint8]] = OrderedDict()
+        self._decoded_bytes = 0
+        self._lock = Lock()
+        row_bytes = self.width * page.samplesperpixel
+        if raw_rows:
+            self._offsets, self._sizes = self._offsets[:1], np.array([self.height * row_bytes])
+        elif len(self._sizes) < (wanted := self.columns * -(-self.height // self.side_y)):
+            raise ScanError(path, f"broken TIFF: {name} has {len(self._sizes)} segments of {wanted}; copy it again")
+        end, file_end = int((self._offsets + self._sizes).max(initial=0)), os.fstat(descriptor).st_size
+        if end > file_end:
+            raise ScanError(path, f"truncated: {name} needs {end} bytes, the file has {file_end}; copy it again")
+        if raw_rows:
+            starts = np.arange(0, self.height, raw_rows)
+            self.side_y, self._offsets = raw_rows, self._offsets + starts * row_bytes
+            self._sizes = np.minimum(raw_rows, self.height - starts) * row_bytes
+        check_side(path, name, self.side_x, self.side_y)
+
+    @property
+    def sparse(self) -> bool:
+        """Whether segments were left out of the file."""
+        return bool((self._sizes == 0).any())
+
+    def can_shrink(self, x: int, y: int, width: int, height: int, factor: int) -> bool:
+        """Whether `read` takes this factor for this region, in pixels of the level."""
+        return factor == 1
+
+    def read(self, out: NDArray[np.uint8], x: int, y: int, factor: int = 1) -> None:
+        """Fill `out` (h, w, 3) with the region that begins at pixel (x, y) of the level, white beyond its edge.
+
+        Args:
+            out: contiguous.
+            x, y: in pixels of the level, multiples of `factor`.
+            factor: pixels of the level along a pixel of `out`; one that `can_shrink` allows.
+
+        Raises:
+            ScanError: a segment is corrupt.
+        """
+        height, width = out.shape[:2]
+        left, top, side_x, side_y = x // factor, y // factor, self.side_x // factor, self.side_y // factor
+        right, bottom = min(left + width, self.width // factor), min(top + height, self.height // factor)
+        if (width, height) == (side_x, side_y) == (right - left, bottom - top) and not (left % side_x or top % side_y):
+            self._decode(top // side_y * self.columns + left // side_x, factor, out)
+            return
+        if min(left, top) < 0 or (right, bottom) != (left + width, top + height):
+            out[:] = 255
+        for row in range(max(top, 0) // side_y, -(-bottom // side_y)):
+            for column in range(max(left, 0) // side_x, -(-right // side_x)):
+                x0, x1 = max(left, column * side_x), min(right, (column + 1) * side_x)
+                y0, y1 = max(top, row * side_y), min(bottom, (row + 1) * side_y)
+                segment = self._segment(row * self.columns + column, factor)
+                out[y0 - top : y1 - top, x0 - left : x1 - left] = segment[
+                    y0 - row * side_y : y1 - row * side_y, x0 - column * side_x : x1 - column * side_x
+                ]
+
+    def _segment(self, index: int, factor: int) -> NDArray[np.uint8]:
+        """Decoded, and kept for its neighbours."""
+        with self._lock:
+            found = self._decoded.get((index, factor))
+            if found is not None:
+                self._decoded.move_to_end((index, factor))
+                return found
+        rows = self.side_y
+        if self.last_is_lower:
+            rows = min(rows, self.height - index // self.columns * rows)
+        decoded = np.empty((rows // factor, self.side_x // factor, 3), dtype=np.uint8)
+        self._decode(index, factor, decoded)
+        with self._lock:
+            if (index, factor) not in self._decoded:
+                self._decoded[index, factor] = decoded
+                self._decoded_bytes += decoded.nbytes
+            while self._decoded_bytes > CACHE_BYTES:
+                self._decoded_bytes -= self._decoded.popitem(last=False)[1].nbytes
+        return decoded
+
+    def _decode(self, index: int, factor: int, out: NDArray[np.uint8]) -> None:
+        try:
+            data = self._raw(index)
+            if data:
+                self._decode_into(out, data, index, factor)
+            else:  # left out of the file
+                out[:] = 255
+        except Exception as error:  # decoders raise what they like over broken bytes
+            row, column = divmod(index, self.columns)
+            raise ScanError(
+                self.path, f"corrupt at {self.name}, row {row}, column {column} of its tiles ({error}); copy it again"
+            ) from error
+
+    def _raw(self, index: int) -> bytes:
+        return os.pread(self._descriptor, int(self._sizes[index]), int(self._offsets[index]))
+
+    @abstractmethod
+    def _decode_into(self, out: NDArray[np.uint8], data: bytes, index: int, factor: int) -> None: ...

@@ -1,0 +1,94 @@
+"""From a list of tiles to their pixels."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from io import BytesIO
+from typing import Literal
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import Transform
+from PIL import Image, ImageCms
+
+from monai_pipelines.errors import ScanError
+from monai_pipelines.slides import Tiles
+from monai_pipelines.transforms.keyed import EachKeyd
+
+
+class ReadTiles(Transform):
+    """Read the pixels of tiles: a bag.
+
+    Args:
+        color: "none" leaves colours as the scanner stored them; "srgb" puts them through the slide's ICC profile to
+            sRGB (perceptual intent), and leaves those of a slide without profile.
+        num_threads: threads that decode.
+
+    Returns:
+        `MetaTensor` (N, 3, tile_px, tile_px) uint8, channels last in memory, without a copy. ``meta``: ``coords``
+        (N, 2) int64 numpy, (x, y) of the upper left corners in level 0 pixels; ``mpp``, what a pixel of a tile is
+        wide, micrometres; ``slide_mpp``, the same of level 0; ``tile_px``; ``level0_px``, side of a tile in level 0
+        pixels.
+
+    Raises:
+        ScanError: a corrupt file or profile.
+
+    Example:
+        >>> import tempfile, tifffile
+        >>> from monai_pipelines.slides import open_slide
+        >>> path = f"{tempfile.mkdtemp()}/slide.tif"
+        >>> tifffile.imwrite(path, np.full((600, 800, 3), 200, np.uint8), tile=(256, 256), photometric="rgb")
+        >>> slide = open_slide(path, mpp=0.25)
+        >>> bag = ReadTiles()(Tiles(slide, np.array([[0, 0], [256, 64]]), slide.tile_size(256, mpp=0.5)))
+        >>> bag.shape, bag.dtype, bag.meta["level0_px"]
+        (torch.Size([2, 3, 256, 256]), torch.uint8, 512)
+    """
+
+    def __init__(self, color: Literal["none", "srgb"] = "none", num_threads: int = 1) -> None:
+        if color not in ("none", "srgb"):
+            raise ValueError(f"ReadTiles: color must be 'none' or 'srgb', got {color!r}")
+        if num_threads < 1:
+            raise ValueError(f"ReadTiles: num_threads must be 1 or more, got {num_threads}")
+        self.color, self.num_threads = color, num_threads
+
+    def __call__(self, tiles: Tiles) -> MetaTensor:
+        slide, size = tiles.slide, tiles.size
+        pixels = slide.read_tiles(tiles.coords, size, self.num_threads)
+        if self.color == "srgb" and len(tiles):
+            try:
+                to_srgb = _to_srgb(profile) if (profile := slide.color_profile) else None
+            except (ImageCms.PyCMSError, OSError) as error:
+                raise ScanError(slide.path, f"unusable ICC profile ({error}); read it with color 'none'") from None
+            if to_srgb:
+                stacked = Image.fromarray(pixels.reshape(-1, size.tile_px, 3))
+                pixels = np.array(ImageCms.applyTransform(stacked, to_srgb)).reshape(pixels.shape)
+        meta = {
+            "coords": tiles.coords,
+            "mpp": size.mpp,
+            "slide_mpp": slide.mpp,
+            "tile_px": size.tile_px,
+            "level0_px": size.level0_px,
+        }
+        return MetaTensor(torch.from_numpy(pixels).permute(0, 3, 1, 2), meta=meta)
+
+
+class ReadTilesd(EachKeyd):
+    """`ReadTiles` for dictionaries."""
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        color: Literal["none", "srgb"] = "none",
+        num_threads: int = 1,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, ReadTiles(color, num_threads), allow_missing_keys)
+
+
+@lru_cache(maxsize=8)
+def _to_srgb(profile: bytes) -> ImageCms.ImageCmsTransform:
+    return ImageCms.buildTransform(
+        ImageCms.ImageCmsProfile(BytesIO(profile)), ImageCms.createProfile("sRGB"), "RGB", "RGB"
+    )

@@ -1,0 +1,187 @@
+"""Which tiles of a slide: a grid on the tissue, all of it or a random part."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+from monai.config import KeysCollection, NdarrayOrTensor
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, RandomizableTransform, Transform
+from monai.utils import convert_to_tensor
+from numpy.typing import NDArray
+
+from monai_pipelines.errors import ScanError
+from monai_pipelines.slides import Slide, Tiles
+
+EDGE = 1e-6  # of a tile: rounding of tissue shares
+
+
+class TileSlide(Transform):
+    """Lay a grid of square tiles on the tissue of a slide.
+
+    The grid starts at the upper left corner and holds whole tiles only. Steps are whole pixels of the level that is
+    read, so that neighbours share no pixel and leave none out without ``overlap``. A tile is kept where at least
+    ``min_tissue`` of its area is tissue by the mask (exactly: mask pixels that a tile cuts count in part).
+
+    Args:
+        mpp: resolution of the tiles, micrometres per pixel; tiles are only ever shrunk.
+        tile_px: side of a tile in pixels of that resolution.
+        overlap: of neighbours, as a share of the side, 0..<1.
+        min_tissue: smallest share of tissue, 0..1; 0 keeps all tiles.
+
+    Returns:
+        `monai_pipelines.slides.Tiles`: coordinates (N, 2) int64, (x, y) of the upper left corners in level 0 pixels,
+        row by row. Nothing is read.
+
+    Raises:
+        ScanError: the slide is smaller than a tile or coarser than ``mpp``, or no tile has enough tissue.
+
+    Example:
+        >>> from monai_pipelines.slides import Slide
+        >>> slide = Slide("a.svs", 0.25, (2000, 1200), ((2000, 1200),), (1.0,), "aperio", "openslide")
+        >>> TileSlide(mpp=0.5, tile_px=256)(slide, np.ones((1, 1200, 2000))).coords.tolist()
+        [[0, 0], [512, 0], [1024, 0], [0, 512], [512, 512], [1024, 512]]
+    """
+
+    def __init__(self, mpp: float = 0.5, tile_px: int = 256, overlap: float = 0.0, min_tissue: float = 0.5) -> None:
+        if mpp <= 0:
+            raise ValueError(f"TileSlide: mpp must be positive, got {mpp}")
+        if tile_px < 1 or tile_px != int(tile_px):
+            raise ValueError(f"TileSlide: tile_px must be a whole number of pixels, got {tile_px}")
+        if not 0 <= overlap < 1:
+            raise ValueError(f"TileSlide: overlap must lie in 0..<1 (a share of the side), got {overlap}")
+        if not 0 <= min_tissue <= 1:
+            raise ValueError(f"TileSlide: min_tissue must lie in 0..1, got {min_tissue}")
+        self.mpp, self.tile_px, self.overlap, self.min_tissue = mpp, int(tile_px), overlap, min_tissue
+
+    def __call__(self, slide: Slide, tissue: NdarrayOrTensor) -> Tiles:  # type: ignore[override]
+        mask: MetaTensor = convert_to_tensor(tissue, track_meta=True)
+        downsample = float(mask.affine[0, 0])
+        covered = downsample * mask.shape[-1], downsample * mask.shape[-2]
+        if mask.ndim != 3 or any(abs(c - s) > 2 * downsample for c, s in zip(covered, slide.size, strict=True)):
+            raise ValueError(
+                f"TileSlide: wanted a mask (1, h, w) of the whole slide, {slide.size[0]} x {slide.size[1]} pixels, "
+                f"got shape {tuple(mask.shape)} with {downsample:g} of them a side in each (by its affine)"
+            )
+        size = slide.tile_size(self.tile_px, self.mpp)
+        step = max(1, round(size.level_px * (1 - self.overlap)))
+        scale = slide.level_downsamples[size.level]
+        starts = [
+            np.rint(np.arange(0, side - size.level_px + 1, step) * scale).astype(np.int64)
+            for side in slide.level_sizes[size.level]
+        ]
+        if not (len(starts[0]) and len(starts[1])):
+            raise ScanError(
+                slide.path,
+                f"smaller than a tile: {slide.size[0]} x {slide.size[1]} pixels, a tile has {size.level0_px}; choose a "
+                "smaller tile_px",
+            )
+        shares = _shares(
+            np.asarray(mask[0]) > 0, starts[1] / downsample, starts[0] / downsample, size.level0_px / downsample
+        )
+        rows, columns = np.nonzero(shares >= self.min_tissue - EDGE)
+        if not len(rows):
+            raise ScanError(
+                slide.path,
+                f"none of {shares.size} tiles has {self.min_tissue:.0%} tissue, the fullest has {shares.max():.1%}; "
+                "lower min_tissue or tile_px",
+            )
+        return Tiles(slide, np.stack([starts[0][columns], starts[1][rows]], axis=1), size)
+
+
+class RandSampleTiles(RandomizableTransform):
+    """Take some of the tiles at random, anew at each call.
+
+    Draws ``num_tiles`` of them without replacement; their order is kept. Where there are no more, all are taken.
+
+    Args:
+        num_tiles: how many; None takes all.
+
+    Returns:
+        `Tiles`; the input itself where all are taken.
+
+    Example:
+        >>> slide = Slide("a.svs", 0.5, (640, 64), ((640, 64),), (1.0,), "aperio", "openslide")
+        >>> tiles = TileSlide(tile_px=64)(slide, np.ones((1, 64, 640)))
+        >>> len(tiles), len(RandSampleTiles(3)(tiles))
+        (10, 3)
+    """
+
+    def __init__(self, num_tiles: int | None = None) -> None:
+        super().__init__()
+        if num_tiles is not None and num_tiles < 1:
+            raise ValueError(f"RandSampleTiles: num_tiles must be 1 or more, or None for all, got {num_tiles}")
+        self.num_tiles = num_tiles
+        self.drawn: NDArray[np.int64] | None = None
+
+    def randomize(self, data: Tiles) -> None:
+        """Draw which of the tiles are taken."""
+        few = self.num_tiles is None or len(data) <= self.num_tiles
+        self.drawn = None if few else np.sort(self.R.choice(len(data), self.num_tiles, replace=False))
+
+    def __call__(self, tiles: Tiles) -> Tiles:
+        self.randomize(tiles)
+        return tiles if self.drawn is None else tiles[self.drawn]
+
+
+class TileSlided(MapTransform):
+    """`TileSlide` for dictionaries: a slide becomes its tiles, by the mask at ``mask_key``."""
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        mask_key: str = "tissue",
+        mpp: float = 0.5,
+        tile_px: int = 256,
+        overlap: float = 0.0,
+        min_tissue: float = 0.5,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.mask_key = mask_key
+        self.tile = TileSlide(mpp, tile_px, overlap, min_tissue)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = self.tile(d[key], d[self.mask_key])
+        return d
+
+
+class RandSampleTilesd(RandomizableTransform, MapTransform):
+    """`RandSampleTiles` for dictionaries; each key gets a draw of its own."""
+
+    def __init__(self, keys: KeysCollection, num_tiles: int | None = None, allow_missing_keys: bool = False) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        RandomizableTransform.__init__(self)
+        self.sample = RandSampleTiles(num_tiles)
+
+    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> RandSampleTilesd:
+        self.sample.set_random_state(seed, state)
+        return self
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = self.sample(d[key])
+        return d
+
+
+def _shares(
+    mask: NDArray[np.bool_], tops: NDArray[np.float64], lefts: NDArray[np.float64], side: float
+) -> NDArray[np.float64]:
+    """Share of the mask in each square of a grid, (rows, columns), by an integral image; positions in mask pixels."""
+    integral = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1))
+    np.cumsum(np.cumsum(mask, axis=0, dtype=np.int32), axis=1, out=integral[1:, 1:])
+    rows = _at(integral, tops + side) - _at(integral, tops)
+    columns = _at(rows.T, lefts + side) - _at(rows.T, lefts)
+    return columns.T / side**2
+
+
+def _at(integral: NDArray[np.float64], positions: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rows at fractional positions, linear between two, the last one beyond the end."""
+    before = np.minimum(positions.astype(int), len(integral) - 2)
+    part = np.minimum(positions - before, 1)[:, None]
+    return integral[before] * (1 - part) + integral[before + 1] * part
