@@ -116,6 +116,8 @@ def extract_features(
         logger.warning("%s: features of precision %s, this run has %s", folder, " and ".join(sorted(precisions)), own)
     try:
         if todo:
+            if getattr(backbone, "weights", True) is None:
+                logger.warning("%s was given no weights: unless it brings its own, features are random", backbone.name)
             run = _Extraction(origin, backbone, batch_size, own, dtype, device)
             for parent in {file.parent for file in todo}:
                 remove_old_parts(parent)
@@ -378,8 +380,6 @@ def read_backbone(source: str | PathLike[str], weights: str | PathLike[str] | No
     if make is None:
         wanted = [n for n in dir(nets) if n[-1:].isdigit() and n.rstrip("0123456789") in ARGUMENTS]
         raise KeyError(f"read_backbone: no network {name!r}; wanted a YAML file or one of {', '.join(wanted)}")
-    if weights is None:
-        logger.warning("%s without weights: the features are those of a random network", name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = make(spatial_dims=2, **ARGUMENTS[family])

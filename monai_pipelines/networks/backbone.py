@@ -36,6 +36,7 @@ class TileBackbone(nn.Module):
 
     Attributes:
         num_features: F.
+        weights: as given.
 
     Raises:
         TypeError: no network.
@@ -72,7 +73,7 @@ class TileBackbone(nn.Module):
         std = _three(trained.get("sd") if std is None else std, "sd")
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise ValueError(f"TileBackbone: mean and std are three numbers, std above 0, got {mean} and {std}")
-        self.name = name or type(network).__name__
+        self.name, self.weights = name or type(network).__name__, weights
         self.mean = nn.Buffer(torch.tensor(mean)[:, None, None], persistent=False)
         self.std = nn.Buffer(torch.tensor(std)[:, None, None], persistent=False)
         head, self.num_features = _try(network, tile_px)

@@ -215,15 +215,23 @@ def test_real_slides(shared_data: Path, tmp_path: Path) -> None:
 # ---- the backbone that the command line names
 
 
-def test_named_backbone_and_its_weights(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_random_features_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    items, backbone = datalist(tmp_path / "slides", 1), small_backbone()
+    told = "small was given no weights: unless it brings its own, features are random"
+    features.extract_features(items, tmp_path / "f", small_chain(), backbone, progress=False)
+    assert [record.getMessage() for record in caplog.records] == [told]
+    caplog.clear()
+    backbone.weights = tmp_path / "best.pt"
+    features.extract_features(items, tmp_path / "g", small_chain(), backbone, progress=False)
+    assert not caplog.text
+
+
+def test_named_backbone_and_its_weights(tmp_path: Path) -> None:
     random = features.read_backbone("resnet18")
-    assert "random" in caplog.text
     assert random.fingerprint() == features.read_backbone("resnet18").fingerprint()
     weights = {name: value + 1 for name, value in random.network.state_dict().items()}
     torch.save({"model": weights}, tmp_path / "best.pt")
-    caplog.clear()
     loaded = features.read_backbone("resnet18", tmp_path / "best.pt")
-    assert not caplog.text
     assert all(torch.equal(value, weights[name]) for name, value in loaded.network.state_dict().items())
 
 

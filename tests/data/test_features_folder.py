@@ -133,11 +133,10 @@ def test_the_chain_of_the_caller_goes_on_as_it_would(
 def test_another_precision_is_logged_once(items: list[Item], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     extract(items[:2], tmp_path / "f")
     assert extract(items[:2], tmp_path / "f") == extract(items[:2], tmp_path / "f", precision="auto") == ["kept"] * 2
-    assert not caplog.text
+    assert "precision" not in caplog.text
     assert extract(items, tmp_path / "f", precision="bf16") == ["kept", "kept", "done"]
-    assert [record.getMessage() for record in caplog.records] == [
-        f"{tmp_path / 'f'}: features of precision fp32, this run has bf16"
-    ]
+    told = [record.getMessage() for record in caplog.records if "precision" in record.getMessage()]
+    assert told == [f"{tmp_path / 'f'}: features of precision fp32, this run has bf16"]
     caplog.clear()
     assert extract(items, tmp_path / "f", precision="auto") == ["kept"] * 3
     assert "bf16 and fp32" in caplog.text
