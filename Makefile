@@ -25,7 +25,8 @@ IMAGES_histology_slide_classification := $(DATA)-new/slides
 CACHE := $(if $(filter medmnist%,$(BUNDLE)),,--cache_dir $(DEMO)/cache)
 IMAGES := $(or $(IMAGES_$(BUNDLE)),$(DATA))
 
-# Slides want a tile network: the one of the tile bundle's demo. Inference gets slides of another seed.
+# Slides want a tile network: that of the tile bundle's demo, on twice as many tiles. Inference gets slides of another seed.
+TILES := bundles/colorectal_histology_classification
 ifeq ($(BUNDLE),histology_slide_classification)
 BACKBONE := $(DEMO)/backbone-$(SEED)/best.pt
 WITH_BACKBONE := --backbone_weights $(BACKBONE)
@@ -56,7 +57,10 @@ $(DATA)-new/.complete: | $(INSTALLED)
 	touch $@
 
 $(DEMO)/backbone-$(SEED)/best.pt: | $(INSTALLED)
-	$(MAKE) demo BUNDLE=colorectal_histology_classification DEMO=$(@D) DATA=$(@D)/phantoms
+	rm -rf $(@D)
+	$(PY) -m monai_pipelines phantoms histology-tiles $(@D)/tiles --per-class 120 --seed $(SEED)
+	$(PY) -m monai.bundle run --bundle_root $(TILES) --config_file "['$(TILES)/configs/train.yaml','$(TILES)/configs/demo.yaml']" \
+		--dataset_dir $(@D)/tiles --output_dir $(@D) --seed $(SEED)
 
 test: lint
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadgroup
