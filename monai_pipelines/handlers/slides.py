@@ -77,8 +77,9 @@ class _Slide(NamedTuple):
         outlines, fraction = [], None
         if item.get("annotation"):
             try:
-                outlines = [ring for rings in read_outlines(item["annotation"]) for ring in rings]
-                fraction = annotated_fraction(coords, side, item["annotation"])
+                polygons = read_outlines(item["annotation"])
+                outlines = [ring for rings in polygons for ring in rings]
+                fraction = annotated_fraction(coords, side, polygons)
             except (ScanError, OSError) as error:
                 logger.warning("%s: its annotation is left out: %s", item["name"], error)
         mpp, tile_px, tile_mpp = (item.get(key) for key in ("slide_mpp", "tile_px", "mpp"))

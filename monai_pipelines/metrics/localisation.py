@@ -22,7 +22,7 @@ CELLS = 16  # along the side of a tile: how finely outlines are drawn
 Ring = NDArray[np.float64]
 
 
-def annotated_fraction(coords: ArrayLike, level0_px: int, annotation: str | PathLike[str]) -> NDArray[np.float64]:
+def annotated_fraction(coords: ArrayLike, level0_px: int, polygons: Sequence[Sequence[Ring]]) -> NDArray[np.float64]:
     """Share of each tile that lies within the outlines of a slide.
 
     Outlines are filled on a grid of 16 x 16 cells to a tile, by the cells' centres, and summed over the tile; where
@@ -31,25 +31,16 @@ def annotated_fraction(coords: ArrayLike, level0_px: int, annotation: str | Path
     Args:
         coords: (N, 2) integers, level-0 (x, y) of the tiles' upper left corners.
         level0_px: side of a tile in level-0 pixels.
-        annotation: GeoJSON in level-0 pixels: a FeatureCollection, a list of features as QuPath exports them, a
-            feature or a geometry; Polygon and MultiPolygon, with holes.
+        polygons: of :func:`read_outlines`: for each its rings (P, 2) in level-0 pixels, the outline, then holes.
 
     Returns:
         (N,) in [0, 1].
 
-    Raises:
-        ScanError: the file is no GeoJSON, or has no outline.
-
     Example:
-        >>> from pathlib import Path
-        >>> from tempfile import mkdtemp
-        >>> file = Path(mkdtemp()) / "tumour.geojson"
-        >>> _ = file.write_text('{"type": "Polygon", "coordinates": [[[0, 0], [64, 0], [64, 32], [0, 32], [0, 0]]]}')
-        >>> annotated_fraction([[0, 0], [32, 16]], 32, file).tolist()
+        >>> annotated_fraction([[0, 0], [32, 16]], 32, [[np.array([[0, 0], [64, 0], [64, 32], [0, 32]])]]).tolist()
         [1.0, 0.5]
     """
     corners = np.asarray(coords, dtype=np.int64)
-    polygons = read_outlines(annotation)
     cell = level0_px / CELLS
     origin = corners.min(axis=0)
     width, height = np.ceil((corners.max(axis=0) - origin) / cell).astype(int) + CELLS
@@ -89,7 +80,8 @@ def read_outlines(path: str | PathLike[str]) -> list[list[Ring]]:
     """Read the polygons of a GeoJSON file.
 
     Args:
-        path: as :func:`annotated_fraction` takes it.
+        path: GeoJSON in level-0 pixels: a FeatureCollection, a list of features as QuPath exports them, a feature or a
+            geometry; Polygon and MultiPolygon, with holes.
 
     Returns:
         for each polygon its rings (P, 2) of x and y: the outline, then holes.

@@ -134,7 +134,7 @@ def roc_figure(
     axes.plot([0, 1], [0, 1], ":", color=_GREY, linewidth=1)
     axes.text(0.53, 0.51, "chance", color=_GREY, fontsize=10, rotation=45, ha="left", va="top", rotation_mode="anchor")
     axes.set(xlim=(0, 1), ylim=(0, 1), aspect="auto" if beside else "equal")
-    _tidy(axes, "False positive rate (1 - specificity)", "True positive rate (sensitivity)")
+    tidy(axes, "False positive rate (1 - specificity)", "True positive rate (sensitivity)")
     models_named = "model (solid) / shortcut (dashed)" if drawn == 2 else "model (drawn) / shortcut"
     title = "ROC AUC" if shortcut_prob is None else f"ROC AUC: {models_named}"
     place: Any = "outside right center" if beside else "outside lower center"
@@ -219,7 +219,7 @@ def history_figure(history: Sequence[Mapping[str, Any]], key_metric: str = "roc_
         axes.set_title(_PANELS.get(name, "Learning rate"), fontsize=12)
         axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        _tidy(axes, "Epoch", "")
+        tidy(axes, "Epoch", "")
     handles, titles = mosaic[panels[0]].get_legend_handles_labels()
     figure.legend(handles, titles, loc="outside upper center", ncols=3, frameon=False, fontsize=11)
     return figure
@@ -258,7 +258,8 @@ def plain(text: str, width: int, lines: int = 2) -> str:
     return "\n".join(wrapped).replace("$", r"\$")
 
 
-def _tidy(axes: Axes, x_label: str, y_label: str) -> None:
+def tidy(axes: Axes, x_label: str, y_label: str) -> None:
+    """Labels, a pale grid, no frame on top and on the right."""
     axes.set_xlabel(x_label, fontsize=11)
     axes.set_ylabel(y_label, fontsize=11)
     axes.tick_params(labelsize=10)

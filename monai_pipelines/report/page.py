@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from matplotlib.figure import Figure
 
 from monai_pipelines.report.figures import best_epoch, class_figure, confusion_figure, history_figure, roc_figure
@@ -141,7 +141,7 @@ def write_report(
         figures["confusion_matrix"] = confusion_figure(label, prob, class_names, threshold)
     if history:
         figures["history"] = history_figure(history, key_metric)
-    pictures = {name: _png(figure, dpi=170) for name, figure in figures.items()}
+    pictures = {name: png_bytes(figure, dpi=170) for name, figure in figures.items()}
     for name, png in pictures.items():
         (folder / f"{name}.png").write_bytes(png)
 
@@ -150,7 +150,7 @@ def write_report(
         "summary": result,
         "run": {name: value for name, value in result["run"].items() if name != "command"},
         "data": result["splits"],
-        "metrics": _told_metrics(unit, multilabel),
+        "metrics": told_metrics(unit, multilabel),
         "per_class": result["per_class"],
         "figures": {name: base64.b64encode(png).decode() for name, png in pictures.items()},
         "embeddings": list(embeddings or ()),
@@ -162,15 +162,7 @@ def write_report(
         "skipped": result["skipped"],
         "command": result["run"].get("command"),
     }
-    environment = Environment(
-        loader=PackageLoader("monai_pipelines", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["figure"] = _figure
-    page = environment.get_template("report.html.j2").render(
+    page = page_template("report.html.j2").render(
         title=title, class_names=class_names, unit=unit, multilabel=multilabel, **sections
     )
     (folder / "report.html").write_text(page, encoding="utf-8")
@@ -201,7 +193,20 @@ def read_history(path: str | PathLike[str]) -> list[dict[str, Any]]:
     return history
 
 
-def _told_metrics(unit: str, multilabel: bool) -> dict[str, tuple[str, str]]:
+def page_template(name: str) -> Template:
+    """A template of this folder."""
+    environment = Environment(
+        loader=PackageLoader("monai_pipelines", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["figure"] = _figure
+    return environment.get_template(name)
+
+
+def told_metrics(unit: str, multilabel: bool) -> dict[str, tuple[str, str]]:
     """Name and meaning of each metric, in order."""
     words = {"one": unit, "a": f"{'an' if unit[0] in 'aeiou' else 'a'} {unit}", "s": f"{unit}s"}
     told = _METRICS | (_SEVERAL if multilabel else {})
@@ -211,7 +216,7 @@ def _told_metrics(unit: str, multilabel: bool) -> dict[str, tuple[str, str]]:
 def _picture(caption: str, image: Any, side: int = 192) -> dict[str, Any]:
     """An image for the page: 2D ones as they are, at most ``side`` wide and high, volumes as three slices."""
     volume = len(image.shape) == 4
-    kind, content = ("png", _png(slices_figure([image], [""]), dpi=110)) if volume else thumbnail(image, side)
+    kind, content = ("png", png_bytes(slices_figure([image], [""]), dpi=110)) if volume else thumbnail(image, side)
     source = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
     return {
         "caption": caption,
@@ -228,7 +233,8 @@ def _figure(value: float | None, sign: bool = False) -> str:
     return f"{round(value, 3) + 0.0:{'+' if sign else ''}.3f}".replace("-", "\u2212")
 
 
-def _png(figure: Figure, dpi: int) -> bytes:
+def png_bytes(figure: Figure, dpi: int) -> bytes:
+    """A figure as a PNG file."""
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)
     return buffer.getvalue()

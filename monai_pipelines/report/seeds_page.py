@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from monai_pipelines.report.figures import COLORS, _tidy
-from monai_pipelines.report.page import _figure, _png, _told_metrics
+from monai_pipelines.report.figures import COLORS, tidy
+from monai_pipelines.report.page import page_template, png_bytes, told_metrics
 
 __all__ = ["seeds_figure", "write_page"]
 
@@ -29,18 +28,10 @@ def write_page(file: str | PathLike[str], title: str, unit: str, result: Mapping
         unit: what the page calls an input: image, scan or slide.
         result: ``command`` and what :func:`monai_pipelines.report.seeds.summarize_seeds` returns.
     """
-    environment = Environment(
-        loader=PackageLoader("monai_pipelines", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["figure"] = _figure
-    told = _told_metrics(unit, multilabel=False)
+    told = told_metrics(unit, multilabel=False)
     names = {name: told[name] for name in told if name in result["summary"]["metrics"]}
-    picture = _png(seeds_figure(result, {name: short for name, (short, _) in names.items()}), dpi=170)
-    page = environment.get_template("seeds.html.j2").render(
+    picture = png_bytes(seeds_figure(result, {name: short for name, (short, _) in names.items()}), dpi=170)
+    page = page_template("seeds.html.j2").render(
         title=title,
         unit=unit,
         names=names,
@@ -79,7 +70,7 @@ def seeds_figure(result: Mapping[str, Any], names: Mapping[str, str]) -> Figure:
     axes.set_yticks(range(len(names)), list(names.values()))
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlim(right=1)
-    _tidy(axes, "", "")
+    tidy(axes, "", "")
     axes.tick_params(axis="y", length=0, labelsize=11)
     axes.grid(axis="y", visible=False)
     handles, labels = axes.get_legend_handles_labels()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import shutil
 import sys
@@ -24,6 +25,7 @@ from monai_pipelines.declared import declared_path, list_declared
 ENTRY_POINTS = {"train", "inference", "evaluate"}
 QUIET: dict[str, Any] = {"num_workers": 1, "progress": False}
 WEIGHTS = Path(tempfile.mkdtemp()) / "tile_network.pt"
+atexit.register(shutil.rmtree, WEIGHTS.parent, ignore_errors=True)
 
 
 # What MONAI's schema of 2024-07-25 asks for, in short.

@@ -72,9 +72,9 @@ def _reference_fraction(coords, side, polygons, samples=40):
 )
 def test_fractions_by_hand(write, content, wanted):
     """Tiles of 32 in the square of 64, and one of 64 that sticks out by half each way."""
-    file = write(content)
-    assert annotated_fraction([[0, 0], [32, 32]], 32, file) == pytest.approx(wanted[:2])
-    assert annotated_fraction([[32, 32]], 64, file) == pytest.approx(wanted[2:])
+    polygons = read_outlines(write(content))
+    assert annotated_fraction([[0, 0], [32, 32]], 32, polygons) == pytest.approx(wanted[:2])
+    assert annotated_fraction([[32, 32]], 64, polygons) == pytest.approx(wanted[2:])
 
 
 def test_fractions_of_irregular_outlines_and_unaligned_tiles(write):
@@ -86,7 +86,8 @@ def test_fractions_of_irregular_outlines_and_unaligned_tiles(write):
         ring = np.array(centre) + wobble[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
         polygons.append([ring, np.array(centre) + 0.3 * (ring - centre)])
     coords = rng.integers(-300, 1500, (150, 2))
-    got = annotated_fraction(coords, 224, write(_collection(*(_polygon(*(r.tolist() for r in p)) for p in polygons))))
+    file = write(_collection(*(_polygon(*(r.tolist() for r in p)) for p in polygons)))
+    got = annotated_fraction(coords, 224, read_outlines(file))
     wanted = _reference_fraction(coords, 224, polygons)
     assert ((wanted > 0.05) & (wanted < 0.95)).sum() > 30
     assert got == pytest.approx(wanted, abs=0.02)
@@ -94,9 +95,9 @@ def test_fractions_of_irregular_outlines_and_unaligned_tiles(write):
 
 
 def test_outlines_beside_all_tiles(write):
-    file = write(_collection(_polygon(SQUARE)))
+    polygons = read_outlines(write(_collection(_polygon(SQUARE))))
     for corner in ([-500, 0], [500, 0], [0, -500], [0, 500], [10_000, -10_000]):
-        assert annotated_fraction([corner], 100, file).tolist() == [0]
+        assert annotated_fraction([corner], 100, polygons).tolist() == [0]
 
 
 def test_outlines_have_rings_of_points(write):
@@ -119,7 +120,7 @@ def test_outlines_have_rings_of_points(write):
 def test_files_without_outlines(write, content, told):
     file = write(content)
     with pytest.raises(ScanError, match=told) as error:
-        annotated_fraction([[0, 0]], 32, file)
+        read_outlines(file)
     assert error.value.path == str(file)
 
 

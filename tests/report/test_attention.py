@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import percentileofscore
 
-from monai_pipelines.metrics import annotated_fraction
+from monai_pipelines.metrics import annotated_fraction, read_outlines
 from monai_pipelines.report import attention_figure, tiles_figure, write_geojson
 
 SIDE = 512  # level-0 pixels of a tile
@@ -171,7 +171,7 @@ def test_geojson_lands_on_the_tiles(tmp_path):
     write_geojson(file, coords, SIDE, {"Attention": attention, "other": np.arange(len(coords))}, "Attention")
     every = np.stack(np.meshgrid(np.arange(10), np.arange(10)), axis=-1).reshape(-1, 2) * SIDE + [488, -472]
     wanted = [float(own.tolist() in coords.tolist()) for own in every]
-    assert annotated_fraction(every, SIDE, file).tolist() == wanted
+    assert annotated_fraction(every, SIDE, read_outlines(file)).tolist() == wanted
     assert sum(wanted) == len(coords)
 
     content = json.loads(file.read_text(encoding="utf-8"))

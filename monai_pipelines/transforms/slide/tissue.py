@@ -192,7 +192,7 @@ def _hue_and_saturation(image: Image.Image, glass: NDArray[np.bool_]) -> tuple[N
 
 
 def _of_3x3(pick: np.ufunc, values: NDArray[Any]) -> NDArray[Any]:
-    """Extreme of each pixel and its neighbours; scipy's filter takes ten times as long."""
+    """Extreme of each pixel and its neighbours; scipy's filter takes several times as long."""
     padded = np.pad(values, 1, mode="edge")
     rows = pick(pick(padded[:-2], padded[1:-1]), padded[2:])
     return pick(pick(rows[:, :-2], rows[:, 1:-1]), rows[:, 2:])
