@@ -67,6 +67,55 @@ def audit(
 
 
 @app.command()
+def report(
+    run: Annotated[Path | None, typer.Argument(help="Folder of an evaluated run; its page is written anew.")] = None,
+    all: Annotated[Path | None, typer.Option(help="Folder of runs: writes index.html, a table of them.")] = None,
+) -> None:
+    """Write a run's report.html again from its files, or an index page over many runs."""
+    if (run is None) == (all is None):
+        raise typer.BadParameter("name one run, or --all FOLDER of runs")
+    if run is not None:
+        from monai_pipelines.report import rebuild_report
+
+        rebuild_report(run)
+        typer.echo(f"wrote {run / 'report.html'}")
+    elif all is not None:
+        from monai_pipelines.report.index import write_index
+
+        typer.echo(f"wrote {write_index(all)}")
+
+
+@app.command()
+def compare(
+    run_a: Annotated[Path, typer.Argument(help="Folder of an evaluated run.")],
+    run_b: Annotated[Path, typer.Argument(help="Another, evaluated on the same images.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for comparison.html and comparison.json.")] = None,
+) -> None:
+    """Compare two models on the same images: paired bootstrap of patients, DeLong's test."""
+    from monai_pipelines.comparing import compare_runs
+
+    compare_runs(run_a, run_b, out)
+
+
+@app.command()
+def explain(
+    source: Annotated[Path, typer.Argument(help="Folder of a run, or of a bundle together with --checkpoint.")],
+    image: Annotated[Path, typer.Argument(help="A scan or image, as inference takes them.")],
+    out: Annotated[Path, typer.Option(help="Folder for the pictures, the map and what is predicted.")],
+    method: Annotated[str, typer.Option(help="gradcam, gradcam++ or occlusion.")] = "gradcam",
+    stage: Annotated[str | None, typer.Option(help="Layer of the network; default: by the size of its cells.")] = None,
+    class_name: Annotated[
+        str | None, typer.Option(help="Default: the second of two classes, else the predicted one.")
+    ] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Default: best.pt of the run.")] = None,
+) -> None:
+    """Show what in one scan speaks for a class; of a volume also as NIfTI on the scan's own grid."""
+    from monai_pipelines.explaining import explain_scan
+
+    explain_scan(source, image, out, method=method, stage=stage, class_name=class_name, checkpoint=checkpoint)
+
+
+@app.command()
 def features(
     source: Annotated[Path, typer.Argument(help="CSV table with the column image, folder of slides, or one slide.")],
     out: Annotated[

@@ -43,8 +43,9 @@ def load_checkpoint(
         classes: the class names it will predict.
 
     Returns:
-        the checkpoint: ``model``, ``classes``, ``chain`` (a description), ``epoch``, ``metrics``, ``threshold`` (None
-        without one) and more.
+        the checkpoint: ``model``, ``classes``, ``chain`` (a description), ``epoch``, ``metrics`` and more (see
+        `monai_pipelines.handlers.Checkpoints`); ``threshold``, ``threshold_by`` and ``temperature`` are None where a
+        checkpoint has none.
 
     Raises:
         FileNotFoundError: no such file.
@@ -68,4 +69,4 @@ def load_checkpoint(
                 f"{file}: weights of another network than {type(network).__name__} as configured "
                 f"(name the overlay it was trained with); {' '.join(lines[1:3]).strip()}"
             ) from None
-    return {"threshold": None, **checkpoint}
+    return {"threshold": None, "threshold_by": None, "temperature": None, **checkpoint}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -28,12 +29,13 @@ def class_logits(logits: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(logits), logits], -1) if logits.shape[-1] == 1 else logits
 
 
-def probabilities(logits: Tensor, multilabel: bool = False) -> Tensor:
+def probabilities(logits: Tensor, multilabel: bool = False, temperature: float | None = None) -> Tensor:
     """Probabilities of the classes: sigmoid of each logit where labels are many, else softmax over `class_logits`.
 
     Args:
         logits: (N, C) or, of one image, (C,), floating point.
         multilabel: any number of classes at once, instead of exactly one.
+        temperature: the logits are divided by it, see `monai_pipelines.metrics.fit_temperature`; None: 1.
 
     Returns:
         the shape of `logits`; one logit without `multilabel` becomes two classes ``[1 - p, p]``.
@@ -43,8 +45,11 @@ def probabilities(logits: Tensor, multilabel: bool = False) -> Tensor:
         tensor([[0.5000, 0.5000]])
         >>> probabilities(torch.tensor([[0.0, 0.0, 0.0]]), multilabel=True)
         tensor([[0.5000, 0.5000, 0.5000]])
+        >>> probabilities(torch.tensor([[6.0]])), probabilities(torch.tensor([[6.0]]), temperature=3)
+        (tensor([[0.0025, 0.9975]]), tensor([[0.1192, 0.8808]]))
     """
-    return logits.sigmoid() if multilabel else class_logits(logits).softmax(-1)
+    scaled = logits if temperature is None else logits / temperature
+    return scaled.sigmoid() if multilabel else class_logits(scaled).softmax(-1)
 
 
 class Probabilitiesd(MapTransform):
@@ -53,19 +58,31 @@ class Probabilitiesd(MapTransform):
     Args:
         keys: entries with logits, (N, C) or (C,); array or tensor.
         multilabel: any number of classes at once, instead of exactly one.
+        temperature: the logits are divided by it; None: 1.
         allow_missing_keys: pass over keys that are not there.
+
+    Raises:
+        ValueError: a temperature that is not above 0.
 
     Example:
         >>> Probabilitiesd("pred")({"pred": torch.tensor([0.0])})
         {'pred': tensor([0.5000, 0.5000])}
     """
 
-    def __init__(self, keys: KeysCollection, multilabel: bool = False, allow_missing_keys: bool = False) -> None:
+    def __init__(
+        self,
+        keys: KeysCollection,
+        multilabel: bool = False,
+        temperature: float | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.multilabel = multilabel
+        if temperature is not None and not 0 < temperature < math.inf:
+            raise ValueError(f"Probabilitiesd: temperature must be above 0 and finite, or None, got {temperature}")
+        self.multilabel, self.temperature = multilabel, temperature
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
-            d[key] = probabilities(convert_to_tensor(d[key], track_meta=False), self.multilabel)
+            d[key] = probabilities(convert_to_tensor(d[key], track_meta=False), self.multilabel, self.temperature)
         return d

@@ -1,14 +1,20 @@
-"""Inferers that any bundle can name."""
+"""Inferers that any bundle can name.
+
+Where one passes over a batch several times, the last pass is that of the network as it is over the images as they are:
+what the network keeps of its last pass (attention, features) belongs to these.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain, combinations
 from typing import Any, Literal
 
 import torch
 from monai.inferers import SimpleInferer
 from torch.nn import functional
+from torch.nn.modules.dropout import _DropoutNd
 
 from monai_pipelines.heads import probabilities
 
@@ -57,7 +63,8 @@ class TestTimeInferer(AutocastInferer):
         precision: see `AutocastInferer`.
 
     Attributes:
-        spread: of the last batch, (N,): standard deviation over the views of the probability of the likeliest class.
+        spread: of the last batch, (N,): standard deviation over the views of the probability of the likeliest class,
+            before any temperature.
 
     Raises:
         ValueError: axes that are none, images that lack them or are not square in the plane of the turns.
@@ -114,22 +121,98 @@ class TestTimeInferer(AutocastInferer):
                 f"TestTimeInferer: turns by 90 degrees need images with equal sides, got {tuple(sides)} "
                 "(crop or pad them to a square, or set rotate90_axes to null)"
             )
-        logits = torch.stack(
-            [
-                super(TestTimeInferer, self).__call__(self._view(inputs, *v), network, *args, **kwargs)
-                for v in self.views
-            ]
-        )
-        prob = probabilities(logits.detach(), self.multilabel)
-        likeliest = prob.mean(0).argmax(1)
-        self.spread = prob.std(0, correction=0).gather(1, likeliest[:, None])[:, 0]
-        if self.multilabel or logits.shape[2] == 1:
-            return functional.logsigmoid(logits).logsumexp(0) - functional.logsigmoid(-logits).logsumexp(0)
-        return logits.log_softmax(2).logsumexp(0)
+        views = [self._view(inputs, *view) for view in reversed(self.views)]
+        logits = [super(TestTimeInferer, self).__call__(view, network, *args, **kwargs) for view in views]
+        mean, self.spread = _mean_and_spread(torch.stack(logits), self.multilabel)
+        return mean
 
     def _view(self, images: torch.Tensor, flips: tuple[int, ...], turns: int) -> torch.Tensor:
         flipped = images.flip([axis + 2 for axis in flips])
         return flipped.rot90(turns, [axis + 2 for axis in self.rotate90_axes]) if turns else flipped
+
+
+class DropoutInferer(AutocastInferer):
+    """Monte Carlo dropout: mean of the class probabilities over passes with dropout left on, and their spread.
+
+    Only dropout layers draw; batch normalisation keeps the averages of the training. The draws start from the same seed
+    with each batch, so the same command gives the same answers. What comes back are logits of the mean probabilities,
+    as with `TestTimeInferer`.
+
+    The network must have dropout as a layer with a probability above 0: MONAI's DenseNet with ``dropout_prob``,
+    `monai_pipelines.networks.ImageClassifier` with ``dropout``, `monai_pipelines.networks.AttentionMIL`. Dropout that
+    is only a function call within a network stays off, such as that of the weights in `torch.nn.MultiheadAttention`.
+
+    Args:
+        num_passes: forward passes with dropout.
+        multilabel: any number of classes at once, instead of exactly one.
+        precision: see `AutocastInferer`.
+
+    Attributes:
+        spread: of the last batch, (N,): standard deviation over the passes of the probability of the likeliest class,
+            before any temperature.
+
+    Raises:
+        ValueError: fewer than 2 passes; later, a network without such a layer.
+
+    Example:
+        >>> network = torch.nn.Sequential(torch.nn.Linear(16, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 3)).eval()
+        >>> inferer = DropoutInferer(num_passes=10)
+        >>> inferer(torch.ones(2, 16), network).shape, inferer.spread.shape
+        (torch.Size([2, 3]), torch.Size([2]))
+
+    Reference: Gal and Ghahramani, Dropout as a Bayesian approximation, ICML 2016.
+    """
+
+    spread: torch.Tensor | None = None
+
+    def __init__(self, num_passes: int = 20, multilabel: bool = False, precision: Precision = "auto") -> None:
+        super().__init__(precision)
+        if num_passes < 2:
+            raise ValueError(f"DropoutInferer: num_passes must be 2 or more, got {num_passes}")
+        self.num_passes, self.multilabel = num_passes, multilabel
+
+    def __call__(self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        def forward() -> torch.Tensor:
+            return super(DropoutInferer, self).__call__(inputs, network, *args, **kwargs)
+
+        with _dropping(network, inputs.device):
+            logits = torch.stack([forward() for _ in range(self.num_passes)])
+        forward()
+        mean, self.spread = _mean_and_spread(logits, self.multilabel)
+        return mean
+
+
+@contextmanager
+def _dropping(network: torch.nn.Module, device: torch.device) -> Iterator[None]:
+    """Dropout layers draw as in training, from a seed of their own."""
+    layers = [module for module in network.modules() if isinstance(module, _DropoutNd) and module.p > 0]
+    if not layers:
+        raise ValueError(
+            f"DropoutInferer: {type(network).__name__} has no dropout layer with a probability above 0, so every pass "
+            "would be the same; train it with dropout, or use another inferer"
+        )
+    before, fast = [layer.training for layer in layers], torch.backends.mha.get_fastpath_enabled()
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(0)
+            torch.backends.mha.set_fastpath_enabled(False)  # its transformers pass over their dropout layers
+            for layer in layers:
+                layer.train()
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for layer, training in zip(layers, before, strict=True):
+            layer.train(training)
+
+
+def _mean_and_spread(logits: torch.Tensor, multilabel: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of logits (V, N, C): logits (N, C) of the mean probability, and the likeliest class's standard deviation (N,)."""
+    prob = probabilities(logits.detach(), multilabel)
+    likeliest = prob.mean(0).argmax(1)
+    spread = prob.std(0, correction=0).gather(1, likeliest[:, None])[:, 0]
+    if multilabel or logits.shape[2] == 1:
+        return functional.logsigmoid(logits).logsumexp(0) - functional.logsigmoid(-logits).logsumexp(0), spread
+    return logits.log_softmax(2).logsumexp(0), spread
 
 
 def fast_bf16(device_type: str, gradients: bool = True) -> bool:

@@ -28,11 +28,29 @@ def test_multi_class_and_multi_label() -> None:
 
 
 @pytest.mark.parametrize("multilabel", [False, True])
-@pytest.mark.parametrize("shape", [(1,), (3,), (5, 1), (5, 3)])
-def test_dictionary_twin(shape: tuple[int, ...], multilabel: bool) -> None:
+@pytest.mark.parametrize("shape", [(1,), (4,), (5, 1), (5, 4)])
+def test_a_temperature_divides_the_logits(shape: tuple[int, ...], multilabel: bool) -> None:
     logits = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    expected = probabilities(logits, multilabel)
-    step = Probabilitiesd(["pred", "missing"], multilabel, allow_missing_keys=True)
+    torch.testing.assert_close(probabilities(logits, multilabel, 2.5), probabilities(logits / 2.5, multilabel))
+    torch.testing.assert_close(probabilities(logits, multilabel, 1), probabilities(logits, multilabel))
+    flat = probabilities(logits, multilabel, 1e9)
+    even = 1 / 2 if multilabel or shape[-1] == 1 else 1 / 4
+    torch.testing.assert_close(flat, torch.full_like(flat, even))
+
+
+@pytest.mark.parametrize("temperature", [0, -1.0, float("nan"), float("inf")])
+def test_a_temperature_is_positive(temperature: float) -> None:
+    with pytest.raises(ValueError, match="temperature must be above 0 and finite, or None"):
+        Probabilitiesd("pred", temperature=temperature)
+
+
+@pytest.mark.parametrize("temperature", [None, 3.0])
+@pytest.mark.parametrize("multilabel", [False, True])
+@pytest.mark.parametrize("shape", [(1,), (3,), (5, 1), (5, 3)])
+def test_dictionary_twin(shape: tuple[int, ...], multilabel: bool, temperature: float | None) -> None:
+    logits = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    expected = probabilities(logits, multilabel, temperature)
+    step = Probabilitiesd(["pred", "missing"], multilabel, temperature, allow_missing_keys=True)
     for given in [logits, logits.numpy(), MetaTensor(logits)]:
         item = {"pred": given, "label": 1}
         out = step(item)

@@ -5,10 +5,12 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from monai.networks.nets import DenseNet, resnet10
 from torch import Tensor, nn
 
 from monai_pipelines.heads import probabilities
-from monai_pipelines.inferers import AutocastInferer, TestTimeInferer
+from monai_pipelines.inferers import AutocastInferer, DropoutInferer, TestTimeInferer
+from monai_pipelines.networks import AttentionMIL, ImageClassifier
 
 
 class _Net(nn.Module):
@@ -70,7 +72,7 @@ def test_mean_and_spread_over_views(
     with torch.no_grad():
         logits = inferer(images, network)
         assert len(network.seen) == len(inferer.views) == num_views
-        assert torch.equal(network.seen[0], images)
+        assert torch.equal(network.seen[-1], images), "the last pass is that of the images as they are"
         for i, image in enumerate(images):
             views = _reference_views(image.numpy(), flips, turned)
             assert len(views) == num_views
@@ -133,3 +135,108 @@ def test_errors() -> None:
         TestTimeInferer([], [0, 1])(torch.ones(1, 1, 4, 5), network)
     with pytest.raises(ValueError, match=r"wanted images with 3 spatial axes, got shape \(1, 1, 4, 5\)"):
         TestTimeInferer([2])(torch.ones(1, 1, 4, 5), network)
+
+
+# ---- Monte Carlo dropout
+
+
+def _dropping(num_logits: int, probability: float = 0.5) -> nn.Sequential:
+    torch.manual_seed(0)
+    drop = nn.Dropout(probability)
+    return nn.Sequential(nn.Linear(8, 32), nn.BatchNorm1d(32), nn.ReLU(), drop, nn.Linear(32, num_logits)).eval()
+
+
+def _state(network: nn.Module) -> list[tuple[bool, list[Tensor]]]:
+    return [(module.training, [value.clone() for value in module.buffers(False)]) for module in network.modules()]
+
+
+@pytest.mark.parametrize(("num_logits", "multilabel"), [(1, False), (3, False), (3, True)])
+def test_mean_and_spread_over_passes(num_logits: int, multilabel: bool) -> None:
+    network, images = _dropping(num_logits), torch.randn(5, 8, generator=torch.Generator().manual_seed(1))
+    seen: list[Tensor] = []
+    network.register_forward_hook(lambda module, given, result: seen.append(result.detach()))
+    before = _state(network)
+    inferer = DropoutInferer(num_passes=7, multilabel=multilabel, precision="fp32")
+    with torch.no_grad():
+        logits = inferer(images, network)
+        assert len(seen) == 8
+        assert torch.equal(seen[-1], network(images)), "the last pass is that of the network as it is"
+    prob = np.stack([probabilities(own, multilabel).numpy() for own in seen[:7]])
+    mean = prob.mean(axis=0)
+    np.testing.assert_allclose(probabilities(logits, multilabel), mean, atol=1e-6)
+    wanted = [prob[:, k, c].std() for k, c in enumerate(mean.argmax(axis=1))]
+    assert inferer.spread is not None
+    np.testing.assert_allclose(inferer.spread, wanted, atol=1e-6)
+    assert min(wanted) > 0.01
+    for (training, buffers), (now, kept) in zip(before, _state(network), strict=True):
+        assert (training, now) == (False, False)
+        assert all(map(torch.equal, buffers, kept)), "batch normalisation stays"
+
+
+def test_passes_become_the_expectation() -> None:
+    """One unit, dropped in a quarter of the passes: p is 1/2 without it, sigmoid(4 / 0.75) with it."""
+    network = nn.Sequential(nn.Dropout(0.25), nn.Linear(1, 1, bias=False)).eval()
+    network[1].weight.data = torch.tensor([[4.0]])
+    inferer = DropoutInferer(num_passes=2000)
+    with torch.no_grad():
+        prob = probabilities(inferer(torch.ones(1, 1), network))[0, 1].item()
+    sure = 1 / (1 + np.exp(-4 / 0.75))
+    assert prob == pytest.approx(0.75 * sure + 0.25 * 0.5, abs=0.01)
+    assert inferer.spread is not None
+    assert inferer.spread.item() == pytest.approx((sure - 0.5) * np.sqrt(0.25 * 0.75), abs=0.01)
+
+
+def test_the_same_again_and_nothing_else_drawn() -> None:
+    network, images = _dropping(2), torch.ones(3, 8)
+    torch.manual_seed(5)
+    first = DropoutInferer(3)(images, network)
+    after = torch.rand(4)
+    torch.manual_seed(6)
+    assert torch.equal(DropoutInferer(3)(images, network), first)
+    torch.manual_seed(5)
+    assert torch.equal(torch.rand(4), after)
+
+
+@pytest.mark.parametrize("name", ["densenet", "classifier", "bags", "transformer"])
+def test_networks_with_dropout(name: str) -> None:
+    torch.manual_seed(0)
+    image, arguments = torch.rand(2, 1, 32, 32), {}
+    if name == "densenet":
+        network: nn.Module = DenseNet(2, 1, 3, init_features=4, growth_rate=4, block_config=(2, 2), dropout_prob=0.3)
+    elif name == "classifier":
+        backbone = resnet10(spatial_dims=2, n_input_channels=1, feed_forward=True)
+        network = ImageClassifier(backbone, num_classes=1, dropout=0.5, hidden=8)
+    elif name == "bags":
+        network = AttentionMIL(8, 2, hidden=16, attention=8)
+        image = torch.rand(2, 3, 8)
+        arguments = {"mask": torch.tensor([[True] * 3, [True, False, False]])}
+    else:  # its fast path passes over dropout layers
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.3, batch_first=True)
+        network, image = nn.Sequential(layer, nn.Flatten(), nn.Linear(24, 2)), torch.rand(2, 3, 8)
+    inferer = DropoutInferer(4, precision="fp32")
+    with torch.no_grad():
+        plain = network.eval()(image, **arguments)
+        attention = getattr(network, "attention_weights", None)
+        assert inferer(image, network, **arguments).shape == plain.shape
+        assert torch.equal(network(image, **arguments), plain)
+    assert inferer.spread is not None
+    assert (inferer.spread > 0).all()
+    if attention is not None:
+        assert torch.equal(network.attention_weights, attention)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_what_cannot_drop_is_told() -> None:
+    with pytest.raises(ValueError, match="num_passes must be 2 or more, got 1"):
+        DropoutInferer(1)
+    for network in (nn.Sequential(nn.Linear(8, 2)), _dropping(2, probability=0)):
+        with pytest.raises(ValueError, match="Sequential has no dropout layer with a probability above 0"):
+            DropoutInferer(3)(torch.ones(1, 8), network)
+
+
+def test_a_pass_that_fails_leaves_the_network_as_it_was() -> None:
+    network = _dropping(2)
+    with pytest.raises(RuntimeError):
+        DropoutInferer(3)(torch.ones(1, 9), network)
+    assert not any(module.training for module in network.modules())
+    assert torch.backends.mha.get_fastpath_enabled()

@@ -18,12 +18,12 @@ PACKAGE = "monai_pipelines"
 LAYERS = (  # bottom to top; a module imports from its own layer or below
     {"errors", "declared"},
     {"images", "heads", "slides"},
-    {"transforms", "losses", "inferers", "phantoms", "metrics", "networks", "sampling"},
+    {"transforms", "losses", "inferers", "phantoms", "metrics", "networks", "sampling", "explain"},
     {"chains"},
     {"checkpoints", "runs"},
     {"data"},
-    {"handlers", "report"},
-    {"audit", "show"},
+    {"handlers", "report", "ensembles"},
+    {"audit", "show", "explaining", "comparing"},
     {"__init__", "__main__"},
 )
 HEIGHT = {module: height for height, layer in enumerate(LAYERS) for module in layer}

@@ -174,3 +174,104 @@ def test_first_cause_is_told_last(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert capsys.readouterr().err.endswith(f"\nerror: {cause}\n")
     sys.excepthook(ValueError, ValueError("alone"), None)
     assert capsys.readouterr().err.count("alone") == 1
+
+
+def _as_bundle(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["site/monai/bundle/__main__.py", "run", *arguments])
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "monai.bundle", "run", *arguments])
+
+
+def test_record_tells_configs_overrides_and_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = tmp_path / "mine" / "demo.yaml"  # named as one of the bundle's
+    own.parent.mkdir()
+    own.write_text(
+        "size: [8, 8, 8]\nlearning_rate: 0.5\npatience: null\ncache_dir: /secret\nnetwork_def::widen_factor: 0.5\n"
+    )
+    files = [str(BUNDLE / "configs" / "train.yaml"), str(own)]
+    overrides = ["--batch_size=3", "--threshold_by", "sensitivity=0.9", "--network_def::act", "elu", "--resume", "True",
+                 "--classes", "['a','b']", "--dataset_dir", "/home/x", "--precision", "$None"]  # fmt: skip
+    _as_bundle(monkeypatch, "--bundle_root", str(BUNDLE), *overrides, "--config_file", str(files))
+    run = _record(tmp_path / "run")
+    assert run == json.loads((tmp_path / "run" / "run.json").read_text())
+    assert run["config_files"] == ["train.yaml", "demo.yaml"]
+    assert (tmp_path / "run" / "configs" / "demo.yaml").read_bytes() == own.read_bytes()
+    assert run["overrides"] == {
+        "bundle_root": str(BUNDLE),
+        "batch_size": 3,
+        "threshold_by": "sensitivity=0.9",
+        "network_def::act": "elu",
+        "resume": True,
+        "classes": ["a", "b"],
+        "dataset_dir": "/home/x",
+        "precision": "$None",
+    }
+    settings = run["settings"]
+    told = {"size": "8, 8, 8", "learning_rate": 0.5, "batch_size": 3, "threshold_by": "sensitivity=0.9", "seed": 0,
+            "max_epochs": 50, "classes": "a, b", "multilabel": False, "split_fractions": "0.7, 0.15, 0.15"}  # fmt: skip
+    assert told.items() <= settings.items()
+    places = {"bundle_root", "cache_dir", "dataset_dir", "device", "output_dir", "table"}
+    assert not (places | {"patience", "precision", "title", "resume", "network_def", "explanations"}) & settings.keys()
+    assert not [value for value in settings.values() if str(value).startswith(("$", "@")) or "/" in str(value)]
+
+
+def test_record_from_python_tells_no_command(tmp_path: Path) -> None:
+    run = _record(tmp_path)
+    assert (run["config_files"], run["overrides"], run["settings"]) == ([], {}, {})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "files", "overrides"),
+    [
+        (["--config_file", "a/train.yaml,a/b.yaml", "--x", "1"], ["a/train.yaml", "a/b.yaml"], {"x": 1}),
+        (["--config_file=['a.yaml']", "--x=-1.5", "--y", "-2"], ["a.yaml"], {"x": -1.5, "y": -2}),
+        (["--x", "--run_id", "run", "--meta_file", "m.json"], [], {"x": True}),
+        (["--flag"], [], {"flag": True}),
+        (["--args_file", "{args}", "--x", "2"], ["t.yaml"], {"x": 2, "y": "b"}),
+    ],
+)
+def test_command_line_is_read_as_fire_does(
+    arguments: list[str], files: list[str], overrides: dict[str, Any], tmp_path: Path
+) -> None:
+    args = tmp_path / "args.yaml"
+    args.write_text("config_file: [t.yaml]\nx: 1\ny: b\n")
+    assert runs._command_line(["run", *(a.format(args=args) for a in arguments)]) == (files, overrides)
+
+
+def test_inference_config_of_a_bundle() -> None:
+    by_name, by_folder = runs.inference_config("lung_ct_classification"), runs.inference_config(BUNDLE)
+    assert by_name.get() == by_folder.get()
+    assert by_name["bundle_root"] == str(BUNDLE)
+    assert by_name["classes"] == ["healthy", "disease"]
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_inference_config_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: bool) -> None:
+    """As trained: overlays and numbers, but not the folders of the training; those of earlier versions too."""
+    configs = [str(BUNDLE / "configs" / f"{name}.yaml") for name in ("train", "demo")]
+    overrides = ["--network_def::widen_factor", "0.25", "--masking", "channel", "--max_epochs", "3",
+                 "--dataset_dir", "x", "--output_dir", "y", "--device", "cuda:7", "--on_error", "raise"]  # fmt: skip
+    _as_bundle(monkeypatch, "--config_file", str(configs), *overrides)
+    run = _record(tmp_path)
+    if not recorded:
+        old = {name: value for name, value in run.items() if name not in ("config_files", "overrides", "settings")}
+        (tmp_path / "run.json").write_text(json.dumps(old))
+    config = runs.inference_config(tmp_path, **{"dataset_dir": "scans", "network_def::n_input_channels": 5})
+    assert config["size"] == [64, 64, 64]
+    assert config["masking"] == "channel"
+    network = config["network_def"]
+    assert (network["_target_"], network["widen_factor"]) == ("monai.networks.nets.resnet10", 0.25)
+    assert network["n_input_channels"] == 5
+    assert (config["bundle_root"], config["checkpoint"]) == (str(tmp_path), str(tmp_path / "best.pt"))
+    assert (config["dataset_dir"], config["on_error"]) == ("scans", "skip")
+    assert "x" not in (config["output_dir"], config["dataset_dir"])
+    assert config["device"].startswith("$")
+
+
+def test_inference_config_of_neither_is_told(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"lung_ct_clasification: wanted .*\(did you mean 'lung_ct_classification'\?\)"
+    ):
+        runs.inference_config("lung_ct_clasification")
+    (tmp_path / "configs").mkdir()
+    with pytest.raises(ValueError, match=r"its configs/inference\.yaml is missing"):
+        runs.inference_config(tmp_path)

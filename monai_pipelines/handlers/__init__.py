@@ -1,6 +1,7 @@
 """Handlers for MONAI's engines."""
 
 from monai_pipelines.handlers.checkpoints import Checkpoints, LoadCheckpoint
+from monai_pipelines.handlers.explain import ExplainImages
 from monai_pipelines.handlers.guards import ClipGradients, StopOnNaN
 from monai_pipelines.handlers.metrics import ClassificationMetrics
 from monai_pipelines.handlers.monitor import Monitor
@@ -14,6 +15,7 @@ __all__ = [
     "ClipGradients",
     "CollectFeatures",
     "CollectPredictions",
+    "ExplainImages",
     "ExplainSlides",
     "LoadCheckpoint",
     "Monitor",

@@ -16,14 +16,16 @@ from ignite.engine import Engine, Events
 from monai_pipelines import __version__
 from monai_pipelines.chains import Chain
 from monai_pipelines.checkpoints import load_checkpoint, save_plain
-from monai_pipelines.metrics import check_rule, choose_threshold
+from monai_pipelines.heads import probabilities
+from monai_pipelines.metrics import check_rule, choose_threshold, fit_temperature
 
 logger = logging.getLogger(__name__)
 
 METRICS = (
     *("roc_auc", "loss", "average_precision", "balanced_accuracy", "accuracy"),
-    *("recall", "specificity", "precision", "f1"),
+    *("recall", "specificity", "precision", "f1", "mcc", "kappa", "brier", "log_loss"),
 )
+LOWER_IS_BETTER = ("loss", "brier", "log_loss")
 
 
 class LoadCheckpoint:
@@ -44,9 +46,14 @@ class LoadCheckpoint:
 class Checkpoints:
     """Keep ``last.pt`` and ``best.pt``, stop early, resume.
 
-    The best epoch has the highest validation metric (the lowest, if it is the loss) and, among equals, the lowest
-    loss. What is not a number comes last, so any number replaces it. ``last.pt`` holds all that ``resume`` needs:
-    model, optimiser, scheduler, epoch, best figures, epochs without a better one, history.
+    The best epoch has the highest validation metric (the lowest of loss, Brier score or log loss) and, among equals,
+    the lowest loss. What is not a number comes last, so any number replaces it.
+
+    Both files are a model card in plain data: ``model`` (weights), ``network`` (its ``name`` and ``num_parameters``),
+    ``classes``, ``chain`` (description), ``fingerprint``, ``epoch``, ``key_metric``, ``split``, ``versions``; of the
+    epoch's validation ``metrics`` (untempered, threshold 1/2), ``num_validation`` (images), ``temperature``,
+    ``threshold`` and ``threshold_by``, None where there was none. ``last.pt`` holds besides all that ``resume`` needs:
+    optimiser, scheduler, best figures, epochs without a better one, history.
 
     Args:
         output_dir: folder of the run.
@@ -57,8 +64,10 @@ class Checkpoints:
         key_metric: name of the validation metric.
         patience: validations without a better one before training stops; None never stops.
         split: what the split was made from (`monai_pipelines.runs.split_card`); stored with the weights.
-        threshold_by: how the probability above which the second of two classes is called is chosen on the validation
-            data (see `monai_pipelines.metrics.choose_threshold`), stored with the best weights; None stores none.
+        threshold_by: how the probability from which the second of two classes is called, or each of several labels,
+            is chosen on the tempered validation data (see `monai_pipelines.metrics.choose_threshold`); None: not.
+        calibrate: fit a temperature to the validation data (`monai_pipelines.metrics.fit_temperature`).
+        multilabel: any number of classes at once, instead of exactly one.
         history: list of epochs, shared with the handler that fills it.
     """
 
@@ -75,6 +84,8 @@ class Checkpoints:
         patience: int | None = 15,
         split: dict[str, Any] | None = None,
         threshold_by: str | None = None,
+        calibrate: bool = True,
+        multilabel: bool = False,
         history: list[dict[str, Any]] | None = None,
     ) -> None:
         if patience is not None and (not isinstance(patience, int) or patience < 1):
@@ -83,9 +94,12 @@ class Checkpoints:
             raise ValueError(f"the best epoch is chosen by one of {', '.join(METRICS)}, got {key_metric!r}")
         if threshold_by is not None:
             check_rule(threshold_by)
-            if len(classes) != 2:
-                raise ValueError(f"threshold_by is for two classes, got {len(classes)}; set it to null")
-        self.output_dir, self.split, self.threshold_by = Path(output_dir), split, threshold_by
+            if len(classes) != 2 and not multilabel:
+                raise ValueError(
+                    f"threshold_by is for two classes, or for multilabel, got {len(classes)} classes; set it to null"
+                )
+        self.output_dir, self.split = Path(output_dir), split
+        self.threshold_by, self.calibrate = threshold_by, calibrate
         self.evaluator, self.network, self.optimizer, self.lr_scheduler = evaluator, network, optimizer, lr_scheduler
         self.chain, self.classes, self.key_metric, self.patience = chain, list(classes), key_metric, patience
         self.history = [] if history is None else history
@@ -127,21 +141,24 @@ class Checkpoints:
         epoch = engine.state.epoch
         card = {
             "model": self.network.state_dict(),
+            "network": {
+                "name": type(self.network).__name__,
+                "num_parameters": sum(parameter.numel() for parameter in self.network.parameters()),
+            },
             "classes": self.classes,
             "chain": self.chain.describe(),
             "fingerprint": self.chain.fingerprint(),
             "epoch": epoch,
             "key_metric": self.key_metric,
             "split": self.split,
-            "threshold": None,
             "versions": {"monai_pipelines": __version__, "monai": version("monai"), "torch": str(torch.__version__)},
+            "temperature": None,
+            "threshold": None,
+            "threshold_by": None,
         }
         if self.evaluator.state.epoch == epoch:
             metrics = {name: float(value) for name, value in self.evaluator.state.metrics.items()}
-            card["metrics"] = metrics
-            prob, label = self.evaluator.state.metric_details["predictions"]
-            if self.threshold_by is not None and label.ndim == 1:
-                card["threshold"] = choose_threshold(prob.numpy(), label.numpy(), self.threshold_by)
+            card |= {"metrics": metrics, **self._decisions(*self.evaluator.state.metric_details["predictions"])}
             metric, loss = metrics[self.key_metric], metrics.get("loss", math.nan)
             if not self.best["epoch"] or self._rank(metric, loss) > self._rank(self.best["metric"], self.best["loss"]):
                 self.best = {"metric": metric, "loss": loss, "epoch": epoch}
@@ -161,9 +178,23 @@ class Checkpoints:
             logger.info("no better %s in %d validations: stopped after epoch %d", self.key_metric, self.patience, epoch)
             engine.terminate()
 
+    def _decisions(self, logits: torch.Tensor, label: torch.Tensor) -> dict[str, Any]:
+        """What the validation data say of how to read the network's logits."""
+        temperature = fit_temperature(logits.numpy(), label.numpy()) if self.calibrate else None
+        threshold = None
+        if self.threshold_by is not None:
+            prob = probabilities(logits.double(), label.ndim == 2, temperature)
+            threshold = choose_threshold(prob.numpy(), label.numpy(), self.threshold_by)
+        return {
+            "num_validation": len(label),
+            "temperature": temperature,
+            "threshold": threshold,
+            "threshold_by": None if threshold is None else self.threshold_by,
+        }
+
     def _rank(self, metric: float, loss: float) -> tuple[float, float]:
         """Higher is better; what is not a number comes last."""
-        score = -metric if self.key_metric == "loss" else metric
+        score = -metric if self.key_metric in LOWER_IS_BETTER else metric
         return -math.inf if math.isnan(score) else score, -math.inf if math.isnan(loss) else -loss
 
 

@@ -11,7 +11,7 @@ from monai.engines.utils import IterationEvents
 
 
 class ClipGradients:
-    """Clip the norm of the trainer's gradients before each step.
+    """Clip the norm of the trainer's gradients before each step; ``engine.state.gradient_norm`` is the one before.
 
     Args:
         max_norm: largest norm kept.
@@ -26,8 +26,9 @@ class ClipGradients:
         engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
 
     def __call__(self, engine: Any) -> None:
-        norm = torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.max_norm)
-        _check_finite(engine, "norm of the gradient", float(norm))
+        norm = float(torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.max_norm))
+        _check_finite(engine, "norm of the gradient", norm)
+        engine.state.gradient_norm = norm
 
 
 class StopOnNaN:

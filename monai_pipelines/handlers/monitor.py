@@ -5,17 +5,23 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterable, Sequence
+from functools import partial
+from operator import itemgetter
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
+from monai.handlers import MLFlowHandler
 from torch.utils.tensorboard import SummaryWriter
 
+from monai_pipelines.heads import probabilities
 from monai_pipelines.report.figures import confusion_figure, history_figure
 from monai_pipelines.report.images import images_figure
+from monai_pipelines.report.tensorboard import add_pr_curves
 
 logger = logging.getLogger(__name__)
 
@@ -25,9 +31,14 @@ NUM_SAMPLES = 4
 class Monitor:
     """History and TensorBoard of a training run.
 
-    Writes ``history.json`` after each epoch and ``history.png`` at the end; into ``tensorboard/``: the loss of every
-    step, and per epoch loss, learning rate and every metric for training and validation, the confusion matrix of the
-    validation, and once some images as the network sees them.
+    Writes ``history.json`` after each epoch, ``history.png`` at the end, and into ``tensorboard/``
+
+    - ``train`` and ``validation``, epoch by epoch: all figures, of one name in both, so that they share a chart; also
+      the learning rate, PR curves and confusion matrix of the validation, and once some images as the network sees
+      them, a layout for the tab Custom Scalars, and the settings (none with a path) and configs of ``run.json``;
+    - ``steps``, iteration by iteration: loss, learning rate, and the gradient's norm where `ClipGradients` measures it.
+
+    A run that is started anew removes what an earlier one left there; one that is resumed hides what it does again.
 
     Args:
         output_dir: folder of the run.
@@ -50,49 +61,59 @@ class Monitor:
         self.output_dir = Path(output_dir)
         self.evaluator, self.optimizer, self.classes = evaluator, optimizer, list(classes)
         self.key_metric, self.history = key_metric, history
-        self._writer: SummaryWriter | None = None
-
-    @property
-    def writer(self) -> SummaryWriter:
-        """The run's TensorBoard writer, opened when first used."""
-        if self._writer is None:
-            self._writer = SummaryWriter(str(self.output_dir / "tensorboard"))
-        return self._writer
 
     def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.step)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch)
         engine.add_event_handler(Events.COMPLETED | Events.TERMINATE, self.end)
 
+    def start(self, engine: Any) -> None:
+        """Before the first epoch, or the first one after a resume."""
+        _mend_tracking(engine)
+        epoch = engine.state.epoch
+        done = {"train": epoch, "validation": epoch, "steps": engine.state.iteration}
+        folders = {name: self.output_dir / "tensorboard" / name for name in done}
+        if not epoch:
+            for folder in folders.values():
+                shutil.rmtree(folder, ignore_errors=True)
+        self.writers = {name: SummaryWriter(str(folder), purge_step=done[name] + 1) for name, folder in folders.items()}
+        for tag, text in _told(self.output_dir).items():
+            self.writers["train"].add_text(tag, text, epoch)
+
     def step(self, engine: Any) -> None:
         """After each step."""
-        iteration, output = engine.state.iteration, engine.state.output
-        self.writer.add_scalar("loss_per_step/train", float(output["loss"].detach()), iteration)
+        iteration, output, writer = engine.state.iteration, engine.state.output, self.writers["steps"]
+        writer.add_scalar("steps/loss", float(output["loss"].detach()), iteration)
+        writer.add_scalar("steps/learning_rate", self._lr, iteration)
+        if hasattr(engine.state, "gradient_norm"):
+            writer.add_scalar("steps/gradient_norm", engine.state.gradient_norm, iteration)
         if iteration == 1 and "image" in engine.state.batch:
             images = list(output["image"][:NUM_SAMPLES].float().cpu())
             titles = [self._named(label) for label in output["label"][:NUM_SAMPLES]]
-            self.writer.add_figure("input/train", images_figure(images, titles), iteration)
+            self.writers["train"].add_figure("input/train", images_figure(images, titles), engine.state.epoch)
 
     def epoch(self, engine: Any) -> None:
         """After each epoch and its validation."""
         epoch = engine.state.epoch
-        record: dict[str, Any] = {
-            "epoch": epoch,
-            "lr": self.optimizer.param_groups[0]["lr"],
-            "train": _numbers(engine.state.metrics),
-        }
-        self.writer.add_scalar("learning_rate", record["lr"], epoch)
+        record: dict[str, Any] = {"epoch": epoch, "lr": self._lr, "train": _numbers(engine.state.metrics)}
+        if epoch == 1:
+            self.writers["train"].add_custom_scalars(_layout(record["train"]))
+        self.writers["train"].add_scalar("learning_rate", record["lr"], epoch)
         if self.evaluator.state.epoch == epoch:
             record["val"] = _numbers(self.evaluator.state.metrics)
-            prob, label = self.evaluator.state.metric_details["predictions"]
+            logits, label = self.evaluator.state.metric_details["predictions"]
+            prob = probabilities(logits, multilabel=label.ndim == 2)
+            add_pr_curves(self.writers["validation"], label, prob, self.classes, epoch)
             if label.ndim == 1:
                 figure = confusion_figure(label, prob, self.classes)
-                self.writer.add_figure("confusion_matrix/validation", figure, epoch)
+                self.writers["validation"].add_figure("confusion_matrix/validation", figure, epoch)
         for split, name in (("train", "train"), ("val", "validation")):
             for metric, value in record.get(split, {}).items():
                 if value is not None:
-                    self.writer.add_scalar(f"{metric}/{name}", value, epoch)
-        self.writer.flush()
+                    self.writers[name].add_scalar(f"metrics/{metric}", value, epoch)
+        for writer in self.writers.values():
+            writer.flush()
         self.history.append(record)
         (self.output_dir / "history.json").write_text(json.dumps(self.history, indent=1))
         logger.info("epoch %d/%d: %s", epoch, engine.state.max_epochs, self._line(record))
@@ -101,9 +122,12 @@ class Monitor:
         """After the last epoch."""
         if self.history:
             history_figure(self.history, self.key_metric).savefig(self.output_dir / "history.png", dpi=120)
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        for writer in self.writers.values():
+            writer.close()
+
+    @property
+    def _lr(self) -> float:
+        return self.optimizer.param_groups[0]["lr"]
 
     def _named(self, label: torch.Tensor) -> str:
         own = label.nonzero().flatten().tolist() if label.ndim else [int(label)]
@@ -121,3 +145,54 @@ class Monitor:
 
 def _numbers(metrics: dict[str, Any]) -> dict[str, float | None]:
     return {name: float(v) if math.isfinite(float(v)) else None for name, v in metrics.items()}
+
+
+def _mend_tracking(trainer: Any) -> None:
+    """Have MONAI's ``--tracking mlflow`` find the loss, and tell training from validation.
+
+    It looks for the loss in a list of items, while the output here is that of a whole batch, and it logs the figures of
+    trainer and evaluator under the same names.
+    """
+    for registered in trainer._event_handlers.values():
+        for handler, *_ in registered:
+            tracker = getattr(handler, "__self__", None)
+            if isinstance(tracker, MLFlowHandler):
+                tracker.output_transform = itemgetter("loss")
+                tracker.epoch_logger = partial(_track_epoch, tracker)
+
+
+def _track_epoch(tracker: MLFlowHandler, trainer: Any) -> None:
+    figures = {f"train_{name}": value for name, value in trainer.state.metrics.items() if name != "loss"}
+    tracker._log_metrics(figures, trainer.state.epoch)
+
+
+def _layout(metrics: Iterable[str]) -> dict[str, dict[str, list[Any]]]:
+    """A chart for each figure, with training, validation and, after an evaluation, test; tags are patterns."""
+    charts = {
+        "Each epoch": {name: f"^metrics/{name}$" for name in metrics} | {"learning_rate": "^learning_rate$"},
+        "Each step": {name: f"^steps/{name}$" for name in ("loss", "learning_rate", "gradient_norm")},
+    }
+    return {
+        title: {name.replace("_", " "): ["Multiline", [tag]] for name, tag in own.items()}
+        for title, own in charts.items()
+    }
+
+
+def _told(output_dir: Path) -> dict[str, str]:
+    """Markdown by tag: settings, those of the command line marked, and the configs, of ``run.json``; without paths."""
+    file = output_dir / "run.json"
+    if not file.is_file():
+        return {}
+    run = json.loads(file.read_text("utf-8"))
+    overrides = run.get("overrides", {})
+    told = {name: str(value) for name, value in {**run.get("settings", {}), **overrides}.items()}
+    rows = [
+        f"| {name} | {value.replace('|', '&#124;')} | {'command line' if name in overrides else ''} |"
+        for name, value in told.items()
+        if not {"/", "\\"} & {*value}
+    ]
+    texts = {"settings": "\n".join(["| setting | value | from |", "|---|---|---|", *rows])} if rows else {}
+    for name in run.get("config_files", []):
+        text = (output_dir / "configs" / name).read_text("utf-8")
+        texts[f"config/{name}"] = f"```\n{text}\n```"
+    return texts

@@ -14,10 +14,12 @@ from monai_pipelines.networks import last_linear
 class CollectPredictions:
     """Collect ``{"image", "patient", "label", "prob"}`` of every image, as the report takes them.
 
-    Needs decollated output (MONAI's default) whose ``pred`` holds probabilities (C,).
+    Needs decollated output (MONAI's default) whose ``pred`` holds probabilities (C,). A ``spread`` in the output (of an
+    ensemble) is added to each row.
 
     Args:
-        inferer: one with an attribute ``spread`` (`TestTimeInferer`) adds it to each row.
+        inferer: one with an attribute ``spread`` (`TestTimeInferer`, `DropoutInferer`) adds it to each row, where the
+            output has none.
 
     Attributes:
         rows: one for each image, in order.
@@ -40,7 +42,9 @@ class CollectPredictions:
             row = {"image": item["name"], "prob": output["pred"].float().cpu().tolist()}
             if "label" in item:
                 row |= {"label": torch.as_tensor(item["label"]).int().tolist(), "patient": item.get("patient")}
-            if spread is not None:
+            if "spread" in output:
+                row["spread"] = float(output["spread"])
+            elif spread is not None:
                 row["spread"] = float(spread[index])
             self.rows.append(row)
 
@@ -49,13 +53,14 @@ class CollectFeatures:
     """Collect what the network's last linear layer gets: the features it classifies by.
 
     Args:
-        network: with a `torch.nn.Linear`; of several forward passes over a batch the first counts.
+        network: with a `torch.nn.Linear`; of several forward passes over a batch the last counts, which is that over
+            the images as they are (see `monai_pipelines.inferers`).
     """
 
     def __init__(self, network: torch.nn.Module) -> None:
         self._layer = last_linear(network)
         self._batches: list[torch.Tensor] = []
-        self._fresh = False
+        self._last = torch.empty(0)
 
     @property
     def features(self) -> np.ndarray:
@@ -64,7 +69,7 @@ class CollectFeatures:
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(Events.ITERATION_STARTED, self._batch)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._batch)
         engine.add_event_handler(Events.COMPLETED, self._stop)
 
     def _start(self, engine: Engine) -> None:
@@ -72,12 +77,10 @@ class CollectFeatures:
         self._hook = self._layer.register_forward_pre_hook(self._keep)
 
     def _batch(self, engine: Engine) -> None:
-        self._fresh = True
+        self._batches.append(self._last.float().cpu())
 
     def _stop(self, engine: Engine) -> None:
         self._hook.remove()
 
     def _keep(self, layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        if self._fresh:
-            self._batches.append(inputs[0].detach().float().cpu())
-            self._fresh = False
+        self._last = inputs[0].detach()

@@ -34,6 +34,8 @@ class TrainingHandlers:
         clip_norm: largest norm of the gradient; None does not clip.
         split: what the split was made from; stored with the weights.
         threshold_by: how the decision threshold is chosen on the validation data; None: no threshold is stored.
+        calibrate: fit a temperature to the validation data, and store it with the weights.
+        multilabel: any number of classes at once, instead of exactly one.
         resume: go on from the run's ``last.pt``; the command line gives "true" or "false".
     """
 
@@ -51,6 +53,8 @@ class TrainingHandlers:
         clip_norm: float | None = 1.0,
         split: dict[str, Any] | None = None,
         threshold_by: str | None = None,
+        calibrate: bool = True,
+        multilabel: bool = False,
         resume: bool | str = False,
     ) -> None:
         if str(resume).lower() not in ("true", "false"):
@@ -59,8 +63,13 @@ class TrainingHandlers:
         self.evaluator, self.lr_scheduler, self.clip_norm = evaluator, lr_scheduler, clip_norm
         self.resume = str(resume).lower() == "true"
         self.monitor = Monitor(output_dir, evaluator, optimizer, classes, key_metric, history)
-        saved = (output_dir, evaluator, network, optimizer, lr_scheduler, chain, classes)
-        self.checkpoints = Checkpoints(*saved, key_metric, patience, split, threshold_by, history)
+        self.checkpoints = Checkpoints(
+            *(output_dir, evaluator, network, optimizer, lr_scheduler, chain, classes, key_metric, patience, split),
+            threshold_by=threshold_by,
+            calibrate=calibrate,
+            multilabel=multilabel,
+            history=history,
+        )
 
     def attach(self, engine: Engine) -> None:
         bar = ProgressBar(persist=False, ncols=80, disable=None)  # None: no bar where no terminal shows it

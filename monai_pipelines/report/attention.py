@@ -107,7 +107,7 @@ def attention_figure(
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_color("#d0d7de")
         if slide_mpp is not None:
-            _scale_bar(axes, 1000 / (slide_mpp * downsample))
+            scale_bar(axes, 1000 / (slide_mpp * downsample))
     if title:
         figure.suptitle(plain(title, 90, lines=1), fontsize=12, weight="bold")
     return figure
@@ -249,14 +249,20 @@ def _painted(
     return np.ma.masked_where(count == 0, total / np.maximum(count, 1))
 
 
-def _scale_bar(axes: Axes, pixels_per_mm: float) -> None:
-    """A bar of 1, 2 or 5 times a power of ten, a tenth to a quarter of the width, in the lower left corner."""
+def scale_bar(axes: Axes, pixels_per_mm: float) -> None:
+    """A bar of 1, 2 or 5 times a power of ten mm, a tenth to a quarter of the width, in the lower left corner."""
     right, bottom = axes.get_xlim()[1], axes.get_ylim()[0]
     wanted_mm = 0.25 * right / pixels_per_mm
     power = 10.0 ** math.floor(math.log10(wanted_mm))
     length_mm = power * max(step for step in (1, 2, 5) if step * power <= wanted_mm)
     x, y = 0.03 * right, bottom - 0.03 * right
-    axes.plot([x, x + length_mm * pixels_per_mm], [y, y], color="black", linewidth=3, path_effects=_OUTLINE)
+    axes.plot(
+        [x, x + length_mm * pixels_per_mm],
+        [y, y],
+        color="black",
+        linewidth=3,
+        path_effects=[withStroke(linewidth=5, foreground="white")],
+    )
     axes.text(x, y - 0.012 * right, f"{length_mm:g} mm", fontsize=10, va="bottom", path_effects=_OUTLINE)
 
 

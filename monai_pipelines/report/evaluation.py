@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Sequence
+import re
+import shutil
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from os import PathLike
 from pathlib import Path
@@ -17,20 +18,26 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Column, Table
 
+from monai_pipelines.data.overlap import audit_splits
 from monai_pipelines.metrics import shortcut_baselines
+from monai_pipelines.metrics.classification import Threshold
 from monai_pipelines.report.embedding import embed, embedding_figure, principal_components, stratified_indices
 from monai_pipelines.report.images import images_figure
-from monai_pipelines.report.page import Pictures, read_history, write_report
+from monai_pipelines.report.page import DPI, png_bytes
 from monai_pipelines.report.predictions import class_name, write_predictions
-from monai_pipelines.report.results import confident_mistakes
+from monai_pipelines.report.results import class_table, confident_mistakes
+from monai_pipelines.report.saved import rebuild_report, save_evaluation, save_picture
 from monai_pipelines.report.tensorboard import log_evaluation
 
 logger = logging.getLogger(__name__)
+
+Pictures = Sequence[tuple[str, Any]]
 
 NUM_IMAGES, NUM_VOLUMES = 12, 8  # shown as samples, and as many as mistakes
 NUM_FITTED = 5000  # training images that the shortcut baselines are fitted on
 NUM_POINTS = 2000  # test images in an embedding
 SIDE_IMAGE, SIDE_VOLUME = 32, 16  # pixels or voxels of what is embedded as raw pixels
+SIDE_LOOKED = 1200  # pixels of a picture of where the network looked, at most
 
 
 def report_evaluation(
@@ -40,17 +47,22 @@ def report_evaluation(
     datasets: Any,
     classes: Sequence[str],
     key_metric: str = "roc_auc",
-    threshold: float | None = None,
+    threshold: Threshold = None,
     multilabel: bool = False,
     unit: str = "image",
     features: ArrayLike | None = None,
     explanations: Sequence[Any] = (),
+    threshold_by: str | None = None,
+    temperature: float | None = None,
+    subgroups: Sequence[str] = (),
+    members: Sequence[Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Write the report of predictions on the test set, with shortcut baselines fitted on the training set.
 
     The baselines are fitted on 5,000 training images at most, embeddings show 2,000 test images at most, both drawn
-    with every class's share; every test image is loaded once for them. Pictures and embeddings also go to TensorBoard,
-    ``output_dir/tensorboard/evaluation``.
+    with every class's share; every test image is loaded once for them. What was found is kept in ``evaluation.json``
+    and ``pictures/``, from which :func:`monai_pipelines.report.rebuild_report` writes the page, now and later.
+    Pictures, curves and embeddings also go to TensorBoard, ``output_dir/tensorboard/evaluation``.
 
     Args:
         output_dir: folder of the run; its ``history.json`` and ``run.json`` are used where they are there.
@@ -60,17 +72,23 @@ def report_evaluation(
             and, for the baselines, ``shortcut``: name -> features (F,).
         classes: class names by index.
         key_metric: validation figure that chose the best epoch.
-        threshold: probability from which the second of two classes is predicted; None: the likelier one.
+        threshold: of :func:`monai_pipelines.metrics.predicted_classes`.
         multilabel: several labels each.
         unit: what the page calls an input: image, scan or slide.
         features: (N, F) of `CollectFeatures`, in the order of ``datasets.test``.
-        explanations: what shows where the network looked, such as `ExplainSlides`, as :func:`write_report` takes it.
+        explanations: what shows where the network looked, such as `ExplainSlides`: each with ``results`` (plain data)
+            and ``pictures``: (caption, image (3, h, w) uint8).
+        threshold_by: the rule that chose the threshold.
+        temperature: that the logits were divided by.
+        subgroups: columns of the table, such as scanner or sex; figures are told for each of their values.
+        members: of an ensemble, plain data.
 
     Returns:
         the content of ``metrics.json``.
 
     Raises:
-        ValueError: rows or features that are not as many as the test images.
+        ValueError: rows or features that are not as many as the test images; a column with more than 12 values.
+        KeyError: a column of subgroups that no test image has.
     """
     train, test = datasets.train, datasets.test
     label = np.array([item["label"] for item in test.data]).astype(np.int64)
@@ -78,12 +96,20 @@ def report_evaluation(
     if len(rows) != len(label) or (trained is not None and len(trained) != len(label)):
         numbers = f"{len(rows)} rows" + ("" if trained is None else f" and {len(trained)} features")
         raise ValueError(f"report_evaluation: wanted a row for each of {len(label)} test {unit}s, got {numbers}")
+    there = {name for item in test.data for name in item}
+    if missing := [column for column in subgroups if column not in there]:
+        raise KeyError(f"subgroups: no column {', '.join(missing)}; there are {', '.join(sorted(there))}")
     shown = stratified_indices(label, NUM_POINTS)
     cheap, pixels = _measured(test, range(len(label)), {*shown.tolist()}, f"reading test {unit}s")
     baselines = _baselines(train, cheap, len(classes), unit)
     scored = [
-        {**row, "split": "test", "shortcut_prob": {name: own[k].tolist() for name, own in baselines.items()}}
-        for k, row in enumerate(rows)
+        {
+            **row,
+            "split": "test",
+            "columns": {column: item.get(column) for column in subgroups},
+            "shortcut_prob": {name: own[k].tolist() for name, own in baselines.items()},
+        }
+        for k, (row, item) in enumerate(zip(rows, test.data, strict=True))
     ]
     splits = {"train": train, "validation": datasets.validation, "test": test}
     skipped = [{**row, "split": split} for split, dataset in splits.items() for row in _skipped(dataset)]
@@ -99,25 +125,38 @@ def report_evaluation(
         name: embedding_figure(embed(own), label[shown], classes, name.replace("_", " ").capitalize())
         for name, own in components.items()
     }
+    audit = audit_splits(splits)
+
     folder = Path(output_dir)
-    history, run = folder / "history.json", folder / "run.json"
-    metrics = write_report(
-        folder,
-        title=title,
-        rows=[*scored, *skipped],
-        class_names=classes,
-        threshold=threshold,
-        multilabel=multilabel,
-        unit=unit,
-        splits={split: dataset.data for split, dataset in splits.items()},
-        history=read_history(history) if history.is_file() else None,
-        key_metric=key_metric,
-        run=_told(json.loads(run.read_text())) if run.is_file() else None,
-        samples=samples,
-        mistakes=mistakes,
-        embeddings=embeddings,
-        explanations=explanations,
-    )
+    shutil.rmtree(folder / "pictures", ignore_errors=True)  # of an earlier evaluation
+    (folder / "pictures").mkdir(parents=True)
+    for name, figure in embeddings.items():
+        (folder / f"embedding_{name}.png").write_bytes(png_bytes(figure, DPI))
+    content = {
+        "title": title,
+        "rows": [*scored, *skipped],
+        "class_names": classes,
+        "threshold": threshold,
+        "threshold_by": threshold_by,
+        "temperature": temperature,
+        "multilabel": multilabel,
+        "unit": unit,
+        "splits": {split: class_table(dataset.data, classes) for split, dataset in splits.items()},
+        "key_metric": key_metric,
+        "samples": _saved(folder, "sample", samples),
+        "mistakes": _saved(folder, "mistake", mistakes),
+        "embeddings": list(embeddings),
+        "explanations": [
+            {"results": own.results, "pictures": _saved(folder, f"looked-{k}", own.pictures, SIDE_LOOKED)}
+            for k, own in enumerate(explanations)
+        ],
+        "subgroups": subgroups,
+        "audit": audit,
+        "members": members,
+    }
+    save_evaluation(folder, content)
+    metrics = rebuild_report(folder)
+
     pictures: dict[str, Any] = {"classes": folder / "classes.png", "roc/test": folder / "roc.png"}
     if not multilabel:
         pictures["confusion_matrix/test"] = folder / "confusion_matrix.png"
@@ -125,11 +164,23 @@ def report_evaluation(
     for tag, chosen in (("samples/test", samples), ("mistakes/test", mistakes)):
         if chosen:
             pictures[tag] = images_figure([image for _, image in chosen], [caption for caption, _ in chosen])
-    looked = [image for own in explanations for _, image in own.pictures]
-    pictures |= {f"attention/test/{k}": image for k, image in enumerate(looked)}
-    names = [class_name(own, classes, ", ", "none") for own in label[shown]]
-    thumbnails = pixels if pixels.ndim == 4 else None
-    log_evaluation(folder / "tensorboard" / "evaluation", pictures, components, names, thumbnails)
+    for own in explanations:
+        method = own.results.get("method", "attention")
+        for k, (caption, image) in enumerate(own.pictures, start=1):
+            words = re.sub(r"[^\w.]+", "_", caption)
+            pictures[f"{method}/{k}_{words}"] = image
+    log_evaluation(
+        folder / "tensorboard" / "evaluation",
+        pictures,
+        components,
+        [class_name(own, classes, ", ", "none") for own in label[shown]],
+        pixels if pixels.ndim == 4 else None,
+        prob=np.array([row["prob"] for row in rows]),
+        label=label,
+        classes=classes,
+        metrics=metrics["metrics"],
+        settings=metrics["run"].get("settings"),
+    )
     _print_beside(metrics, unit)
     return metrics
 
@@ -139,7 +190,7 @@ def write_inference(
     rows: Sequence[dict[str, Any]],
     dataset: Any,
     classes: Sequence[str],
-    threshold: float | None = None,
+    threshold: Threshold = None,
     multilabel: bool = False,
 ) -> Path:
     """Write ``predictions.csv`` of an inference: a line for each image, skipped ones with their reason.
@@ -149,7 +200,7 @@ def write_inference(
         rows: of `CollectPredictions`.
         dataset: what was predicted; tells the skipped images.
         classes: class names by index.
-        threshold: probability from which the second of two classes is predicted; None: the likelier one.
+        threshold: of :func:`monai_pipelines.metrics.predicted_classes`.
         multilabel: several labels each.
 
     Returns:
@@ -220,7 +271,7 @@ def _mistakes(
     rows: Sequence[dict[str, Any]],
     label: NDArray[Any],
     classes: Sequence[str],
-    threshold: float | None,
+    threshold: Threshold,
     num: int,
 ) -> Pictures:
     prob = np.array([row["prob"] for row in rows])
@@ -236,11 +287,8 @@ def _mistakes(
     return pictures
 
 
-def _told(run: dict[str, Any]) -> dict[str, Any]:
-    """``run.json`` for the page: of the chains their knobs, of the source its name; the rest stands in the file."""
-    chains = {name: run[name] and {k: v for k, v in run[name]["knobs"].items() if k != "keys"}
-              for name in ("chain", "augmentation")}  # fmt: skip
-    return {**run, **chains, "source": Path(run["source"]).name}
+def _saved(folder: Path, name: str, pictures: Pictures, side: int = 192) -> list[dict[str, Any]]:
+    return [save_picture(folder, f"{name}-{k}", text, image, side) for k, (text, image) in enumerate(pictures)]
 
 
 def _skipped(dataset: Any) -> list[dict[str, Any]]:
@@ -252,10 +300,17 @@ def _print_beside(metrics: dict[str, Any], unit: str) -> None:
     patients = "patients unknown" if metrics["num_patients"] is None else f"{metrics['num_patients']} patients"
     title = f"{metrics['num_scans']} {unit}s, {patients}"
     if metrics["threshold"] is not None:
-        title += f"; network at the threshold {metrics['threshold']:.3g}"
-    columns = Column(no_wrap=True), "network", *metrics["shortcuts"]
-    table = Table(*columns, title=title, caption="beside the network: shortcut baselines")
+        title += f"; network at the threshold {', '.join(f'{own:.3g}' for own in np.ravel(metrics['threshold']))}"
+    beside = {"at 0.5": metrics["metrics_at_half"]} if metrics["metrics_at_half"] else {}
+    if metrics["shortcut"]:
+        beside[f"shortcut: {metrics['shortcut_name']}"] = metrics["shortcut"]
+    table = Table(Column(no_wrap=True), "network", Column("95%", no_wrap=True), *beside, title=title)
     for name, value in metrics["metrics"].items():
-        values = (value, *(own[name] for own in metrics["shortcuts"].values()))
-        table.add_row(name, *("n/a" if v is None else f"{v:.3f}" for v in values))
+        ends = metrics["intervals"].get(name)
+        interval = "n/a" if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}"
+        table.add_row(name, _figure(value), interval, *(_figure(own[name]) for own in beside.values()))
     Console().print(table)
+
+
+def _figure(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.3f}"

@@ -10,20 +10,19 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
-from sklearn.metrics import confusion_matrix, roc_auc_score, roc_curve
+from sklearn.metrics import confusion_matrix
 
 from monai_pipelines.metrics import predicted_classes
+from monai_pipelines.report.words import LOWER_IS_BETTER, METRICS
 
-__all__ = ["best_epoch", "class_figure", "confusion_figure", "history_figure", "roc_figure"]
+__all__ = ["best_epoch", "class_figure", "confusion_figure", "history_figure"]
 
 # Okabe and Ito's colour-blind-safe set, without its yellow
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_LINES: Any = ("-", "--", "-.", ":")
-_GREY = "#6b6b6b"
-_PANELS = {"loss": "Loss", "accuracy": "Accuracy", "f1": "F1", "roc_auc": "ROC AUC"}
+GREY = "#6b6b6b"
+_PANELS = ("loss", "accuracy", "f1", "roc_auc")
 
 
 def confusion_figure(
@@ -76,72 +75,6 @@ def confusion_figure(
     return figure
 
 
-def roc_figure(
-    label: ArrayLike,
-    prob: ArrayLike,
-    class_names: Sequence[str],
-    shortcut_prob: ArrayLike | None = None,
-    threshold: float | None = None,
-) -> Figure:
-    """ROC curve of class 1 (two classes) or of every class against the rest, the shortcut's dashed beside.
-
-    A class without an image, or without an image of the rest, has no curve; the legend says so. Of more than seven
-    classes the shortcut's curves are not drawn: styles of line tell the classes apart.
-
-    Args:
-        label: (N,) true classes, integers in 0..C-1, or (N, C) of 0 and 1 for several labels each.
-        prob: (N, C) probabilities.
-        class_names: the C names.
-        shortcut_prob: (N, C) probabilities of the shortcut baseline on the same images.
-        threshold: of two classes; its point on the curve is marked.
-
-    Returns:
-        The figure.
-
-    Example:
-        >>> figure = roc_figure([0, 1], [[0.9, 0.1], [0.2, 0.8]], ["healthy", "ill"])
-        >>> figure.legends[0].get_texts()[0].get_text()
-        'ill: 1.000'
-    """
-    truth = np.asarray(label)
-    positives = truth.T == 1 if truth.ndim == 2 else truth == np.arange(len(class_names))[:, None]
-    classes = [1] if len(class_names) == 2 and truth.ndim == 1 else range(len(class_names))
-    models = [np.asarray(values) for values in (prob, shortcut_prob) if values is not None]
-    drawn = 1 if len(classes) > len(COLORS) else len(models)
-    beside = len(classes) > len(COLORS)
-    below = 0.25 * (len(classes) + (threshold is not None))
-    size = (9.6, max(5.6, 0.5 + below)) if beside else (5.2, 5.5 + below)
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots()
-    handles = []
-    for k in classes:
-        color, line = COLORS[(k - classes[0]) % len(COLORS)], _LINES[k // len(COLORS) % len(_LINES)]
-        aucs = []
-        if positives[k].any() and not positives[k].all():
-            for scores, own, width in zip(models[:drawn], (line, "--"), (2.2, 1.6), strict=False):
-                x, y, _ = roc_curve(positives[k], scores[:, k])
-                axes.plot(x, y, own, color=color, linewidth=width, clip_on=False)
-            aucs = [f"{roc_auc_score(positives[k], scores[:, k]):.3f}" for scores in models]
-            if threshold is not None:
-                called = predicted_classes(prob, threshold) == k
-                point = called[~positives[k]].mean(), called[positives[k]].mean()
-                axes.plot(*point, "o", color=color, markersize=9, markeredgecolor="white", clip_on=False, zorder=5)
-        text = " / ".join(aucs) or "n/a (one class only)"
-        name = plain(class_names[k], 34, lines=1)
-        handles.append(Line2D([], [], color=color, linestyle=line, linewidth=2.2, label=f"{name}: {text}"))
-    if threshold is not None:
-        handles.append(Line2D([], [], color=_GREY, marker="o", linestyle="", label=f"at the threshold {threshold:.3g}"))
-    axes.plot([0, 1], [0, 1], ":", color=_GREY, linewidth=1)
-    axes.text(0.53, 0.51, "chance", color=_GREY, fontsize=10, rotation=45, ha="left", va="top", rotation_mode="anchor")
-    axes.set(xlim=(0, 1), ylim=(0, 1), aspect="auto" if beside else "equal")
-    tidy(axes, "False positive rate (1 - specificity)", "True positive rate (sensitivity)")
-    models_named = "model (solid) / shortcut (dashed)" if drawn == 2 else "model (drawn) / shortcut"
-    title = "ROC AUC" if shortcut_prob is None else f"ROC AUC: {models_named}"
-    place: Any = "outside right center" if beside else "outside lower center"
-    figure.legend(handles=handles, loc=place, title=title, frameon=False, fontsize=11, title_fontsize=11)
-    return figure
-
-
 def class_figure(counts: Mapping[str, Mapping[str, int]]) -> Figure:
     """How many images of each class there are, a panel of bars for each split, each with its own scale.
 
@@ -157,7 +90,7 @@ def class_figure(counts: Mapping[str, Mapping[str, int]]) -> Figure:
         [[90, 10], [20, 5]]
     """
     class_names = list(next(iter(counts.values())))
-    figure = Figure(figsize=(6.6, 0.6 + 0.34 * len(class_names)), layout="constrained")
+    figure = Figure(figsize=(5.8, 0.6 + 0.34 * len(class_names)), layout="constrained")
     panels = figure.subplots(1, len(counts), sharey=True, squeeze=False)[0]
     for axes, (split, own) in zip(panels, counts.items(), strict=True):
         bars = axes.barh(range(len(class_names)), [own[name] for name in class_names], 0.72, color=COLORS[0])
@@ -166,13 +99,13 @@ def class_figure(counts: Mapping[str, Mapping[str, int]]) -> Figure:
         axes.set(xlim=(0, 1.45 * max(1, *own.values())), xticks=[])
         axes.tick_params(axis="y", length=0, labelsize=11)
         axes.spines[["top", "right", "bottom"]].set_visible(False)
-    panels[0].set_yticks(range(len(class_names)), [plain(name, 24) for name in class_names])
+    panels[0].set_yticks(range(len(class_names)), [plain(name, 20) for name in class_names])
     panels[0].set_ylim(len(class_names) - 0.5, -0.5)
     return figure
 
 
 def history_figure(history: Sequence[Mapping[str, Any]], key_metric: str = "roc_auc") -> Figure:
-    """Training history: loss, accuracy, F1 and ROC AUC, training and validation in one panel each.
+    """Training history: loss, accuracy, F1, ROC AUC and the key metric, training and validation in one panel each.
 
     Args:
         history: one dict per epoch, as :func:`monai_pipelines.report.read_history` gives it:
@@ -194,39 +127,41 @@ def history_figure(history: Sequence[Mapping[str, Any]], key_metric: str = "roc_
     if not history:
         raise ValueError("history_figure: wanted at least one epoch, got none")
     epochs = [row["epoch"] for row in history]
-    curves = {(part, name): _series(history, part, name) for part in ("train", "val") for name in _PANELS}
-    panels = [name for name in _PANELS if np.isfinite([curves["train", name], curves["val", name]]).any()]
+    names = dict.fromkeys((*_PANELS, key_metric))
+    curves = {(part, name): _series(history, part, name) for part in ("train", "val") for name in names}
+    panels = [name for name in names if np.isfinite([curves["train", name], curves["val", name]]).any()]
     rate = np.array([_number(row.get("lr")) for row in history])
     if np.isfinite(rate).any():
         panels.append("lr")
     grid: list[Any] = [panels[i : i + 2] for i in range(0, len(panels), 2)]
     grid = [row * 2 if len(row) == 1 else row for row in grid]
-    figure = Figure(figsize=(6.6, 0.5 + 2.5 * len(grid)), layout="constrained")
+    figure = Figure(figsize=(5.8, 0.5 + 2.3 * len(grid)), layout="constrained")
     mosaic = figure.subplot_mosaic(grid)
     best = best_epoch(history, key_metric)
     marker = "o" if len(epochs) <= 30 else ""
+    titles = {"loss": "Loss", "lr": "Learning rate", **{name: short for name, (short, _) in METRICS.items()}}
     for name, axes in mosaic.items():
         if name == "lr":
-            axes.plot(epochs, rate, color=_GREY, marker=marker, markersize=3)
+            axes.plot(epochs, rate, color=GREY, marker=marker, markersize=3)
             axes.set_yscale("log")
         else:
             for part, title, color in (("train", "Training", COLORS[0]), ("val", "Validation", COLORS[1])):
                 axes.plot(epochs, curves[part, name], color=color, marker=marker, markersize=3, label=title)
         if best is not None:
-            axes.axvline(best, color=_GREY, linestyle="--", linewidth=1.2, label=f"Best epoch: {best}")
-        if name in _PANELS and name != "loss":
-            axes.set_ylim(0, 1.02)
-        axes.set_title(_PANELS.get(name, "Learning rate"), fontsize=12)
+            axes.axvline(best, color=GREY, linestyle="--", linewidth=1.2, label=f"Best epoch: {best}")
+        if name != "lr" and name not in LOWER_IS_BETTER:
+            axes.set_ylim(0 if axes.dataLim.y0 >= 0 else None, 1.02)
+        axes.set_title(titles.get(name, name), fontsize=12)
         axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         tidy(axes, "Epoch", "")
-    handles, titles = mosaic[panels[0]].get_legend_handles_labels()
-    figure.legend(handles, titles, loc="outside upper center", ncols=3, frameon=False, fontsize=11)
+    handles, labels = mosaic[panels[0]].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=11)
     return figure
 
 
 def best_epoch(history: Sequence[Mapping[str, Any]], key_metric: str = "roc_auc") -> int | None:
-    """Epoch with the best finite validation figure: the highest, or the lowest ``loss``; None if there is none.
+    """Epoch with the best finite validation figure: the highest, or the lowest loss or error; None if there is none.
 
     Among equals the one of lowest loss, then the first: the epoch whose weights are kept.
 
@@ -237,7 +172,7 @@ def best_epoch(history: Sequence[Mapping[str, Any]], key_metric: str = "roc_auc"
     values = _series(history, "val", key_metric)
     if not np.isfinite(values).any():
         return None
-    cost = np.nan_to_num(values if key_metric == "loss" else -values, nan=np.inf)
+    cost = np.nan_to_num(values if key_metric in LOWER_IS_BETTER else -values, nan=np.inf)
     loss = np.nan_to_num(_series(history, "val", "loss"), nan=np.inf)
     return int(history[int(np.lexsort((loss, cost))[0])]["epoch"])
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from io import BytesIO
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.image import AxesImage
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 from PIL import Image
 
 from monai_pipelines.report.figures import plain
 
-__all__ = ["images_figure", "slices_figure", "thumbnail"]
+__all__ = ["Plane", "images_figure", "planes", "shown_pixels", "slices_figure", "thumbnail"]
 
 _MAX_VOLUMES = 8
 
@@ -50,7 +52,7 @@ def images_figure(images: Sequence[Any], titles: Sequence[str], columns: int = 6
     rows = math.ceil(len(images) / columns)
     figure = Figure(figsize=(1.8 * columns, 2.15 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis, pixels, title in zip(axes, _pixels(images), titles, strict=False):
+    for axis, pixels, title in zip(axes, shown_pixels(images), titles, strict=False):
         axis.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axis.set_title(plain(title, 22, lines=3), fontsize=9)
         axis.set_axis_off()
@@ -64,7 +66,7 @@ def thumbnail(image: Any, side: int = 192) -> tuple[str, bytes]:
 
     Small images are kept pixel by pixel as PNG.
     """
-    picture = Image.fromarray(_pixels([image])[0])
+    picture = Image.fromarray(shown_pixels([image])[0])
     kind = "png" if max(picture.size) < side // 2 else "jpeg"
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = BytesIO()
@@ -72,8 +74,8 @@ def thumbnail(image: Any, side: int = 192) -> tuple[str, bytes]:
     return kind, buffer.getvalue()
 
 
-def _pixels(images: Sequence[Any]) -> list[NDArray[np.uint8]]:
-    """(H, W) or (H, W, 3) each."""
+def shown_pixels(images: Sequence[Any]) -> list[NDArray[np.uint8]]:
+    """Images as :func:`images_figure` takes them, as they are drawn: (H, W) or (H, W, 3) each."""
     arrays = []
     for image in images:
         if len(image.shape) != 3:
@@ -129,34 +131,68 @@ def slices_figure(images: Sequence[Any], titles: Sequence[str]) -> Figure:
     return figure
 
 
-def _draw_planes(part: SubFigure, image: Any, title: str) -> None:
-    x, y, z = _extent_mm(image)
-    volume = np.asarray(image)[0]
-    low, high = float(volume.min()), float(volume.max())
-    named = hasattr(image, "affine")
-    i, j, k = (n // 2 for n in volume.shape)
-    if named:
-        i = 3 * volume.shape[0] // 4
-    names = ("Axial", "Coronal", "Sagittal") if named else ("x-y", "x-z", "y-z")
-    planes = (
-        (volume[::-1, ::-1, k], (x, y), ("R", "A")),
-        (volume[::-1, j, ::-1], (x, z), ("R", "S")),
-        (volume[i, ::-1, ::-1], (y, z), ("A", "S")),
-    )
-    if title:
-        part.suptitle(plain(title, 60), fontsize=12, weight="bold")
-    for axes, name, (pixels, (width, height), (left, top)) in zip(
-        part.subplots(1, 3, width_ratios=[x, x, y]), names, planes, strict=True
-    ):
-        axes.imshow(pixels.T, cmap="gray", vmin=low, vmax=high, extent=(0, width, height, 0), interpolation="nearest")
-        axes.set_title(name, fontsize=11)
+class Plane(NamedTuple):
+    """A slice of a volume as it is drawn."""
+
+    name: str
+    pixels: NDArray[Any]
+    """(height, width), the first row on top."""
+    size_mm: tuple[float, float]
+    """Width and height."""
+    letters: tuple[str, str] | None
+    """The sides of the patient on the left and on top, where they are known."""
+
+    def draw(self, axes: Axes, **options: Any) -> AxesImage:
+        """Draw it in mm, without axes; ``options`` are those of ``imshow``."""
         axes.set_axis_off()
-        if not named:
-            continue
+        extent = (0, self.size_mm[0], self.size_mm[1], 0)
+        return axes.imshow(self.pixels, extent=extent, interpolation="nearest", **options)
+
+    def mark_sides(self, axes: Axes) -> None:
+        """Write the letters R, A and S."""
+        if self.letters is None:
+            return
         style: dict[str, Any] = {"color": "white", "fontsize": 11, "weight": "bold", "transform": axes.transAxes}
         outline = [withStroke(linewidth=2, foreground="black")]
-        axes.text(0.03, 0.5, left, va="center", ha="left", path_effects=outline, **style)
-        axes.text(0.5, 0.97, top, va="top", ha="center", path_effects=outline, **style)
+        axes.text(0.03, 0.5, self.letters[0], va="center", ha="left", path_effects=outline, **style)
+        axes.text(0.5, 0.97, self.letters[1], va="top", ha="center", path_effects=outline, **style)
+
+
+def planes(image: Any, values: NDArray[Any], at: Sequence[int]) -> list[Plane]:
+    """The axial, coronal and sagittal plane through a voxel, as :func:`slices_figure` shows them.
+
+    Args:
+        image: a volume, as :func:`slices_figure` takes it: where it lies and the shape of its voxels.
+        values: (X, Y, Z), what is shown of it or upon it.
+        at: index of the voxel.
+    """
+    x, y, z = _extent_mm(image)
+    i, j, k = at
+    named = hasattr(image, "affine")
+    names = ("Axial", "Coronal", "Sagittal") if named else ("x-y", "x-z", "y-z")
+    letters = (("R", "A"), ("R", "S"), ("A", "S")) if named else (None, None, None)
+    pixels = (values[::-1, ::-1, k], values[::-1, j, ::-1], values[i, ::-1, ::-1])
+    sizes = ((x, y), (x, z), (y, z))
+    return [Plane(n, p.T, s, c) for n, p, s, c in zip(names, pixels, sizes, letters, strict=True)]
+
+
+def usual_voxel(image: Any) -> tuple[int, int, int]:
+    """Where :func:`slices_figure` cuts a volume (C, X, Y, Z)."""
+    i, j, k = (n // 2 for n in image.shape[1:])
+    return (3 * image.shape[1] // 4 if hasattr(image, "affine") else i), j, k
+
+
+def _draw_planes(part: SubFigure, image: Any, title: str) -> None:
+    x, y, _ = _extent_mm(image)
+    volume = np.asarray(image)[0]
+    low, high = float(volume.min()), float(volume.max())
+    if title:
+        part.suptitle(plain(title, 60), fontsize=12, weight="bold")
+    columns = part.subplots(1, 3, width_ratios=[x, x, y])
+    for axes, plane in zip(columns, planes(image, volume, usual_voxel(image)), strict=True):
+        plane.draw(axes, cmap="gray", vmin=low, vmax=high)
+        axes.set_title(plane.name, fontsize=11)
+        plane.mark_sides(axes)
 
 
 def _extent_mm(image: Any) -> tuple[float, float, float]:

@@ -14,37 +14,17 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from matplotlib.figure import Figure
 
-from monai_pipelines.report.figures import best_epoch, class_figure, confusion_figure, history_figure, roc_figure
-from monai_pipelines.report.images import slices_figure, thumbnail
+from monai_pipelines.report import curves
+from monai_pipelines.report.figures import best_epoch, class_figure, confusion_figure, history_figure
 from monai_pipelines.report.predictions import write_predictions
 from monai_pipelines.report.results import Row, class_table, evaluation_results, plain_data, shortcut_probs
+from monai_pipelines.report.words import GROUPS, METHODS, rule_words, told_metrics
 
 __all__ = ["read_history", "write_report"]
 
-Pictures = Sequence[tuple[str, Any]]
+Pictures = Sequence[Mapping[str, Any]]
 
-LOOKED_PX = 1200  # longest side of a picture of where the network looked
-
-_METRICS = {
-    "roc_auc": ("ROC AUC", "chance that {a} of the class is ranked above one of the rest; 0.5 is guessing"),
-    "average_precision": (
-        "Average precision",
-        "precision averaged over all thresholds; guessing gives the class's share",
-    ),
-    "balanced_accuracy": ("Balanced accuracy", "mean share found right over the classes, each class counting the same"),
-    "accuracy": ("Accuracy", "share of {s} given the right class"),
-    "recall": ("Sensitivity", "share of the class's {s} that are found; also called recall"),
-    "specificity": ("Specificity", "share of the other {s} that are left alone"),
-    "precision": ("Precision", "share of right ones among the {s} given the class"),
-    "f1": ("F1", "harmonic mean of precision and sensitivity"),
-}
-_SEVERAL = {
-    "balanced_accuracy": (
-        "Balanced accuracy",
-        "mean of sensitivity and specificity over the classes, each class counting the same",
-    ),
-    "accuracy": ("Accuracy", "share of all labels, one for each class and {one}, that are right"),
-}
+DPI = 170  # of the figures: sharp on a phone
 
 
 def write_report(
@@ -53,50 +33,65 @@ def write_report(
     title: str,
     rows: Sequence[Row],
     class_names: Sequence[str],
-    threshold: float | None = None,
+    threshold: float | Sequence[float] | None = None,
+    threshold_by: str | None = None,
+    temperature: float | None = None,
     multilabel: bool = False,
     unit: str = "image",
-    splits: Mapping[str, Sequence[Row]] | None = None,
+    splits: Mapping[str, Mapping[str, Any]] | None = None,
     history: Sequence[Mapping[str, Any]] | None = None,
     key_metric: str = "roc_auc",
     run: Mapping[str, Any] | None = None,
     samples: Pictures = (),
     mistakes: Pictures = (),
-    embeddings: Mapping[str, Figure] | None = None,
-    explanations: Sequence[Any] = (),
+    embeddings: Sequence[str] = (),
+    explanations: Sequence[Mapping[str, Any]] = (),
+    subgroups: Sequence[str] = (),
+    audit: Mapping[str, Any] | None = None,
+    members: Sequence[Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Write what an evaluation leaves: predictions, metrics, figures and one self-contained page.
 
-    Files: ``predictions.csv``, ``metrics.json``, ``classes.png``, ``confusion_matrix.png`` (not of several labels
-    each), ``roc.png``, ``history.png`` (with a history), ``embedding_<name>.png`` and ``report.html``, which holds its
-    pictures and needs no network. Rows that are not skipped and have a label are scored.
+    Files: ``predictions.csv``, ``metrics.json``, ``report.html``, which holds its pictures and needs no network, and
+    the figures of the page: ``classes.png``, ``roc.png``, ``precision_recall.png``, ``calibration.png``,
+    ``risk_coverage.png``, ``confusion_matrix.png`` (not of several labels each), ``decision_curve.png`` (of two
+    classes), ``subgroups_<column>.png`` by number, ``history.png`` (with a history). Rows that are not skipped and have
+    a label are scored.
 
     Args:
         output_dir: folder, made if missing.
         title: headline of the page.
         rows: one mapping per image: ``image`` (path), ``prob`` (C floats), ``label`` (int, or C of 0 and 1), and where
             there are any ``patient``, ``split``, ``spread`` (of the likeliest class's probability, over test-time
-            augmentations), ``skipped`` (why the image has no ``prob``), ``shortcut_prob`` (name -> C floats, of
+            augmentations, passes or networks), ``columns`` (name -> value, for subgroups), ``skipped`` (why the image
+            has no ``prob``), ``shortcut_prob`` (name -> C floats, of
             :func:`monai_pipelines.metrics.shortcut_baselines`; all scored rows or none).
         class_names: the C names; with two, the second is the positive class.
-        threshold: probability from which the second of two classes is predicted; None: the likelier one.
+        threshold: probability from which the second of two classes is predicted, or one for each of several labels;
+            None: the likelier one, or 0.5.
+        threshold_by: the rule it was chosen by on the validation set.
+        temperature: fitted on the validation set; ``prob`` is tempered by it already.
         multilabel: several labels each.
         unit: what the page calls an input: image, scan or slide.
-        splits: name -> items with ``label`` and, where known, ``patient``, for the table of classes; None: the scored
-            rows.
+        splits: name -> its table, as :func:`monai_pipelines.report.results.class_table` makes it; None: that of the
+            scored rows.
         history: as :func:`read_history` gives it.
         key_metric: validation figure that chose the model; its best epoch is marked.
         run: plain data told as it stands (seed, chain, fingerprint, versions, table hash ...); ``command`` says how to
             run again.
-        samples: (caption, image (C, H, W) or volume (C, X, Y, Z)) as the network saw them.
+        samples: images as the network saw them: of each ``caption``, ``file`` (in ``output_dir``), ``volume`` (three
+            slices), ``anatomical`` (these lie as in a patient) and ``small`` (to be shown pixel by pixel).
         mistakes: the same, of wrong predictions.
-        embeddings: name, such as ``raw_pixels`` -> figure.
-        explanations: of where the network looked: each with ``results`` (plain data, told where it has ``tile_auc`` or
-            ``relative_entropy``, as `monai_pipelines.handlers.ExplainSlides` has) and ``pictures`` (as ``samples``).
+        embeddings: names, such as ``raw_pixels``, of what ``embedding_<name>.png`` in ``output_dir`` shows.
+        explanations: of where the network looked: each with ``results`` (plain data, told where it has ``method``,
+            ``tile_auc`` or ``relative_entropy``, as the handlers that explain have) and ``pictures`` (as ``samples``).
+        subgroups: names in ``columns``; the figures are told for each value.
+        audit: of :func:`monai_pipelines.data.audit_splits`.
+        members: networks of an ensemble: of each ``file``, ``epoch``, ``temperature`` and ``threshold``.
 
     Returns:
-        What ``metrics.json`` holds: :func:`monai_pipelines.report.results.evaluation_results`, ``splits``,
-        ``num_unlabelled``, ``skipped``, ``explanations`` (the results of each that has any) and ``run``.
+        What ``metrics.json`` holds: :func:`monai_pipelines.report.results.evaluation_results`, ``splits``, ``audit``,
+        ``num_unlabelled``, ``skipped``, ``explanations`` (the results of each that has any), ``members`` and ``run``.
 
     Raises:
         ValueError: nothing to score, equal class names, or bad probabilities or labels.
@@ -115,51 +110,44 @@ def write_report(
         raise ValueError(
             f"write_report: wanted labelled {unit}s to score, got none of {len(rows)}; see {folder}/predictions.csv"
         )
-    result = evaluation_results(scored, class_names, threshold)
-    result["splits"] = {name: class_table(items, class_names) for name, items in (splits or {"scored": scored}).items()}
+    result = evaluation_results(scored, class_names, threshold, threshold_by, temperature, subgroups)
+    result["splits"] = plain_data(splits or {"scored": class_table(scored, class_names)})
+    result["audit"] = plain_data(audit)
     result["num_unlabelled"] = sum(not row.get("skipped") for row in rows) - len(scored)
     result["skipped"] = [{"image": str(row["image"]), "reason": row["skipped"]} for row in rows if row.get("skipped")]
-    result["explanations"] = [plain_data(own.results) for own in explanations if own.results]
+    result["explanations"] = [plain_data(own["results"]) for own in explanations if own["results"]]
+    result["members"] = plain_data(members)
     result["run"] = plain_data(dict(run or {}))
     text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False)
     (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
 
-    prob, label = np.array([row["prob"] for row in scored]), np.array([row["label"] for row in scored])
-    figures = {
-        "classes": class_figure(
-            {
-                split: {name: size["num_scans"] for name, size in table["classes"].items()}
-                for split, table in result["splits"].items()
-            }
-        ),
-        "roc": roc_figure(
-            label, prob, class_names, shortcut_probs(scored).get(result["shortcut_name"] or ""), threshold
-        ),
-        **{f"embedding_{name}": figure for name, figure in (embeddings or {}).items()},
-    }
-    if not multilabel:
-        figures["confusion_matrix"] = confusion_figure(label, prob, class_names, threshold)
+    pictures = {name: png_bytes(figure, DPI) for name, figure in _figures(result, scored, class_names).items()}
     if history:
-        figures["history"] = history_figure(history, key_metric)
-    pictures = {name: png_bytes(figure, dpi=170) for name, figure in figures.items()}
+        pictures["history"] = png_bytes(history_figure(history, key_metric), DPI)
     for name, png in pictures.items():
         (folder / f"{name}.png").write_bytes(png)
+    pictures |= {f"embedding_{name}": (folder / f"embedding_{name}.png").read_bytes() for name in embeddings}
 
-    # One entry here and one block of the template for each section; a section that is None or empty is left out.
+    # One entry here and one block of the templates for each section; a section that is None or empty is left out.
     sections = {
         "summary": result,
-        "run": {name: value for name, value in result["run"].items() if name != "command"},
         "data": result["splits"],
+        "audit": result["audit"],
+        "samples": [_picture(folder, sample) for sample in samples],
         "metrics": told_metrics(unit, multilabel),
-        "per_class": result["per_class"],
+        "groups": GROUPS,
+        "chosen": rule_words(threshold_by),
         "figures": {name: base64.b64encode(png).decode() for name, png in pictures.items()},
-        "embeddings": list(embeddings or ()),
+        "mistakes": [_picture(folder, mistake) for mistake in mistakes],
+        "looked": [
+            {"results": own["results"], "pictures": [_picture(folder, picture) for picture in own["pictures"]]}
+            for own in explanations
+            if own["results"] or own["pictures"]
+        ],
+        "methods": METHODS,
+        "embeddings": list(embeddings),
         "history": {"best": best_epoch(history, key_metric), "key_metric": key_metric} if history else None,
-        "samples": [_picture(*sample) for sample in samples],
-        "mistakes": [_picture(*mistake) for mistake in mistakes],
-        "explanations": result["explanations"],
-        "looked": [_picture(text, image, LOOKED_PX) for own in explanations for text, image in own.pictures],
-        "skipped": result["skipped"],
+        "run": {name: value for name, value in result["run"].items() if name != "command"},
         "command": result["run"].get("command"),
     }
     page = page_template("report.html.j2").render(
@@ -206,35 +194,49 @@ def page_template(name: str) -> Template:
     return environment.get_template(name)
 
 
-def told_metrics(unit: str, multilabel: bool) -> dict[str, tuple[str, str]]:
-    """Name and meaning of each metric, in order."""
-    words = {"one": unit, "a": f"{'an' if unit[0] in 'aeiou' else 'a'} {unit}", "s": f"{unit}s"}
-    told = _METRICS | (_SEVERAL if multilabel else {})
-    return {name: (short, meaning.format(**words)) for name, (short, meaning) in told.items()}
+def png_bytes(figure: Figure, dpi: int) -> bytes:
+    """A figure as a PNG file."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    return buffer.getvalue()
 
 
-def _picture(caption: str, image: Any, side: int = 192) -> dict[str, Any]:
-    """An image for the page: 2D ones as they are, at most ``side`` wide and high, volumes as three slices."""
-    volume = len(image.shape) == 4
-    kind, content = ("png", png_bytes(slices_figure([image], [""]), dpi=110)) if volume else thumbnail(image, side)
-    source = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-    return {
-        "caption": caption,
-        "source": source,
-        "volume": volume,
-        "anatomical": volume and hasattr(image, "affine"),
-        "small": kind == "png" and not volume,
+def _figures(result: Mapping[str, Any], scored: Sequence[Row], class_names: Sequence[str]) -> dict[str, Figure]:
+    """The charts of the scored rows, by the name of their files."""
+    prob, label = np.array([row["prob"] for row in scored]), np.array([row["label"] for row in scored])
+    threshold, calibration = result["threshold"], result["calibration"]
+    shortcut = shortcut_probs(scored).get(result["shortcut_name"] or "")
+    sizes = {
+        split: {name: size["num_scans"] for name, size in table["classes"].items()}
+        for split, table in result["splits"].items()
     }
+    doubts = {own["by"]: own for own in (result["uncertainty"], result["uncertainty_by_spread"]) if own}
+    figures = {
+        "classes": class_figure(sizes),
+        "roc": curves.roc_figure(label, prob, class_names, shortcut, threshold),
+        "precision_recall": curves.pr_figure(label, prob, class_names, shortcut, threshold),
+        "calibration": curves.reliability_figure(
+            calibration["reliability"], (calibration["before"] or {}).get("reliability")
+        ),
+        "risk_coverage": curves.risk_coverage_figure(doubts),
+    }
+    if label.ndim == 1:
+        figures["confusion_matrix"] = confusion_figure(label, prob, class_names, threshold)
+    if result["decision_curve"]:
+        own = result["decision_curve"]
+        figures["decision_curve"] = curves.decision_figure(own["thresholds"], own["model"], own["all"], threshold)
+    for k, groups in enumerate(result["subgroups"].values(), 1):
+        figures[f"subgroups_{k}"] = curves.subgroup_figure(groups, result)
+    return figures
+
+
+def _picture(folder: Path, picture: Mapping[str, Any]) -> dict[str, Any]:
+    file = folder / picture["file"]
+    kind, content = file.suffix[1:], base64.b64encode(file.read_bytes()).decode()
+    return {**picture, "source": f"data:image/{kind};base64,{content}"}
 
 
 def _figure(value: float | None, sign: bool = False) -> str:
     if value is None:
         return "n/a"
     return f"{round(value, 3) + 0.0:{'+' if sign else ''}.3f}".replace("-", "\u2212")
-
-
-def png_bytes(figure: Figure, dpi: int) -> bytes:
-    """A figure as a PNG file."""
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi)
-    return buffer.getvalue()

@@ -20,15 +20,16 @@ def write_predictions(
     path: str | PathLike[str],
     rows: Sequence[Row],
     class_names: Sequence[str],
-    threshold: float | None = None,
+    threshold: float | Sequence[float] | None = None,
     multilabel: bool = False,
 ) -> None:
     """Write predictions as CSV, a line for each image, skipped ones included.
 
-    Columns: ``image``; ``patient``, ``split``, ``label`` and ``label_name`` where any row has them; ``prob_<class>``
-    for each class; ``spread`` where any row has it; ``predicted`` (index) and ``predicted_name``; ``skipped`` (the
-    reason, else empty). For several labels each, ``label`` and ``predicted`` are 0 or 1 for each class, as ``0|1|1``,
-    and their names are joined as ``edema|effusion``.
+    Columns: ``image``; ``patient``, ``split`` where any row has them; the ``columns`` of the rows, such as ``scanner``;
+    ``label`` and ``label_name`` where any row has them; ``prob_<class>`` for each class; ``spread`` where any row has
+    it; ``predicted`` (index) and ``predicted_name``; ``skipped`` (the reason, else empty). For several labels each,
+    ``label`` and ``predicted`` are 0 or 1 for each class, as ``0|1|1``, and their names are joined as
+    ``edema|effusion``.
 
     Args:
         path: the file.
@@ -37,7 +38,8 @@ def write_predictions(
         threshold, multilabel: of :func:`monai_pipelines.metrics.predicted_classes`.
 
     Raises:
-        ValueError: equal class names, or a row with neither C probabilities nor a reason.
+        ValueError: equal class names, ``columns`` named as another column, or a row with neither C probabilities nor a
+            reason.
 
     Example:
         >>> from pathlib import Path
@@ -49,17 +51,25 @@ def write_predictions(
     """
     if len(set(class_names)) < len(class_names):
         raise ValueError(f"write_predictions: class names must differ, got {list(class_names)}")
-    given = [name for name in ("patient", "split", "label") if any(row.get(name) is not None for row in rows)]
-    spread = ["spread"] if any(row.get("spread") is not None for row in rows) else []
+
+    def given(*names: str) -> list[str]:
+        return [name for name in names if any(row.get(name) is not None for row in rows)]
+
+    prob_names = [f"prob_{name}" for name in class_names]
+    first, spread = given("patient", "split"), given("spread")
+    label_names = ["label", "label_name"] if given("label") else []
+    last = [*label_names, *prob_names, *spread, "predicted", "predicted_name", "skipped"]
+    kept = list(dict.fromkeys(name for row in rows for name in row.get("columns", ())))
+    if taken := {*kept}.intersection(("image", *first, *last)):
+        raise ValueError(
+            f"write_predictions: columns: {', '.join(sorted(taken))}: predictions.csv has this column already"
+        )
     with open(path, "w", newline="", encoding="utf-8") as file:
-        header = [name for key in given for name in ((key, "label_name") if key == "label" else (key,))]
-        prob_names = [f"prob_{name}" for name in class_names]
-        columns = ["image", *header, *prob_names, *spread, "predicted", "predicted_name", "skipped"]
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer = csv.DictWriter(file, ["image", *first, *kept, *last], lineterminator="\n")
         writer.writeheader()
         for row in rows:
-            line = {"image": row["image"], "skipped": row.get("skipped")}
-            line |= {name: row.get(name) for name in (*given, *spread)}
+            line = {"image": row["image"], "skipped": row.get("skipped"), **row.get("columns", {})}
+            line |= {name: row.get(name) for name in (*first, *spread)}
             if row.get("label") is not None:
                 line |= {"label": _coded(row["label"]), "label_name": class_name(row["label"], class_names)}
             if not row.get("skipped"):

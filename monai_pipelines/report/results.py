@@ -4,42 +4,76 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import confusion_matrix, multilabel_confusion_matrix
 
-from monai_pipelines.metrics import bootstrap_intervals, classification_metrics, per_class_metrics, predicted_classes
+from monai_pipelines.metrics import (
+    classification_metrics,
+    metric_intervals,
+    net_benefit,
+    per_class_metrics,
+    predicted_classes,
+    referral_table,
+    reliability,
+    risk_coverage,
+    temper,
+    uncertainty,
+)
+from monai_pipelines.metrics.classification import Threshold
 
 __all__ = ["class_table", "confident_mistakes", "evaluation_results", "plain_data"]
 
 Row = Mapping[str, Any]
 
-MAX_INTERVALS = 2000  # images for which intervals are computed: of 14 labels each it takes 9 s
+MAX_VALUES = 12  # of a column that makes subgroups
+NUM_POINTS = 200  # of a risk-coverage curve, at most
 
 
 def evaluation_results(
-    scored: Sequence[Row], class_names: Sequence[str], threshold: float | None = None
+    scored: Sequence[Row],
+    class_names: Sequence[str],
+    threshold: Threshold = None,
+    threshold_by: str | None = None,
+    temperature: float | None = None,
+    subgroups: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Figures of merit of rows with a label, those of the shortcut baselines beside.
+
+    Intervals are those of :func:`monai_pipelines.metrics.metric_intervals` (95%, whole patients drawn; images where
+    patients are unknown), [low, high].
 
     Args:
         scored: rows with ``prob`` and ``label``, as :func:`monai_pipelines.report.write_report` takes them.
         class_names: the C names.
         threshold: of :func:`monai_pipelines.metrics.predicted_classes`.
+        threshold_by: the rule that chose it.
+        temperature: that the logits were divided by; None: by none.
+        subgroups: keys of ``columns``, whose values part the rows.
 
     Returns:
-        ``num_scans``, ``num_patients``, ``num_wrong``, ``classes``, ``threshold``, ``metrics``, ``intervals`` (name ->
-        [low, high] of 95%, by :func:`monai_pipelines.metrics.bootstrap_intervals`; empty above 2,000 images),
-        ``metrics_at_half`` (at 0.5, where a threshold gives others), ``shortcut`` (figures of the strongest baseline),
-        ``shortcut_name`` (by ROC AUC), ``shortcuts`` (of each), ``per_class``, ``confusion_matrix`` (rows true,
-        columns predicted; of several labels each a 2 x 2 one for each class), ``spread`` (mean of the right and of the
-        wrong ones); None stands for what the labels leave undefined and for what there is not.
+        ``num_scans``, ``num_patients``, ``num_wrong``, ``classes``, ``threshold``, ``threshold_by``;
+        ``metrics``, ``intervals`` (figure -> interval), ``metrics_at_half`` (at 0.5, where a threshold gives others);
+        ``shortcut`` (figures of the strongest baseline), ``shortcut_name`` (by ROC AUC), ``shortcuts`` (of each);
+        ``per_class``, ``per_class_intervals`` (class -> figure -> interval);
+        ``confusion_matrix`` (rows true, columns predicted; of several labels each a 2 x 2 one for each class);
+        ``subgroups`` (column -> value -> ``num_scans``, ``num_patients``, ``classes`` (name -> number), ``metrics``,
+        ``intervals``; the value "": not given);
+        ``calibration`` (``temperature``, ``reliability`` and, with a temperature, ``before`` it: ``ece``, ``brier``,
+        ``log_loss``, ``reliability``);
+        ``decision_curve`` (of two classes: net benefit at ``thresholds`` of the ``model`` and of treating ``all``);
+        ``uncertainty`` and, where rows have a spread, ``uncertainty_by_spread``: ``by``, ``coverage``, ``risk`` (share
+        of wrong rows, or labels; 200 points at most), ``area``, ``referral``, of
+        :func:`monai_pipelines.metrics.risk_coverage` and :func:`monai_pipelines.metrics.referral_table`; ``spread``
+        (mean of the right and of the wrong ones).
+        None stands for what the labels leave undefined and for what there is not.
 
     Raises:
-        ValueError: bad probabilities or labels, or a baseline that not all rows have.
+        ValueError: bad probabilities or labels, a baseline that not all rows have, or a column of subgroups with more
+            than 12 values.
+        KeyError: a column of subgroups that no row has.
 
     Example:
         >>> rows = [{"image": f"{k}.png", "label": k, "prob": [1.0 - k, float(k)]} for k in (0, 1)]
@@ -48,34 +82,52 @@ def evaluation_results(
     """
     prob, label = np.array([row["prob"] for row in scored]), np.array([row["label"] for row in scored])
     num, several = len(class_names), label.ndim == 2
-    figures = partial(classification_metrics, num_classes=num, threshold=threshold)
-    metrics = plain_data(figures(prob, label))
-    few = len(scored) <= MAX_INTERVALS
+    metrics = plain_data(classification_metrics(prob, label, num, threshold))
+    intervals = metric_intervals(prob, label, _patients(scored), num, threshold)
     at_half = None if threshold is None else plain_data(classification_metrics(prob, label, num, 0.5))
     shortcuts = {
         name: plain_data(classification_metrics(own, label, num)) for name, own in shortcut_probs(scored).items()
     }
     strongest = max(shortcuts, key=lambda name: shortcuts[name]["roc_auc"] or -math.inf, default=None)
     predicted = predicted_classes(prob, threshold, several)
-    right = (predicted == label).all(axis=1) if several else predicted == label
+    wrong = (predicted != label).mean(axis=1) if several else (predicted != label).astype(float)
     matrix = multilabel_confusion_matrix if several else confusion_matrix
     table = class_table(scored, class_names)
-    return {
+    spread = None
+    if all(row.get("spread") is not None for row in scored):
+        spread = np.array([row["spread"] for row in scored])
+
+    def uncertain(values: NDArray[Any], by: str) -> dict[str, Any]:
+        coverage, risk, area = risk_coverage(values, wrong)
+        kept = np.unique(np.linspace(0, len(risk) - 1, NUM_POINTS).round().astype(int))
+        referral = referral_table(values, prob, label, threshold=threshold)
+        return {"by": by, "coverage": coverage[kept], "risk": risk[kept], "area": area, "referral": referral}
+
+    results = {
         "num_scans": len(scored),
         "num_patients": table["num_patients"],
-        "num_wrong": int((~right).sum()),
+        "num_wrong": int((wrong > 0).sum()),
         "classes": table["classes"],
         "threshold": threshold,
+        "threshold_by": threshold_by,
         "metrics": metrics,
-        "intervals": plain_data(bootstrap_intervals(figures, prob, label, _patients(scored))) if few else {},
+        "intervals": intervals.metrics,
         "metrics_at_half": None if at_half == metrics else at_half,
         "shortcut": shortcuts[strongest] if strongest else None,
         "shortcut_name": strongest,
         "shortcuts": shortcuts,
-        "per_class": dict(zip(class_names, plain_data(per_class_metrics(prob, label, num, threshold)), strict=True)),
-        "confusion_matrix": matrix(label, predicted, labels=range(num)).tolist(),
-        "spread": _spread(scored, right),
+        "per_class": dict(zip(class_names, per_class_metrics(prob, label, num, threshold), strict=True)),
+        "per_class_intervals": dict(zip(class_names, intervals.per_class, strict=True)),
+        "confusion_matrix": matrix(label, predicted, labels=range(num)),
+        "subgroups": {column: _subgroup(scored, column, class_names, threshold) for column in subgroups},
+        "calibration": _calibration(prob, label, temperature),
+        "decision_curve": None if several or num > 2 else _decision_curve(prob[:, 1], label),
+        "uncertainty": uncertain(uncertainty(prob, threshold, several), "probability"),
+        "uncertainty_by_spread": None if spread is None else uncertain(spread, "spread"),
+        "spread": None if spread is None else {"right": _mean(spread[wrong == 0]), "wrong": _mean(spread[wrong > 0])},
     }
+    plain: dict[str, Any] = plain_data(results)
+    return plain
 
 
 def shortcut_probs(scored: Sequence[Row]) -> dict[str, NDArray[np.float64]]:
@@ -125,7 +177,7 @@ def class_table(items: Sequence[Row], class_names: Sequence[str]) -> dict[str, A
 
 
 def confident_mistakes(
-    prob: ArrayLike, label: ArrayLike, num: int, threshold: float | None = None
+    prob: ArrayLike, label: ArrayLike, num: int, threshold: Threshold = None
 ) -> list[tuple[int, int]]:
     """The images given a wrong class with the highest probability, the most certain first.
 
@@ -177,10 +229,54 @@ def _patients(items: Sequence[Row]) -> list[str]:
     return [str(item.get("patient") or item.get("image") or k) for k, item in enumerate(items)]
 
 
-def _spread(scored: Sequence[Row], right: NDArray[np.bool_]) -> dict[str, float | None] | None:
-    if any(row.get("spread") is None for row in scored):
-        return None
-    spread = np.array([row["spread"] for row in scored])
+def _subgroup(
+    scored: Sequence[Row], column: str, class_names: Sequence[str], threshold: Threshold
+) -> dict[str, dict[str, Any]]:
+    """Figures of the rows of each value of a column."""
+    known = {name for row in scored for name in row.get("columns", {})}
+    if column not in known:
+        raise KeyError(f"subgroups: no row has the column {column!r}; there are {', '.join(sorted(known)) or 'none'}")
+    parts: dict[str, list[Row]] = {}
+    for row in scored:
+        value = row.get("columns", {}).get(column)
+        parts.setdefault("" if value is None else str(value).strip(), []).append(row)
+    if len(parts) > MAX_VALUES:
+        raise ValueError(
+            f"subgroups: wanted a column with {MAX_VALUES} values at most, got {len(parts)} in {column!r} "
+            "(put them into groups in the table)"
+        )
+    return {value: _part(parts[value], class_names, threshold) for value in sorted(parts)}
+
+
+def _part(rows: Sequence[Row], class_names: Sequence[str], threshold: Threshold) -> dict[str, Any]:
+    prob, label = np.array([row["prob"] for row in rows]), np.array([row["label"] for row in rows])
+    table, num = class_table(rows, class_names), len(class_names)
     return {
-        name: float(spread[own].mean()) if own.any() else None for name, own in (("right", right), ("wrong", ~right))
+        "num_scans": len(rows),
+        "num_patients": table["num_patients"],
+        "classes": {name: own["num_scans"] for name, own in table["classes"].items()},
+        "metrics": classification_metrics(prob, label, num, threshold),
+        "intervals": metric_intervals(prob, label, _patients(rows), num, threshold).metrics,
     }
+
+
+def _calibration(prob: NDArray[Any], label: NDArray[Any], temperature: float | None) -> dict[str, Any]:
+    before = None
+    if temperature is not None:
+        first = temper(prob, 1 / temperature, label.ndim == 2)
+        figures = classification_metrics(first, label)
+        before = {
+            **{name: figures[name] for name in ("ece", "brier", "log_loss")},
+            "reliability": reliability(first, label),
+        }
+    return {"temperature": temperature, "reliability": reliability(prob, label), "before": before}
+
+
+def _decision_curve(prob: NDArray[Any], label: NDArray[Any]) -> dict[str, Any]:
+    thresholds = np.arange(1, 100) / 100
+    model, everybody = net_benefit(prob, label, thresholds)
+    return {"thresholds": thresholds, "model": model, "all": everybody}
+
+
+def _mean(values: NDArray[Any]) -> float | None:
+    return float(values.mean()) if len(values) else None

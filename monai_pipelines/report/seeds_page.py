@@ -12,7 +12,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from monai_pipelines.report.figures import COLORS, tidy
-from monai_pipelines.report.page import page_template, png_bytes, told_metrics
+from monai_pipelines.report.page import DPI, page_template, png_bytes
+from monai_pipelines.report.words import LOWER_IS_BETTER, told_metrics
 
 __all__ = ["seeds_figure", "write_page"]
 
@@ -30,7 +31,8 @@ def write_page(file: str | PathLike[str], title: str, unit: str, result: Mapping
     """
     told = told_metrics(unit, multilabel=False)
     names = {name: told[name] for name in told if name in result["summary"]["metrics"]}
-    picture = png_bytes(seeds_figure(result, {name: short for name, (short, _) in names.items()}), dpi=170)
+    drawn = {name: short for name, (short, _) in names.items() if name not in LOWER_IS_BETTER}
+    picture = png_bytes(seeds_figure(result, drawn), DPI)
     page = page_template("seeds.html.j2").render(
         title=title,
         unit=unit,

@@ -1,7 +1,8 @@
-"""An evaluation in TensorBoard: pictures, and points for the projector."""
+"""An evaluation in TensorBoard: pictures, curves, hyper-parameters beside figures, and points for the projector."""
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -11,11 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-__all__ = ["log_evaluation"]
+__all__ = ["add_pr_curves", "log_evaluation"]
 
 
 def log_evaluation(
@@ -24,8 +25,17 @@ def log_evaluation(
     points: Mapping[str, NDArray[Any]],
     names: Sequence[str],
     thumbnails: NDArray[Any] | None = None,
+    *,
+    prob: ArrayLike | None = None,
+    label: ArrayLike | None = None,
+    classes: Sequence[str] = (),
+    metrics: Mapping[str, float | None] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write pictures (tab Images) and embeddings (tab Projector).
+    """Write pictures (tab Images), embeddings (Projector), PR curves, and settings beside figures (HParams).
+
+    ``metrics/<figure>`` and ``pr_curve/<class>`` share charts with those of the training's runs beside this folder
+    (`monai_pipelines.handlers.Monitor`).
 
     Args:
         folder: for this evaluation alone; what an earlier one left there is removed.
@@ -33,6 +43,11 @@ def log_evaluation(
         points: tag -> (N, D), a point for each image.
         names: N names of classes, shown at the points.
         thumbnails: (N, 1 or 3, side, side) in [0, 1], shown as the points.
+        prob: (M, C) probabilities of all test images, for the PR curves; None: none.
+        label: (M,) classes, or (M, C) of 0 and 1, of the same images.
+        classes: the C names.
+        metrics: figure -> value of the test set; what is None or not finite is left out.
+        settings: hyper-parameter -> number, text, truth value or None, as ``run.json`` has them.
     """
     shutil.rmtree(folder, ignore_errors=True)
     sprites = None
@@ -48,3 +63,31 @@ def log_evaluation(
                 writer.add_image(tag, np.asarray(Image.open(picture).convert("RGB")), dataformats="HWC")
         for tag, values in points.items():
             writer.add_embedding(values, [name.replace("\t", " ") for name in names], sprites, tag=tag)
+        if prob is not None and label is not None:
+            add_pr_curves(writer, label, prob, classes)
+        figures = {f"metrics/{n}": v for n, v in (metrics or {}).items() if v is not None and math.isfinite(v)}
+        told = {name: str(v).lower() if isinstance(v, bool) else v for name, v in (settings or {}).items()}
+        if figures:
+            writer.add_hparams(told, figures, run_name=".")  # into this very folder, so that all tabs show one run
+
+
+def add_pr_curves(
+    writer: SummaryWriter, label: ArrayLike, prob: ArrayLike, classes: Sequence[str], step: int = 0
+) -> None:
+    """Add a precision-recall curve ``pr_curve/<class>``: of the second of two classes, else of each against the rest.
+
+    A class without an image, or without an image of the rest, has none; nor has one whose probabilities are not finite.
+
+    Args:
+        writer: of TensorBoard.
+        label: (N,) classes, or (N, C) of 0 and 1 for several labels each.
+        prob: (N, C) probabilities.
+        classes: the C names.
+        step: such as the epoch.
+    """
+    truth, scores = np.asarray(label), np.asarray(prob, dtype=np.float64)
+    positives = truth == 1 if truth.ndim == 2 else truth[:, None] == np.arange(len(classes))
+    first = 1 if truth.ndim == 1 and len(classes) == 2 else 0
+    for name, own, score in list(zip(classes, positives.T, scores.T, strict=True))[first:]:
+        if own.any() and not own.all() and np.isfinite(score).all():
+            writer.add_pr_curve(f"pr_curve/{name}", own, score, step)

@@ -190,7 +190,7 @@ CASES = {
         {"batch_size": 4, "backbone_weights": str(WEIGHTS)},
         {"train": 1_313_026, "demo": 49_730},
         _spoil_slides,
-        unlike=("train", "demo", "end_to_end", "features", "seeds", "monai_mil"),
+        unlike=("train", "demo", "end_to_end", "features", "seeds", "monai_mil", "mc_dropout"),
         no_training=("features", "seeds", "monai_mil"),
         on_demo=True,
     ),

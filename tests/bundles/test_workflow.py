@@ -50,8 +50,11 @@ def test_every_overlay_trains_and_is_evaluated(
         if overlay == "volume":
             settings["flag"] = "organmnist3d"
         base = ["train", "demo"] if bundle.case.on_demo and overlay != "demo" else ["train"]
-        names = [*base, "evaluate", overlay] if overlay == "tta" else [*base, overlay, "evaluate"]
-        workflow(*[name for name in names if name not in ("evaluate", "tta")], **settings).run()
+        if overlay == "mc_dropout" and "head" in bundle.overlays:
+            base.append("head")
+        only_evaluated = overlay in ("tta", "mc_dropout")
+        names = [*base, "evaluate", overlay] if only_evaluated else [*base, overlay, "evaluate"]
+        workflow(*(base if only_evaluated else [*base, overlay]), **settings).run()
         workflow(*names, **settings).run()
         written = json.loads((tmp_path / overlay / "metrics.json").read_text())
         assert 0 <= written["metrics"]["accuracy"] <= 1

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine, Events
@@ -19,8 +18,6 @@ from monai_pipelines.checkpoints import load_checkpoint, save_plain
 from monai_pipelines.data import ArrayDataset, make_loader
 from monai_pipelines.errors import ChainMismatchError
 from monai_pipelines.handlers import LoadCheckpoint
-from monai_pipelines.losses import CrossEntropyLoss
-from monai_pipelines.metrics import choose_threshold
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
 
@@ -89,6 +86,30 @@ def test_best_epoch_by_loss(make_run: MakeRun, tmp_path: Path) -> None:
     assert _load(tmp_path / "best.pt")["epoch"] == 2
 
 
+@pytest.mark.parametrize(("key_metric", "best"), [("brier", 2), ("log_loss", 2), ("mcc", 3), ("kappa", 3)])
+def test_best_epoch_by_other_figures(make_run: MakeRun, tmp_path: Path, key_metric: str, best: int) -> None:
+    """The lowest error, the highest agreement."""
+    run = make_run(key_metric=key_metric)
+    values = iter([0.3, 0.2, 0.4])
+    run.evaluator.add_event_handler(
+        Events.EPOCH_COMPLETED, lambda engine: engine.state.metrics.update({key_metric: next(values)})
+    )
+    run.trainer.run()
+    assert _load(tmp_path / "best.pt")["epoch"] == best
+
+
+def test_best_epoch_where_the_validation_set_lacks_a_class(make_run: MakeRun, scans: Scans, tmp_path: Path) -> None:
+    """No ROC AUC in any epoch: the loss decides."""
+    healthy = [item for item in scans(8, 2) if item["label"] == 0]
+    run = make_run(val_data=healthy)
+    losses: list[float] = []
+    run.trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: losses.append(run.evaluator.state.metrics["loss"]))
+    run.trainer.run()
+    best = _load(tmp_path / "best.pt")
+    assert math.isnan(best["metrics"]["roc_auc"])
+    assert best["epoch"] == losses.index(min(losses)) + 1
+
+
 def test_monais_own_saver_keeps_nan_for_ever(tmp_path: Path) -> None:
     """The surprise that `Checkpoints` is there for."""
     from monai.handlers import CheckpointSaver
@@ -120,83 +141,6 @@ def test_content_of_checkpoints(make_run: MakeRun, tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {
         *("best.pt", "last.pt", "history.json", "history.png", "tensorboard")
     }
-
-
-# ---- decision threshold
-
-
-def _reference_youden(p: np.ndarray, y: np.ndarray, threshold: float) -> float:
-    return ((p >= threshold) & (y == 1)).sum() / (y == 1).sum() + ((p < threshold) & (y == 0)).sum() / (y == 0).sum()
-
-
-def _predictions(run: Any) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Run, and tell (prob of the second class, label) of every validation."""
-    logits: list[torch.Tensor] = []
-
-    def collect(engine: Engine) -> None:
-        logits.append(engine.state.output["pred"].double())
-
-    run.evaluator.add_event_handler(Events.ITERATION_COMPLETED, collect)
-    run.trainer.run()
-    epochs = torch.cat(logits).reshape(-1, 10, logits[0].shape[1])
-    margins = epochs[..., -1] - (epochs[..., 0] if epochs.shape[2] == 2 else 0)
-    return [(1 / (1 + np.exp(-z)), np.arange(10) % 2) for z in margins.numpy()]
-
-
-@pytest.mark.parametrize("num_logits", [1, 2])
-@pytest.mark.parametrize("rule", ["youden", "sensitivity=0.8", "specificity=0.8"])
-def test_threshold_is_that_of_the_best_epoch(make_run: MakeRun, tmp_path: Path, rule: str, num_logits: int) -> None:
-    """Of the predictions on the validation data in the epoch that is kept."""
-    script = [(0.6, 1.0), (0.9, 1.0), (0.8, 0.1)]
-    run = make_run(script=script, threshold_by=rule, num_logits=num_logits, loss=CrossEntropyLoss())
-    epochs = _predictions(run)
-    wanted = [choose_threshold(np.stack([1 - p, p], 1), y, rule) for p, y in epochs]
-    stored = {name: load_checkpoint(tmp_path / name)["threshold"] for name in ("best.pt", "last.pt")}
-    assert stored == {"best.pt": pytest.approx(wanted[1], abs=1e-6), "last.pt": pytest.approx(wanted[2], abs=1e-6)}
-    assert len({round(threshold, 4) for threshold in wanted}) == 3, "another threshold in every epoch"
-    p, y = epochs[1]
-    if rule == "youden":
-        reached = max(_reference_youden(p, y, cut) for cut in [*p, 1.0])
-        assert _reference_youden(p, y, stored["best.pt"]) == pytest.approx(reached)
-    else:
-        own = 1 if rule.startswith("sensitivity") else 0
-        assert ((p >= stored["best.pt"]) == own)[y == own].mean() >= 0.8
-
-
-def test_no_threshold_without_a_rule_or_a_validation_or_a_class(
-    make_run: MakeRun, scans: Scans, tmp_path: Path
-) -> None:
-    def stored() -> list[float | None]:
-        return [_load(tmp_path / name)["threshold"] for name in ("best.pt", "last.pt")]
-
-    make_run(max_epochs=1).trainer.run()
-    assert stored() == [None, None]
-    make_run(max_epochs=3, val_interval=2, threshold_by="youden").trainer.run()
-    assert [isinstance(threshold, float) for threshold in stored()] == [True, False]
-    healthy = [item for item in scans(8, 2) if item["label"] == 0]
-    make_run(max_epochs=1, threshold_by="youden", val_data=healthy, key_metric="loss").trainer.run()
-    assert stored() == [None, None]
-
-
-def test_a_checkpoint_of_before_has_no_threshold(tmp_path: Path) -> None:
-    save_plain({"epoch": 3}, tmp_path / "old.pt")
-    assert load_checkpoint(tmp_path / "old.pt") == {"epoch": 3, "threshold": None}
-    save_plain({"epoch": 3, "threshold": 0.25}, tmp_path / "new.pt")
-    assert load_checkpoint(tmp_path / "new.pt")["threshold"] == 0.25
-
-
-@pytest.mark.parametrize(
-    ("threshold_by", "classes", "message"),
-    [
-        ("youden", ["a", "b", "c"], "threshold_by is for two classes, got 3; set it to null"),
-        ("yuoden", ["a", "b"], "wanted youden, sensitivity=0.95 or specificity=0.9 .*got 'yuoden'"),
-        ("sensitivity=1.5", ["a", "b"], "got 'sensitivity=1.5'"),
-        ("sensitivity", ["a", "b"], "got 'sensitivity'"),
-    ],
-)
-def test_wrong_threshold_rule(make_run: MakeRun, threshold_by: str, classes: list[str], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        make_run(threshold_by=threshold_by, classes=classes)
 
 
 # ---- early stopping

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,14 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine, Events
+from ignite.exceptions import NotComputableError
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score, log_loss, roc_auc_score
 from torch import nn
 
 from monai_pipelines.handlers import ClassificationMetrics
+from monai_pipelines.heads import probabilities
 from monai_pipelines.losses import CrossEntropyLoss
+from monai_pipelines.metrics import classification_metrics
 
 MakeRun = Callable[..., Any]
 
@@ -59,7 +64,7 @@ def test_metrics_are_scikit_learns_of_the_epochs_logits(make_run: MakeRun, tmp_p
             }
             found = record[part]
             assert {name: found[name] for name in wanted} == pytest.approx(wanted, abs=1e-6)
-            assert set(found) == {*wanted, "balanced_accuracy", "precision", "recall", "specificity"}
+            assert set(found) == {*classification_metrics(prob, y), "loss"}
 
 
 def test_only_one_metric_and_key_metric_of_the_engine(make_run: MakeRun) -> None:
@@ -67,8 +72,8 @@ def test_only_one_metric_and_key_metric_of_the_engine(make_run: MakeRun) -> None
     run.evaluator.run(1)
     assert run.evaluator.state.best_metric == run.evaluator.state.metrics["roc_auc"]
     assert "all" not in run.evaluator.state.metrics
-    prob, label = run.evaluator.state.metric_details["predictions"]
-    assert prob.shape == (10, 2)
+    logits, label = run.evaluator.state.metric_details["predictions"]
+    assert logits.shape == (10, 2)
     assert label.tolist() == [0, 1] * 5
 
 
@@ -91,8 +96,8 @@ def test_one_logit_is_two_classes() -> None:
     assert one["roc_auc"] == pytest.approx(roc_auc_score(labels, p))
     assert one["accuracy"] == pytest.approx(accuracy_score(labels, p > 0.5))
     assert one["loss"] == pytest.approx(log_loss(labels, p, sample_weight=weight))
-    prob, label = engine.state.metric_details["predictions"]
-    assert torch.allclose(prob, torch.from_numpy(np.stack([1 - p, p], 1)).float())
+    logits, label = engine.state.metric_details["predictions"]
+    assert torch.equal(logits, z)
     assert torch.equal(label, labels)
 
 
@@ -111,8 +116,8 @@ def test_several_labels_are_macro_averages(num_classes: int) -> None:
         "loss": -(y * np.log(p) + (1 - y) * np.log(1 - p)).mean(),
     }
     assert {name: found[name] for name in wanted} == pytest.approx(wanted, abs=1e-6)
-    prob, label = engine.state.metric_details["predictions"]
-    assert torch.allclose(prob, torch.from_numpy(p).float())
+    logits, label = engine.state.metric_details["predictions"]
+    assert torch.equal(logits, z)
     assert torch.equal(label, labels)
     assert _epoch(z, labels, only="f1")[1] == {"all": pytest.approx(wanted["f1"])}
 
@@ -124,3 +129,60 @@ def test_hand_worked_values_of_three_classes() -> None:
     assert found["accuracy"] == 0.75
     assert found["balanced_accuracy"] == pytest.approx(5 / 6)
     assert found["precision"] == pytest.approx((1 + 1 + 1 / 2) / 3)
+
+
+PROCESS = """
+import json, sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from monai.data import DataLoader, Dataset
+from monai.engines import SupervisedEvaluator
+from torch.utils.data import DistributedSampler
+
+from monai_pipelines.handlers import ClassificationMetrics
+from monai_pipelines.losses import CrossEntropyLoss
+
+folder, rank = Path(sys.argv[1]), int(sys.argv[2])
+dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
+metrics = []
+for logits, labels in torch.load(folder / "data.pt"):
+    data = Dataset([{"image": z, "label": y, "name": f"scan{i}"} for i, (z, y) in enumerate(zip(logits, labels))])
+    evaluator = SupervisedEvaluator(
+        device=torch.device("cpu"),
+        val_data_loader=DataLoader(data, batch_size=2, sampler=DistributedSampler(data)),
+        network=torch.nn.Identity(),
+        key_val_metric={"roc_auc": ClassificationMetrics(only="roc_auc")},
+        additional_metrics={"all": ClassificationMetrics(loss_function=CrossEntropyLoss())},
+        decollate=False,
+    )
+    evaluator.run()
+    kept = evaluator.state.metric_details["predictions"][0]
+    metrics.append({**evaluator.state.metrics, "rows": len(kept), "best": evaluator.state.best_metric})
+(folder / f"{rank}.json").write_text(json.dumps(metrics))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_count_each_image_once(tmp_path: Path) -> None:
+    """Of nine images a sampler of two processes gives one twice; every process has the figures of the nine."""
+    logits, labels = torch.randn(9, 3, generator=torch.Generator().manual_seed(0)), torch.arange(9) % 3
+    each = [(logits, labels), (logits, torch.eye(3)[labels]), (logits[:, :1], labels % 2)]
+    torch.save(each, tmp_path / "data.pt")
+    commands = [[sys.executable, "-c", PROCESS, tmp_path, str(rank)] for rank in range(2)]
+    running = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
+    told = [process.communicate(timeout=200)[1] for process in running]
+    assert [process.returncode for process in running] == [0, 0], told
+    for k, (logits, labels) in enumerate(each):
+        prob = probabilities(logits, multilabel=labels.ndim == 2)
+        wanted = classification_metrics(prob.numpy(), labels.numpy())
+        loss = float(CrossEntropyLoss()(logits, labels))
+        for rank in range(2):
+            found = json.loads((tmp_path / f"{rank}.json").read_text())[k]
+            assert found == pytest.approx({**wanted, "loss": loss, "rows": 9, "best": wanted["roc_auc"]})
+
+
+def test_figures_before_a_batch_are_told() -> None:
+    with pytest.raises(NotComputableError, match="wanted a batch or more"):
+        ClassificationMetrics().compute()

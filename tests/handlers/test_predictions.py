@@ -18,7 +18,7 @@ from torch import nn
 from monai_pipelines.data import ArrayDataset, PrepareImages, make_loader
 from monai_pipelines.handlers import CollectFeatures, CollectPredictions
 from monai_pipelines.heads import Probabilitiesd
-from monai_pipelines.inferers import AutocastInferer, TestTimeInferer
+from monai_pipelines.inferers import AutocastInferer, DropoutInferer, TestTimeInferer
 from monai_pipelines.networks import ImageClassifier
 
 Scans = Callable[[int, int], list[dict[str, Any]]]
@@ -128,6 +128,20 @@ def test_an_inferer_of_one_view_has_no_spread() -> None:
     assert [set(row) for row in predictions.rows] == [{"image", "prob"}] * 3
 
 
+class _Told(Probabilitiesd):
+    """Post-processing that knows the spread, as that of an ensemble does."""
+
+    def __call__(self, data: Any) -> Any:
+        return {**super().__call__(data), "spread": torch.tensor(0.125)}
+
+
+def test_the_spread_of_the_output_comes_first() -> None:
+    inferer = TestTimeInferer(flip_axes=[1], precision="fp32")
+    predictions = CollectPredictions(inferer)
+    _evaluate(_network(2), _loader(_images(3, 1, 8, 8)), predictions, inferer=inferer, postprocessing=_Told("pred"))
+    assert [row["spread"] for row in predictions.rows] == [0.125] * 3
+
+
 # ---- features
 
 
@@ -172,11 +186,14 @@ def test_the_last_layer_makes_the_logits_of_the_features(name: str) -> None:
     assert torch.allclose(found, torch.stack(logits), atol=1e-5)
 
 
-def test_of_several_views_the_features_of_the_first_count() -> None:
-    """The image as it is, not its mirror images."""
-    images, network = _images(5, 1, 8, 8), _network(2)
+@pytest.mark.parametrize(
+    "inferer",
+    [TestTimeInferer(flip_axes=[0, 1], rotate90_axes=[0, 1], precision="fp32"), DropoutInferer(3, precision="fp32")],
+)
+def test_of_several_passes_the_features_of_the_plain_one_count(inferer: Any) -> None:
+    """The image as it is, not its mirror images; the network as it is, nothing dropped."""
+    images, network = _images(5, 1, 8, 8), _network(2).insert(1, nn.Dropout(0.5)).eval()
     features = CollectFeatures(network)
-    inferer = TestTimeInferer(flip_axes=[0, 1], rotate90_axes=[0, 1], precision="fp32")
     _evaluate(network, _loader(images), features, inferer=inferer)
     with torch.no_grad():
         wanted, mirrored = network[:-1](images).numpy(), network[:-1](images.flip(3)).numpy()

@@ -1,9 +1,7 @@
-"""Learning rate, guards and TensorBoard of a training by MONAI's real engines."""
+"""Learning rate, guards and precision of a training by MONAI's real engines."""
 
 from __future__ import annotations
 
-import json
-import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -12,21 +10,15 @@ from typing import Any
 import pytest
 import torch
 from ignite.engine import Events
-from monai.data import MetaTensor
 from monai.engines.utils import IterationEvents
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.optim.lr_scheduler import CyclicLR, OneCycleLR, ReduceLROnPlateau, StepLR
 
-from monai_pipelines.handlers import ClipGradients, monitor
+from monai_pipelines.handlers import ClipGradients
 from monai_pipelines.inferers import AutocastInferer, fast_bf16
 
 MakeRun = Callable[..., Any]
 Scans = Callable[[int, int], list[dict[str, Any]]]
-
-
-def _history(folder: Path) -> list[dict[str, Any]]:
-    return json.loads((folder / "history.json").read_text())
 
 
 # ---- learning rate
@@ -124,104 +116,6 @@ def test_nan_loss_stops_and_names_the_batch(make_run: MakeRun, scans: Scans, tmp
         run.trainer.run()
     assert all(map(torch.equal, before[0], run.network.parameters())), "stopped before the step"
     assert not (tmp_path / "last.pt").exists()
-
-
-# ---- what one watches
-
-
-METRICS = {
-    "roc_auc",
-    "average_precision",
-    "accuracy",
-    "balanced_accuracy",
-    "precision",
-    "recall",
-    "specificity",
-    "f1",
-    "loss",
-}
-
-
-def test_tensorboard_and_history(
-    make_run: MakeRun, scans: Scans, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    data = [{**item, "image": MetaTensor(item["image"])} for item in scans(16, 1)]
-    run = make_run(max_epochs=3, val_interval=2, data=data, scheduler=lambda o, n: StepLR(o, 1, 0.5))
-    losses: list[float] = []
-    run.trainer.add_event_handler(
-        Events.ITERATION_COMPLETED, lambda engine: losses.append(float(engine.state.output["loss"].detach()))
-    )
-    with caplog.at_level(logging.INFO, "monai_pipelines"):
-        run.trainer.run()
-
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    scalars = {"learning_rate", "loss_per_step/train"}
-    scalars |= {f"{metric}/{split}" for metric in METRICS for split in ("train", "validation")}
-    assert set(events.Tags()["scalars"]) == scalars
-    assert set(events.Tags()["images"]) == {"input/train", "confusion_matrix/validation"}
-
-    def values(tag: str) -> dict[int, float]:
-        return {event.step: event.value for event in events.Scalars(tag)}
-
-    history = _history(tmp_path)
-    assert values("loss_per_step/train") == pytest.approx(dict(enumerate(losses, start=1)))
-    assert values("learning_rate") == pytest.approx({1: 0.05, 2: 0.025, 3: 0.0125})
-    for metric in METRICS:
-        assert values(f"{metric}/train") == pytest.approx({r["epoch"]: r["train"][metric] for r in history})
-        assert values(f"{metric}/validation") == pytest.approx({2: history[1]["val"][metric]})
-    assert [event.step for event in events.Images("input/train")] == [1]
-    assert [event.step for event in events.Images("confusion_matrix/validation")] == [2]
-
-    assert [record["epoch"] for record in history] == [1, 2, 3]
-    assert ["val" in record for record in history] == [False, True, False]
-    assert (tmp_path / "history.png").read_bytes().startswith(b"\x89PNG")
-    assert "epoch 2/3: train loss" in caplog.text
-    assert "val roc_auc" in caplog.text
-
-
-SEVERAL = [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
-
-
-def test_what_is_drawn_where_labels_are_several(
-    make_run: MakeRun, scans: Scans, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    drawn: list[tuple[list[torch.Tensor], list[str]]] = []
-    make_figure = monitor.images_figure
-    monkeypatch.setattr(monitor, "images_figure", lambda *args: drawn.append(args) or make_figure(*args))
-    data = [
-        {**item, "image": item["image"][0], "label": torch.tensor(SEVERAL[k % 4])}
-        for k, item in enumerate(scans(16, 1))
-    ]
-    loss = nn.BCEWithLogitsLoss()
-    make_run(1, data=data, val_data=data[:10], num_logits=3, loss=loss, classes=["a", "b", "c"]).trainer.run()
-    ((images, titles),) = drawn
-    assert titles == ["a, c", "none", "b", "c"]
-    assert all(torch.equal(image, item["image"]) for image, item in zip(images, data, strict=False))
-    assert EventAccumulator(str(tmp_path / "tensorboard")).Reload().Tags()["images"] == ["input/train"]
-    assert set(_history(tmp_path)[0]["val"]) == METRICS
-
-
-@pytest.mark.usefixtures("blank_figures")
-def test_undefined_metrics_are_null_in_the_history_and_absent_in_tensorboard(make_run: MakeRun, tmp_path: Path) -> None:
-    make_run(max_epochs=1, script=[(math.nan, 1.0)]).trainer.run()
-    assert _history(tmp_path)[0]["val"]["roc_auc"] is None
-    assert "NaN" not in (tmp_path / "history.json").read_text()
-    tags = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Tags()["scalars"]
-    assert "loss/validation" in tags
-    assert "roc_auc/validation" not in tags
-
-
-@pytest.mark.usefixtures("blank_figures")
-def test_what_was_logged_is_on_disk_when_a_run_breaks_off(make_run: MakeRun, tmp_path: Path) -> None:
-    def cut(engine: Any) -> None:
-        raise KeyboardInterrupt
-
-    run = make_run()
-    run.trainer.add_event_handler(Events.EPOCH_STARTED(once=2), cut)
-    with pytest.raises(KeyboardInterrupt):
-        run.trainer.run()
-    assert len(EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss_per_step/train")) == 4
-    assert len(_history(tmp_path)) == 1
 
 
 # ---- precision

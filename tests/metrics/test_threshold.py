@@ -21,6 +21,15 @@ def _reference_best(score, label, rule):
     if rule == "youden":
         return max(rates, key=lambda rate: (round(sum(rate), 9), rate[0]))
     name, target = rule.split("=")
+    if name == "cost":
+        num_positive, num_negative = (label == 1).sum(), (label == 0).sum()
+        return min(
+            rates,
+            key=lambda rate: (
+                round(float(target) * (1 - rate[0]) * num_positive + (1 - rate[1]) * num_negative, 9),
+                -rate[0],
+            ),
+        )
     first, second = (0, 1) if name == "sensitivity" else (1, 0)
     reached = [rate for rate in rates if rate[first] >= float(target)]
     if reached:
@@ -28,7 +37,9 @@ def _reference_best(score, label, rule):
     return max(rates, key=lambda rate: (rate[first], rate[second]))
 
 
-@pytest.mark.parametrize("rule", ["youden", "sensitivity=0.95", "sensitivity=0.5", "specificity=0.9", "specificity=1"])
+@pytest.mark.parametrize(
+    "rule", ["youden", "sensitivity=0.95", "sensitivity=0.5", "specificity=0.9", "specificity=1", "cost=5", "cost=0.2"]
+)
 @pytest.mark.parametrize("decimals", [1, 2, 9])
 def test_equals_brute_force_under_ties(rule, decimals):
     for seed in range(60):
@@ -103,18 +114,40 @@ def test_absent_class_has_no_threshold(label):
         "sensitivity=",
         "sensitivity=0",
         "sensitivity=1.1",
-        "cost=0.5",
+        "cost",
+        "cost=0",
+        "cost=-1",
+        "cost=inf",
+        "cost=nan",
         "specificity=x",
         "",
     ],
 )
 def test_unknown_rule_is_told(rule):
-    with pytest.raises(ValueError, match=r"wanted youden, sensitivity=0\.95 or specificity=0\.9"):
+    wanted = r"wanted youden, sensitivity=0\.95, specificity=0\.9 \(above 0 to 1\) or cost=5 \(above 0\), got"
+    with pytest.raises(ValueError, match=wanted):
         check_rule(rule)
 
 
 def test_bad_input_is_told():
     with pytest.raises(ValueError, match="wanted 2 classes"):
         choose_threshold([[0.2, 0.3, 0.5]], [0])
-    with pytest.raises(ValueError, match="no common threshold"):
-        choose_threshold([[0.2, 0.3]], [[0, 1]])
+    with pytest.raises(ValueError, match=r"wanted prob \(N, C >= 2\)"):
+        choose_threshold([[0.2, 0.3]], [[0, 1, 1]])
+
+
+@pytest.mark.parametrize("rule", ["youden", "sensitivity=0.9", "cost=3"])
+def test_several_labels_have_a_threshold_each(rule):
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 2, (40, 4))
+    prob = (0.5 * label + 0.5 * rng.random((40, 4))).clip(0, 1)
+    label[:, 1], label[:, 3] = 0, 1  # on none, on all
+    wanted = [choose_threshold(_prob(*prob[:, k]), label[:, k], rule) for k in (0, 2)]
+    assert choose_threshold(prob, label, rule) == [wanted[0], 0.5, wanted[1], 0.5]
+
+
+def test_a_miss_weighs_what_it_costs():
+    prob, label = _prob(0.2, 0.4, 0.6, 0.8), [1, 0, 0, 1]
+    assert choose_threshold(prob, label, "cost=3") == pytest.approx(0.1)  # two false alarms, 2, for a miss, 3
+    assert choose_threshold(prob, label, "cost=1.5") == pytest.approx(0.7)
+    assert choose_threshold(prob, label, "cost=2") == pytest.approx(0.1)  # of equals the more sensitive

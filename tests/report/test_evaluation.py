@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from collections import Counter
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from monai_pipelines.metrics import shortcut_baselines
-from monai_pipelines.report import embedding, evaluation
+from monai_pipelines.report import embedding, evaluation, rebuild_report
 from monai_pipelines.report.evaluation import report_evaluation, write_inference
 
 
@@ -73,17 +74,51 @@ def _events(folder):
     return {tag: len(accumulator.Images(tag)) for tag in accumulator.Tags()["images"]}
 
 
-def test_two_classes_with_a_threshold(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(evaluation, "NUM_FITTED", 12)
-    datasets = _datasets()
-    rows = [{**row, "spread": 0.1} for row in _rows(datasets.test, 2)]
-    features = np.random.default_rng(0).normal(size=(16, 9))
-    (tmp_path / "history.json").write_text('[{"epoch": 1, "train": {"loss": 0.7}, "val": {"roc_auc": 0.6}}]')
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """An evaluation with all there is, into the folder of a run that was evaluated before."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "history.json").write_text('[{"epoch": 1, "train": {"loss": 0.7}, "val": {"roc_auc": 0.6}}]')
     knobs = {"knobs": {"keys": "image", "size": [40, 30]}}
     run = {"command": "python", "source": "/home/a/b/tiles.zip", "chain": knobs, "augmentation": None}
-    (tmp_path / "run.json").write_text(json.dumps(run))
-    metrics = report_evaluation(tmp_path, "Tiles", rows, datasets, ["healthy", "ill"], threshold=0.4, features=features)
+    (folder / "run.json").write_text(json.dumps(run))
+    for old in ("pictures/mistake-99.png", "tensorboard/evaluation/00000/old/tensors.tsv"):
+        (folder / old).parent.mkdir(parents=True)
+        (folder / old).write_text("of an earlier evaluation")
+    datasets = _datasets()
+    datasets.test.data[0]["patient"] = datasets.train.data[0]["patient"]
+    for k, item in enumerate(datasets.test.data[1:], 1):
+        item["site"] = "ab"[k % 2]
+    rows = [{**row, "spread": 0.1} for row in _rows(datasets.test, 2)]
+    heat = np.random.default_rng(0).integers(0, 256, (3, 30, 70)).astype(np.uint8)
+    slides = {"num_slides": 16, "relative_entropy": 0.5}
+    images = {"method": "gradcam", "stage": "layer2", "cells": [5, 4], "mm_per_cell": None, "cases": []}
+    explanations = [
+        SimpleNamespace(results=slides, pictures=[("a heatmap", heat)] * 2),
+        SimpleNamespace(results=images, pictures=[("a map", heat)]),
+    ]
+    members = [{"file": f"{k}/best.pt", "epoch": 3, "temperature": 2.0, "threshold": 0.4} for k in (0, 1)]
+    fits = []
+    find = embedding.principal_components
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "NUM_FITTED", 12)
+        patch.setattr(embedding, "principal_components", lambda values: fits.append(values) or find(values))
+        patch.setattr(evaluation, "principal_components", embedding.principal_components)
+        metrics = report_evaluation(
+            *(folder, "Tiles", rows, datasets, ["healthy", "ill"]),
+            features=np.random.default_rng(0).normal(size=(16, 9)),
+            explanations=explanations,
+            threshold=0.4,
+            threshold_by="youden",
+            temperature=2.0,
+            subgroups=["site"],
+            members=members,
+        )
+    return SimpleNamespace(**locals())
 
+
+def test_two_classes_with_a_threshold(evaluated):
+    metrics, rows, datasets = evaluated.metrics, evaluated.rows, evaluated.datasets
     label, score = [row["label"] for row in rows], [row["prob"][1] for row in rows]
     assert metrics["metrics"]["roc_auc"] == pytest.approx(roc_auc_score(label, score))
     assert metrics["threshold"] == 0.4
@@ -95,21 +130,97 @@ def test_two_classes_with_a_threshold(tmp_path, capsys, monkeypatch):
     assert metrics["run"]["source"] == "tiles.zip"
     assert metrics["run"]["chain"] == {"size": [40, 30]}
 
-    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    page = (evaluated.folder / "report.html").read_text(encoding="utf-8")
     for wanted in ("What the model sees", "Most confident mistakes", "What looks alike", "Shortcuts"):
         assert wanted in page
     assert "\u00b1\u00a00.10" in page
     assert "/home/a" not in page
     assert {"embedding_raw_pixels.png", "embedding_trained_features.png", "history.png", "classes.png"} <= {
-        file.name for file in tmp_path.iterdir()
+        file.name for file in evaluated.folder.iterdir()
     }
     assert sum(datasets.train.loads.values()) == 12
     assert sum(datasets.test.loads.values()) <= 16 + 2 + 12 + metrics["num_wrong"]
     assert not datasets.validation.loads
+    assert len(evaluated.fits) == 2, "components of raw pixels and of features, each found once"
 
+
+def test_everything_about_the_checkpoint_is_told(evaluated):
+    metrics = evaluated.metrics
+    assert (metrics["threshold_by"], metrics["calibration"]["temperature"]) == ("youden", 2.0)
+    assert metrics["calibration"]["before"]["ece"] is not None
+    assert metrics["members"] == evaluated.members
+    assert {site: own["num_scans"] for site, own in metrics["subgroups"]["site"].items()} == {"": 1, "a": 7, "b": 8}
+    assert metrics["audit"]["patients_in_several_splits"] == 1
+    assert metrics["audit"]["num_skipped"] == {"train": 0, "validation": 1, "test": 0}
+    with open(evaluated.folder / "predictions.csv", newline="", encoding="utf-8") as opened:
+        assert [line["site"] for line in csv.DictReader(opened)] == ["", "b", *["a", "b"] * 7, ""]
+
+
+def test_figures_are_printed_with_their_intervals(evaluated, capsys):
+    metrics = evaluated.metrics
+    evaluation._print_beside(metrics | {"metrics_at_half": dict.fromkeys(metrics["metrics"])}, "image")
     printed = capsys.readouterr().out
-    for wanted in ("network", "mean", "all of", "roc_auc", "balanced_accuracy", f"{metrics['metrics']['roc_auc']:.3f}"):
+    roc_auc, ends = metrics["metrics"]["roc_auc"], "{:.3f} to {:.3f}".format(*metrics["intervals"]["roc_auc"])
+    for wanted in ("network", "at 0.5", "n/a", "shortcut", "balanced_accuracy", f"{roc_auc:.3f}", ends):
         assert wanted in printed
+    assert "at the threshold 0.4" in printed
+    assert "16 images, 9 patients" in printed
+
+
+def test_the_page_is_written_again_without_the_data(evaluated, tmp_path):
+    folder, metrics = shutil.copytree(evaluated.folder, tmp_path / "run"), evaluated.metrics
+    pictures = {file.stem for file in (folder / "pictures").iterdir()}
+    assert pictures == (
+        {f"sample-{k}" for k in range(12)}
+        | {f"mistake-{k}" for k in range(metrics["num_wrong"])}
+        | {"looked-0-0", "looked-0-1", "looked-1-0"}
+    )
+    names = "report.html", "metrics.json", "predictions.csv", "roc.png"
+    for name in names:
+        (folder / name).unlink()
+    assert rebuild_report(folder) == metrics
+    for name in names:
+        assert (folder / name).read_bytes() == (evaluated.folder / name).read_bytes()
+
+
+def test_tensorboard_has_pictures_and_points_of_the_last_evaluation_alone(evaluated):
+    folder = evaluated.folder / "tensorboard" / "evaluation"
+    tags = {"classes", "roc/test", "confusion_matrix/test", "samples/test", "mistakes/test", "gradcam/1_a_map"}
+    tags |= {"attention/1_a_heatmap", "attention/2_a_heatmap", "embedding/raw_pixels", "embedding/trained_features"}
+    found = EventAccumulator(str(folder), size_guidance={"images": 0, "tensors": 0, "scalars": 0}).Reload()
+    assert {tag: len(found.Images(tag)) for tag in found.Tags()["images"]} == dict.fromkeys(tags, 1)
+    assert "pr_curve/ill" in found.Tags()["tensors"]
+    (tag,) = [name for name in found.Tags()["scalars"] if "ece" in name]
+    assert found.Scalars(tag)[0].value == pytest.approx(evaluated.metrics["metrics"]["ece"])
+    config = (folder / "projector_config.pbtxt").read_text()
+    assert config.count("embeddings {") == 2
+    assert "single_image_dim: 30" in config
+    assert not [*folder.rglob("old")]
+    for name, width in (("raw_pixels", 16), ("trained_features", 9)):
+        (points,) = folder.glob(f"*/{name}")
+        assert (points / "metadata.tsv").read_text().split() == ["healthy", "ill"] * 8
+        values = [line.split("\t") for line in (points / "tensors.tsv").read_text().splitlines()]
+        assert [len(row) for row in values] == [width] * 16
+        assert (points / "sprite.png").is_file()
+
+
+def test_tensorboard_shows_the_pictures_of_the_page(evaluated):
+    folder = evaluated.folder
+    accumulator = EventAccumulator(str(folder / "tensorboard" / "evaluation"), size_guidance={"images": 0}).Reload()
+    files = {"classes": "classes", "roc/test": "roc", "confusion_matrix/test": "confusion_matrix",
+             "embedding/raw_pixels": "embedding_raw_pixels"}  # fmt: skip
+    drawn = {tag: np.asarray(Image.open(folder / f"{name}.png").convert("RGB")) for tag, name in files.items()}
+    drawn["attention/2_a_heatmap"] = drawn["gradcam/1_a_map"] = evaluated.heat.transpose(1, 2, 0)
+    for tag, wanted in drawn.items():
+        logged = Image.open(io.BytesIO(accumulator.Images(tag)[0].encoded_image_string))
+        np.testing.assert_array_equal(np.asarray(logged), wanted)
+
+
+def test_explanations_are_told_and_shown(evaluated):
+    assert evaluated.metrics["explanations"] == [evaluated.slides, evaluated.images]
+    page = (evaluated.folder / "report.html").read_text(encoding="utf-8")
+    assert "a heatmap" in page
+    assert "a map" in page
 
 
 def test_baselines_are_those_of_the_same_images(tmp_path):
@@ -125,64 +236,6 @@ def test_baselines_are_those_of_the_same_images(tmp_path):
         assert own["accuracy"] == pytest.approx((prob[name].argmax(1) == labels[1]).mean())
 
 
-def test_tensorboard_has_pictures_and_points_of_the_last_evaluation_alone(tmp_path):
-    datasets = _datasets()
-    features = np.random.default_rng(0).normal(size=(16, 9))
-    for _ in range(2):
-        report_evaluation(tmp_path, "T", _rows(datasets.test, 2), datasets, ["a", "b"], features=features)
-    folder = tmp_path / "tensorboard" / "evaluation"
-    tags = {"classes", "roc/test", "confusion_matrix/test", "samples/test", "mistakes/test"}
-    assert _events(folder) == dict.fromkeys(tags | {"embedding/raw_pixels", "embedding/trained_features"}, 1)
-    config = (folder / "projector_config.pbtxt").read_text()
-    assert config.count("embeddings {") == 2
-    assert "single_image_dim: 30" in config
-    for name, width in (("raw_pixels", 16), ("trained_features", 9)):
-        (points,) = folder.glob(f"*/{name}")
-        assert (points / "metadata.tsv").read_text().split() == ["a", "b"] * 8
-        values = [line.split("\t") for line in (points / "tensors.tsv").read_text().splitlines()]
-        assert [len(row) for row in values] == [width] * 16
-        assert (points / "sprite.png").is_file()
-
-
-def test_explanations_are_told_and_shown(tmp_path):
-    datasets = _datasets()
-    heat = np.random.default_rng(0).integers(0, 256, (3, 30, 70)).astype(np.uint8)
-    explained = SimpleNamespace(results={"num_slides": 16, "relative_entropy": 0.5}, pictures=[("a map", heat)] * 2)
-    options = {"classes": ["a", "b"], "unit": "slide", "explanations": [explained]}
-    metrics = report_evaluation(tmp_path, "T", _rows(datasets.test, 2), datasets, **options)
-    assert metrics["explanations"] == [explained.results]
-    assert "a map" in (tmp_path / "report.html").read_text(encoding="utf-8")
-    folder = tmp_path / "tensorboard" / "evaluation"
-    assert {"attention/test/0", "attention/test/1"} <= set(_events(folder))
-    accumulator = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
-    (shown,) = accumulator.Images("attention/test/1")
-    np.testing.assert_array_equal(
-        np.asarray(Image.open(io.BytesIO(shown.encoded_image_string))), heat.transpose(1, 2, 0)
-    )
-
-
-def test_tensorboard_shows_the_pictures_of_the_page(tmp_path):
-    datasets = _datasets()
-    report_evaluation(tmp_path, "T", _rows(datasets.test, 2), datasets, ["a", "b"])
-    accumulator = EventAccumulator(str(tmp_path / "tensorboard" / "evaluation"), size_guidance={"images": 0}).Reload()
-    files = {"classes": "classes", "roc/test": "roc", "confusion_matrix/test": "confusion_matrix",
-             "embedding/raw_pixels": "embedding_raw_pixels"}  # fmt: skip
-    for tag, name in files.items():
-        logged = Image.open(io.BytesIO(accumulator.Images(tag)[0].encoded_image_string))
-        drawn = Image.open(tmp_path / f"{name}.png").convert("RGB")
-        np.testing.assert_array_equal(np.asarray(logged), np.asarray(drawn))
-
-
-def test_components_are_found_once(tmp_path, monkeypatch):
-    fits = []
-    find = evaluation.principal_components
-    monkeypatch.setattr(embedding, "principal_components", lambda values: fits.append(values) or find(values))
-    monkeypatch.setattr(evaluation, "principal_components", embedding.principal_components)
-    datasets = _datasets()
-    report_evaluation(tmp_path, "T", _rows(datasets.test, 2), datasets, ["a", "b"], features=np.eye(16))
-    assert len(fits) == 2, "raw pixels and features"
-
-
 def test_samples_are_drawn_from_the_classes_in_turn(tmp_path):
     for kind, shape, num in ((_Dataset, (1, 8, 8), 12), (_Volumes, (1, 6, 6, 6), 8)):
         dataset = kind([0] * 30 + [*range(1, 7)] * 2 + [7], shape, 0)
@@ -194,8 +247,8 @@ def test_samples_are_drawn_from_the_classes_in_turn(tmp_path):
         assert sorted(caption[0] for caption, _ in samples) == [caption[0] for caption, _ in samples]
 
 
-def test_eight_volumes_and_patients_unknown(tmp_path, capsys):
-    datasets = _datasets(_Volumes, (1, 6, 6, 6), labels=range(8))
+def test_volumes_of_unknown_patients_without_shortcuts(tmp_path, capsys):
+    datasets = _datasets(_Volumes, (1, 6, 6, 6), labels=range(8), shortcuts=())
     for part in vars(datasets).values():
         for item in part.data:
             del item["patient"]
@@ -203,10 +256,15 @@ def test_eight_volumes_and_patients_unknown(tmp_path, capsys):
     metrics = report_evaluation(tmp_path, "T", rows, datasets, list("abcdefgh"), unit="scan")
     assert metrics["num_patients"] is None
     assert {table["num_patients"] for table in metrics["splits"].values()} == {None}
+    assert (metrics["shortcuts"], metrics["shortcut"], metrics["shortcut_name"]) == ({}, None, None)
+    assert len([*(tmp_path / "pictures").glob("sample-*.png")]) == 8
+    assert len([*(tmp_path / "pictures").glob("mistake-*.png")]) == 8
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "16 scans scored, 1 skipped, patients unknown." in page
-    assert page.count('<figcaption class="lines">') == 8 + 8  # samples and mistakes
+    assert "No shortcut baseline was computed, so it is open" in page
     assert "16 scans, patients unknown" in capsys.readouterr().out
+    folder = tmp_path / "tensorboard" / "evaluation"
+    assert "sprite" not in (folder / "projector_config.pbtxt").read_text()
 
 
 def test_training_images_of_one_class_leave_the_shortcut_out(tmp_path, caplog):
@@ -232,17 +290,6 @@ def test_several_labels(tmp_path):
     assert "confusion_matrix/test" not in _events(tmp_path / "tensorboard" / "evaluation")
 
 
-def test_volumes_without_shortcuts(tmp_path):
-    datasets = _datasets(_Volumes, (1, 20, 18, 16), shortcuts=())
-    metrics = report_evaluation(tmp_path, "T", _rows(datasets.test, 2), datasets, ["a", "b"], unit="scan")
-    assert (metrics["shortcuts"], metrics["shortcut"], metrics["shortcut_name"]) == ({}, None, None)
-    page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "16 scans of 8 patients" in page
-    assert "No shortcut baseline was computed, so it is open" in page
-    folder = tmp_path / "tensorboard" / "evaluation"
-    assert "sprite" not in (folder / "projector_config.pbtxt").read_text()
-
-
 def test_one_test_image_and_no_mistake(tmp_path):
     datasets = _datasets()
     datasets.test = _Dataset([1], (3, 8, 8), 7)
@@ -262,6 +309,13 @@ def test_rows_that_do_not_match_are_told(tmp_path, num_rows, num_features, told)
     features = None if num_features is None else np.zeros((num_features, 3))
     with pytest.raises(ValueError, match=f"wanted a row for each of 16 test images, got {told}"):
         report_evaluation(tmp_path, "T", _rows(datasets.test, 2)[:num_rows], datasets, ["a", "b"], features=features)
+
+
+def test_unknown_subgroups_are_told_before_anything_is_read(tmp_path):
+    datasets = _datasets()
+    with pytest.raises(KeyError, match="subgroups: no column site; there are label, name, patient"):
+        report_evaluation(tmp_path, "T", _rows(datasets.test, 2), datasets, ["a", "b"], subgroups=["site"])
+    assert not datasets.test.loads
 
 
 def test_inference_lists_what_was_skipped(tmp_path):

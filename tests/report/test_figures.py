@@ -10,7 +10,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from monai_pipelines.report.embedding import embedding_figure
-from monai_pipelines.report.figures import best_epoch, class_figure, confusion_figure, history_figure, roc_figure
+from monai_pipelines.report.figures import best_epoch, class_figure, confusion_figure, history_figure
 
 
 def _texts(axes):
@@ -22,7 +22,7 @@ def _problem(num_classes, num=60, seed=0):
     return np.arange(num) % num_classes, rng.dirichlet(np.ones(num_classes), num)
 
 
-def _assert_no_label_overlaps_or_is_clipped(figure):
+def assert_no_label_overlaps_or_is_clipped(figure):
     FigureCanvasAgg(figure).draw()
     renderer = figure.canvas.get_renderer()
     boxes = []
@@ -51,52 +51,18 @@ def test_confusion_by_hand():
     assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "b", "c"]
 
 
-def test_roc_by_hand():
-    prob_ill = np.array([0.1, 0.6, 0.7, 0.9])
-    prob, shortcut = np.stack([1 - prob_ill, prob_ill], 1), np.full((4, 2), 0.5)
-    figure = roc_figure([0, 1, 0, 1], prob, ["healthy", "ill"], shortcut)
-    model, cheap, chance = figure.axes[0].get_lines()
-    assert set(zip(*model.get_data(), strict=True)) >= {(0, 0), (0, 0.5), (0.5, 0.5), (0.5, 1), (1, 1)}
-    assert list(zip(*cheap.get_data(), strict=True)) == [(0, 0), (1, 1)]
-    assert (model.get_linestyle(), cheap.get_linestyle(), chance.get_linestyle()) == ("-", "--", ":")
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["ill: 0.750 / 0.500"]
-
-
-def test_roc_of_an_absent_class_has_no_curve():
-    label, prob = _problem(2)
-    prob = np.c_[prob * 0.9, np.full(len(prob), 0.1)]
-    figure = roc_figure(label, prob, ["a", "b", "c"])
-    assert len(figure.axes[0].get_lines()) == 3
-    assert figure.legends[0].get_texts()[2].get_text() == "c: n/a (one class only)"
-
-
-def test_threshold_is_marked_on_the_curve_and_counted_in_the_matrix():
+def test_threshold_is_counted_in_the_matrix():
     prob_ill = np.array([0.1, 0.3, 0.7, 0.9])
     prob, label = np.stack([1 - prob_ill, prob_ill], 1), [0, 1, 0, 1]
-    figure = roc_figure(label, prob, ["healthy", "ill"], threshold=0.3)
-    point = figure.axes[0].get_lines()[1]
-    assert (point.get_marker(), point.get_xydata().tolist()) == ("o", [[0.5, 1.0]])
-    assert figure.legends[0].get_texts()[1].get_text() == "at the threshold 0.3"
     assert _texts(confusion_figure(label, prob, ["healthy", "ill"], 0.3).axes[0])[::2] == ["1", "1", "0", "2"]
     assert _texts(confusion_figure(label, prob, ["healthy", "ill"]).axes[0])[::2] == ["1", "1", "1", "1"]
 
 
-def test_roc_of_several_labels_has_a_curve_for_each():
-    label = np.array([[0, 1], [1, 1], [1, 0], [0, 1]])
-    figure = roc_figure(label, [[0.2, 0.9], [0.8, 0.8], [0.1, 0.3], [0.6, 0.1]], ["nodule", "effusion"])
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["nodule: 0.500", "effusion: 0.667"]
-
-
 @pytest.mark.parametrize("num", [2, 7, 8, 20])
-def test_classes_differ_by_colour_and_line_or_marker(num):
-    label, prob = _problem(num)
-    names = [f"class {k}" for k in range(num)]
-    lines = roc_figure(label, prob, names, prob[::-1]).legends[0].get_lines()
-    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == (1 if num == 2 else num)
-    drawn = roc_figure(label, prob, names, prob[::-1]).axes[0].get_lines()
-    assert len(drawn) == 1 + {2: 2, 7: 14}.get(num, num)  # and the shortcut's where there is room
+def test_classes_differ_by_colour_and_marker(num):
+    label, _ = _problem(num)
     points = np.random.default_rng(0).normal(size=(len(label), 2))
-    groups = embedding_figure(points, label, names, "t").axes[0].collections
+    groups = embedding_figure(points, label, [f"class {k}" for k in range(num)], "t").axes[0].collections
     styles = {(*group.get_facecolor()[0], len(group.get_paths()[0].vertices)) for group in groups}
     assert len(styles) == len(groups) == num
 
@@ -128,10 +94,20 @@ def test_history_panels_hold_train_and_validation():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["Training", "Validation", "Best epoch: 3"]
 
 
+def test_history_of_another_key_metric_has_its_panel():
+    history = [{"epoch": k, "train": {"loss": 1.0}, "val": {"mcc": -0.5, "brier": 0.1 * k}} for k in (1, 2)]
+    panels = {axes.get_title(): axes for axes in history_figure(history, "mcc").axes}
+    assert list(panels) == ["Loss", "MCC"]
+    assert panels["MCC"].get_ylim()[0] < -0.5
+    assert list(panels["Loss"].get_lines()[-1].get_xdata()) == [1, 1]
+    assert "Brier score" in [axes.get_title() for axes in history_figure(history, "brier").axes]
+
+
 def test_best_epoch_is_the_best_of_lowest_loss_and_never_nan():
     assert best_epoch(_history()) == 3
     assert best_epoch(_history(), "loss") == 4
     assert best_epoch(_history(), "f1") is None
+    assert [best_epoch([{"epoch": k, "val": {"brier": k}} for k in (1, 2)], "brier")] == [1]
     assert best_epoch([{"epoch": 5, "val": {"f1": float("inf")}}, {"epoch": 6, "val": {"f1": 0.0}}], "f1") == 6
 
 
@@ -140,24 +116,30 @@ def test_history_without_an_epoch_is_refused():
         history_figure([])
 
 
-@pytest.mark.parametrize("num_classes", [2, 3, 6, 9, 20])
 @pytest.mark.parametrize(
-    "name", ["{}", "class $ number {}", "a rather long name of a class, number {}", "x" * 40 + "{}"]
+    ("num_classes", "name"),
+    [
+        (2, "{}"),
+        (2, "x" * 40 + "{}"),
+        (3, "a rather long name of a class, number {}"),
+        (6, "class $ number {}"),
+        (9, "x" * 40 + "{}"),
+        (20, "a rather long name of a class, number {}"),
+    ],
 )
 def test_labels_do_not_overlap(num_classes, name):
     label, prob = _problem(num_classes)
     names = [name.format(k) for k in range(num_classes)]
-    _assert_no_label_overlaps_or_is_clipped(confusion_figure(label, prob, names))
-    _assert_no_label_overlaps_or_is_clipped(roc_figure(label, prob, names, prob[::-1]))
+    assert_no_label_overlaps_or_is_clipped(confusion_figure(label, prob, names))
     points = np.random.default_rng(0).normal(size=(len(label), 2))
-    _assert_no_label_overlaps_or_is_clipped(embedding_figure(points, label, names, name))
+    assert_no_label_overlaps_or_is_clipped(embedding_figure(points, label, names, name))
     counts = {split: dict.fromkeys(names, 10**k) for k, split in enumerate(("train", "validation", "test"), 4)}
-    _assert_no_label_overlaps_or_is_clipped(class_figure(counts))
+    assert_no_label_overlaps_or_is_clipped(class_figure(counts))
 
 
 @pytest.mark.parametrize("num", [1, 4])
 def test_history_labels_do_not_overlap(num):
-    _assert_no_label_overlaps_or_is_clipped(history_figure(_history(num)))
+    assert_no_label_overlaps_or_is_clipped(history_figure(_history(num)))
 
 
 def test_report_starts_without_pyplot_and_torch():

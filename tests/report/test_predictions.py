@@ -70,6 +70,30 @@ def test_several_labels_and_spread(tmp_path):
     assert (third["skipped"], third["label"], third["predicted"]) == ("truncated", "", "")
 
 
+def test_columns_of_the_table_stand_after_patient_and_split(tmp_path):
+    rows = [
+        {"image": "a", "patient": "p", "label": 0, "prob": [0.7, 0.3], "columns": {"scanner": "A", "sex": "f"}},
+        {"image": "b", "split": "test", "skipped": "truncated"},
+        {"image": "c", "prob": [0.7, 0.3], "columns": {"sex": "m"}},
+    ]
+    write_predictions(tmp_path / "p.csv", rows, ["healthy", "ill"])
+    header, lines = _read(tmp_path / "p.csv")
+    assert header[:6] == ["image", "patient", "split", "scanner", "sex", "label"]
+    assert [(line["scanner"], line["sex"]) for line in lines] == [("A", "f"), ("", ""), ("", "m")]
+
+
+def test_column_that_is_there_already_is_told(tmp_path):
+    rows = [{"image": "a", "label": 0, "prob": [0.7, 0.3], "columns": {"prob_ill": "0.1", "label": "x", "sex": "f"}}]
+    with pytest.raises(ValueError, match=r"columns: label, prob_ill: predictions\.csv has this column already"):
+        write_predictions(tmp_path / "p.csv", rows, ["healthy", "ill"])
+
+
+def test_a_threshold_for_each_label(tmp_path):
+    rows = [{"image": "a", "label": [0, 1], "prob": [0.4, 0.6]}]
+    write_predictions(tmp_path / "p.csv", rows, ["nodule", "mass"], threshold=[0.3, 0.7], multilabel=True)
+    assert _read(tmp_path / "p.csv")[1][0]["predicted"] == "1|0"
+
+
 @pytest.mark.parametrize("prob", [None, [0.5, 0.5], [[0.2, 0.3, 0.5]]])
 def test_row_without_probabilities_needs_a_reason(tmp_path, prob):
     with pytest.raises(ValueError, match="a: wanted 3 probabilities or the reason"):

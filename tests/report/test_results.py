@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import json
 from functools import partial
 
 import numpy as np
 import pytest
+from scipy.special import expit, softmax
 
-from monai_pipelines.metrics import bootstrap_intervals, classification_metrics
-from monai_pipelines.report import results as module
+from monai_pipelines.metrics import classification_metrics, metric_intervals
 from monai_pipelines.report.results import class_table, confident_mistakes, evaluation_results
 
 NAMES = ["a", "b", "c"]
@@ -84,31 +85,150 @@ def test_one_class_alone_still_has_a_strongest_shortcut():
     assert (results["shortcut_name"], results["shortcut"]["roc_auc"]) == ("x", None)
 
 
-def test_intervals_draw_whole_patients():
-    rng = np.random.default_rng(0)
-    label = rng.integers(0, 2, 60)
-    score = (rng.random(60) + 0.5 * label) / 1.5
-    patients = [f"p{k // 5}" for k in range(60)]
-    rows = [
-        {"image": f"{k}", "prob": [1 - p, p], "label": int(own), "patient": patient}
-        for k, (p, own, patient) in enumerate(zip(score, label, patients, strict=True))
+def _scored(num=60, num_classes=2, seed=0, per_patient=5):
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, num_classes, num)
+    prob = 0.7 * rng.dirichlet(np.ones(num_classes), num) + 0.3 * np.eye(num_classes)[label]
+    return [
+        {"image": f"{k}", "prob": prob[k].tolist(), "label": int(label[k]), "patient": f"p{k // per_patient}"}
+        for k in range(num)
     ]
+
+
+def _arrays(rows):
+    return np.array([row["prob"] for row in rows]), np.array([row["label"] for row in rows])
+
+
+def _lists(intervals):
+    return {name: list(ends) for name, ends in intervals.items()}
+
+
+def test_intervals_draw_whole_patients():
+    rows = _scored()
+    prob, label = _arrays(rows)
     results = evaluation_results(rows, ["a", "b"], threshold=0.4)
-    figures = partial(classification_metrics, threshold=0.4)
-    wanted = bootstrap_intervals(figures, [row["prob"] for row in rows], label, patients)
-    assert {name: tuple(ends) for name, ends in results["intervals"].items()} == wanted
-    assert {"roc_auc", "balanced_accuracy", "recall", "specificity"} <= wanted.keys()
+    wanted = metric_intervals(prob, label, [row["patient"] for row in rows], threshold=0.4)
+    assert results["intervals"] == _lists(wanted.metrics)
+    assert results["metrics"].keys() == results["intervals"].keys()
+    assert results["per_class_intervals"] == {n: _lists(own) for n, own in zip("ab", wanted.per_class, strict=True)}
     for row in rows:
         del row["patient"]
     alone = evaluation_results(rows, ["a", "b"], threshold=0.4)["intervals"]
-    wanted = bootstrap_intervals(figures, np.c_[1 - score, score], label, range(60))
-    assert {name: tuple(ends) for name, ends in alone.items()} == wanted
+    assert alone == _lists(metric_intervals(prob, label, range(60), threshold=0.4).metrics)
 
 
-def test_many_images_have_no_intervals(monkeypatch):
-    monkeypatch.setattr(module, "MAX_INTERVALS", 1)
-    assert evaluation_results(_rows(np.eye(2), [0, 1]), ["a", "b"])["intervals"] == {}
-    assert evaluation_results(_rows(np.eye(2)[:1], [0]), ["a", "b"])["intervals"]["accuracy"] == [1, 1]
+def test_figures_of_an_absent_class_are_none():
+    rows = [{**row, "prob": [*row["prob"], 0.0]} for row in _scored()]
+    results = evaluation_results(rows, NAMES)
+    assert results["per_class"]["c"]["num_scans"] == 0
+    assert results["per_class"]["c"]["recall"] is results["per_class"]["c"]["roc_auc"] is None
+    assert "recall" not in results["per_class_intervals"]["c"]
+    assert results["metrics"]["roc_auc"] is not None
+    json.dumps(results, allow_nan=False)
+
+
+def test_at_half_beside_the_threshold():
+    rows = _scored()
+    prob, label = _arrays(rows)
+    results = evaluation_results(rows, ["a", "b"], threshold=0.2, threshold_by="youden")
+    assert results["metrics"] == pytest.approx(classification_metrics(prob, label, threshold=0.2))
+    assert results["metrics_at_half"] == pytest.approx(classification_metrics(prob, label, threshold=0.5))
+    assert (results["threshold"], results["threshold_by"]) == (0.2, "youden")
+    assert evaluation_results(rows, ["a", "b"])["metrics_at_half"] is None
+    assert evaluation_results(rows, ["a", "b"], threshold=0.5)["metrics_at_half"] is None
+
+
+def test_a_threshold_for_each_label():
+    rng = np.random.default_rng(1)
+    prob, label = rng.random((40, 3)), rng.integers(0, 2, (40, 3))
+    results = evaluation_results(_rows(prob.tolist(), label.tolist()), NAMES, threshold=[0.2, 0.5, 0.9])
+    predicted = prob >= [0.2, 0.5, 0.9]
+    assert results["metrics"]["accuracy"] == pytest.approx((predicted == label).mean())
+    assert results["metrics_at_half"]["accuracy"] == pytest.approx(((prob >= 0.5) == label).mean())
+    assert results["per_class"]["c"]["recall"] == pytest.approx(predicted[label[:, 2] == 1, 2].mean())
+    assert results["num_wrong"] == (predicted != label).any(axis=1).sum()
+    assert results["threshold"] == [0.2, 0.5, 0.9]
+    assert results["decision_curve"] is None
+    assert results["uncertainty"]["risk"][-1] == pytest.approx(1 - results["metrics"]["accuracy"])
+
+
+def test_subgroups_are_scored_each_by_itself():
+    rows = [
+        {**row, "columns": {"scanner": ("B", "A ", "", None)[k % 4], "sex": "f"}} for k, row in enumerate(_scored())
+    ]
+    found = evaluation_results(rows, ["a", "b"], threshold=0.4, subgroups=["scanner", "sex"])["subgroups"]
+    assert list(found) == ["scanner", "sex"]
+    assert list(found["scanner"]) == ["", "A", "B"]
+    assert [own["num_scans"] for own in found["scanner"].values()] == [30, 15, 15]
+    own = [row for row in rows if row["columns"]["scanner"] == "A "]
+    alone = evaluation_results(own, ["a", "b"], threshold=0.4)
+    assert found["scanner"]["A"] == {
+        **{name: alone[name] for name in ("num_scans", "num_patients", "metrics", "intervals")},
+        "classes": {name: table["num_scans"] for name, table in alone["classes"].items()},
+    }
+    assert evaluation_results(rows, ["a", "b"])["subgroups"] == {}
+
+
+def test_a_subgroup_without_a_class_has_no_roc_auc():
+    rows = [{**row, "columns": {"site": str(row["label"])}} for row in _scored()]
+    found = evaluation_results(rows, ["a", "b"], subgroups=["site"])["subgroups"]["site"]["1"]
+    assert found["metrics"]["roc_auc"] is None
+    assert "roc_auc" not in found["intervals"]
+    assert found["metrics"]["recall"] is not None
+
+
+def test_columns_that_make_no_subgroups_are_told():
+    rows = [{**row, "columns": {"age": str(k), "sex": "f"}} for k, row in enumerate(_scored(13))]
+    with pytest.raises(ValueError, match="12 values at most, got 13 in 'age'"):
+        evaluation_results(rows, ["a", "b"], subgroups=["age"])
+    assert len(evaluation_results(rows[:12], ["a", "b"], subgroups=["age"])["subgroups"]["age"]) == 12
+    with pytest.raises(KeyError, match="no row has the column 'site'; there are age, sex"):
+        evaluation_results(rows, ["a", "b"], subgroups=["site"])
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_calibration_before_the_temperature_is_that_of_the_logits(several):
+    rng = np.random.default_rng(2)
+    logits = rng.normal(0, 4, (80, 3))
+    label = rng.integers(0, 2, (80, 3)) if several else rng.integers(0, 3, 80)
+    squash = expit if several else partial(softmax, axis=1)
+    results = evaluation_results(_rows(squash(logits / 2.5).tolist(), label.tolist()), NAMES, temperature=2.5)
+    calibration = results["calibration"]
+    untempered = classification_metrics(squash(logits), label)
+    assert calibration["temperature"] == 2.5
+    assert calibration["before"].keys() == {"ece", "brier", "log_loss", "reliability"}
+    for name in ("ece", "brier", "log_loss"):
+        assert calibration["before"][name] == pytest.approx(untempered[name], rel=1e-6)
+        assert calibration["before"][name] > results["metrics"][name]
+    assert sum(own["count"] for own in calibration["before"]["reliability"]) == (240 if several else 80)
+    assert calibration["reliability"] != calibration["before"]["reliability"]
+    assert evaluation_results(_rows(squash(logits).tolist(), label.tolist()), NAMES)["calibration"]["before"] is None
+
+
+def test_decision_curve_is_of_the_second_of_two_classes():
+    rows = _scored()
+    prob, label = _arrays(rows)
+    curve = evaluation_results(rows, ["a", "b"])["decision_curve"]
+    assert curve["thresholds"] == [k / 100 for k in range(1, 100)]
+    called = prob[:, 1] >= 0.3
+    benefit = ((called & (label == 1)).sum() - (called & (label == 0)).sum() * 3 / 7) / 60
+    assert curve["model"][29] == pytest.approx(benefit)
+    assert curve["all"][29] == pytest.approx((label == 1).mean() - (label == 0).mean() * 3 / 7)
+    assert evaluation_results(_scored(num_classes=3), NAMES)["decision_curve"] is None
+
+
+def test_uncertainty_tells_what_is_gained_by_referring():
+    rows = [{**row, "spread": k % 7 / 10} for k, row in enumerate(_scored(300))]
+    results = evaluation_results(rows, ["a", "b"], threshold=0.4)
+    for name, by in (("uncertainty", "probability"), ("uncertainty_by_spread", "spread")):
+        found = results[name]
+        assert found["by"] == by
+        assert len(found["coverage"]) == len(found["risk"]) == 200
+        assert (found["coverage"][0], found["coverage"][-1]) == (pytest.approx(1 / 300), 1)
+        assert found["risk"][-1] == pytest.approx(1 - results["metrics"]["accuracy"])
+        assert found["referral"][0]["accuracy"] == pytest.approx(results["metrics"]["accuracy"])
+    assert results["uncertainty"]["area"] < results["uncertainty"]["risk"][-1]
+    assert evaluation_results(_scored(), ["a", "b"])["uncertainty_by_spread"] is None
 
 
 def test_several_labels_by_hand():

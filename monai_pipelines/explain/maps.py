@@ -1,0 +1,217 @@
+"""Maps of what in an image speaks for a class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from copy import deepcopy
+from itertools import product
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from monai.visualize import GradCAM, GradCAMpp
+from numpy.typing import NDArray
+from rich.progress import track
+from scipy.ndimage import affine_transform
+from torch import Tensor, nn
+
+from monai_pipelines.explain.stages import Stage, default_stage, stages
+from monai_pipelines.heads import class_logits, probabilities
+
+METHODS = ("gradcam", "gradcam++", "occlusion")
+
+WINDOW = 0.25  # of the image's side: what is covered at a time, moved by half of it
+AT_ONCE = {4: 16, 5: 4}  # covered images or volumes through the network at a time
+
+
+class Explanation(NamedTuple):
+    """What speaks for a class, and how finely it is told."""
+
+    map: NDArray[np.float32]
+    """(H, W) or (X, Y, Z), 0 to 1, its maximum 1; all 0 where nothing speaks for the class."""
+    method: str
+    """"gradcam", "gradcam++" or "occlusion"."""
+    stage: str | None
+    """Name of the module whose features were weighted; None for occlusion."""
+    cells: tuple[int, ...]
+    """Of the stage, or places of the window: the map says nothing finer."""
+    cell_px: tuple[float, ...]
+    """Pixels of the image from cell to cell."""
+    prob: float
+    """Of the class, of the image as it is; not tempered."""
+
+    @property
+    def peak(self) -> tuple[int, ...]:
+        """Pixel of the maximum; of several alike the one in their middle."""
+        return tuple(round(i) for i in np.argwhere(self.map == self.map.max()).mean(axis=0))
+
+
+def explain_class(
+    network: nn.Module,
+    image: Tensor,
+    class_index: int,
+    method: str = "gradcam",
+    stage: str | None = None,
+    multilabel: bool = False,
+) -> Explanation:
+    """Map of what in an image speaks for a class.
+
+    Explained are the log-odds of the class, ``s = log p - log(1 - p)``: with two logits their difference, with one
+    logit that or its negative, with many labels the label's logit.
+
+    - "gradcam": ``ReLU(sum_k w_k A_k)`` with the features A_k of a stage and ``w_k = mean(ds / dA_k)``;
+    - "gradcam++": ``w_k = sum(a_k ReLU(ds / dA_k))`` with the weights a_k of Chattopadhay et al.;
+    - "occlusion": how much s falls where a window of a quarter of each side is covered, mean over the windows on a
+      pixel, 0 where it rises. Each channel is covered with its lowest value in a volume (air), its mean in a 2D
+      image.
+
+    Grad-CAM is MONAI's, but its maps are interpolated linearly between the pixels on which the cells are centred
+    (`Stage`). MONAI's up-sampling takes the cells to divide the image evenly: at a stage with cells of 8 pixels that is
+    3.5 pixels off on each axis, at 32 pixels 15.5.
+
+    Args:
+        network: gives logits (1, C); works on a copy of it, which holds its weights once more.
+        image: (1, channels, H, W) or (1, channels, X, Y, Z), as the network takes it.
+        class_index: of the class, 0..C-1; with one logit (and not ``multilabel``) 0 or 1.
+        method: see above.
+        stage: of Grad-CAM, one of `stages`; None: `default_stage`.
+        multilabel: any number of classes at once, instead of exactly one.
+
+    Raises:
+        ValueError: another method, stage, class or shape, or a network without a stage.
+
+    Example:
+        >>> from monai.networks.nets import resnet10
+        >>> network = resnet10(spatial_dims=2, n_input_channels=1, num_classes=2, conv1_t_stride=2)
+        >>> found = explain_class(network, torch.rand(1, 1, 64, 64), class_index=1)
+        >>> found.map.shape, found.stage, found.cell_px
+        ((64, 64), 'layer2', (8.0, 8.0))
+
+    Reference:
+        Selvaraju et al., ICCV 2017; Chattopadhay et al., WACV 2018; Zeiler and Fergus, ECCV 2014.
+    """
+    if method not in METHODS:
+        raise ValueError(f"explain_class: method must be one of {', '.join(METHODS)}, got {method!r}")
+    if image.ndim not in AT_ONCE or len(image) != 1:
+        raise ValueError(f"explain_class: wanted one image (1, C, H, W) or (1, C, X, Y, Z), got {tuple(image.shape)}")
+    if stage is not None and method == "occlusion":
+        raise ValueError(f"explain_class: occlusion has no stage, got {stage!r} (leave it out, or take gradcam)")
+    own = deepcopy(network).eval().requires_grad_(False)
+    layers: Iterable[Any] = own.modules()
+    for layer in layers:
+        if getattr(layer, "inplace", False):  # would change the features that a gradient needs
+            layer.inplace = False
+    given = image.detach().as_subclass(Tensor).float()
+    with torch.autocast(image.device.type, enabled=False):
+        with torch.no_grad():
+            prob = probabilities(own(given).float(), multilabel)[0]
+        if not 0 <= class_index < len(prob):
+            raise ValueError(f"explain_class: class_index must lie in 0..{len(prob) - 1}, got {class_index}")
+        if method == "occlusion":
+            fall, cells, cell_px = _occlusion(own, given, class_index, multilabel)
+            return Explanation(_scaled(fall), method, None, cells, cell_px, float(prob[class_index]))
+        chosen = _stage(own, given, stage)
+        weighted = (GradCAM if method == "gradcam" else GradCAMpp)(_Score(own, multilabel), f"network.{chosen.name}")
+        with torch.enable_grad():
+            coarse = weighted.compute_map(given.requires_grad_(), class_idx=class_index)
+    hooked = weighted.nn_module  # what it keeps and the copy of the network hold each other for ever
+    hooked.score = None
+    hooked.activations.clear()
+    hooked.gradients.clear()
+    map_ = _upsampled(coarse[0, 0].detach().cpu().numpy(), chosen, tuple(image.shape[2:]))
+    return Explanation(_scaled(map_), method, chosen.name, chosen.cells, chosen.step_px, float(prob[class_index]))
+
+
+def log_odds(logits: Tensor, multilabel: bool = False) -> Tensor:
+    """Log-odds ``log p - log(1 - p)`` of the classes, for any head.
+
+    Args:
+        logits: (N, C) floating point.
+        multilabel: any number of classes at once, instead of exactly one.
+
+    Returns:
+        (N, C); one logit without ``multilabel`` becomes two classes.
+
+    Example:
+        >>> log_odds(torch.tensor([[3.0]])), log_odds(torch.tensor([[1.0, 4.0]]))
+        (tensor([[-3.,  3.]]), tensor([[-3.,  3.]]))
+    """
+    if multilabel:
+        return logits
+    logits = class_logits(logits)
+    same = torch.eye(logits.shape[1], dtype=torch.bool, device=logits.device)
+    return logits - torch.where(same, -torch.inf, logits[:, None]).logsumexp(2)
+
+
+class _Score(nn.Module):
+    """Log-odds (1, C) less their own value: the gradient is the same.
+
+    Grad-CAM++ takes the exponential of the score, which would overflow for a network that is very sure.
+    """
+
+    def __init__(self, network: nn.Module, multilabel: bool) -> None:
+        super().__init__()
+        self.network, self.multilabel = network, multilabel
+
+    def forward(self, image: Tensor) -> Tensor:
+        odds = log_odds(self.network(image).float(), self.multilabel)
+        return odds - odds.detach()
+
+
+def _stage(network: nn.Module, image: Tensor, name: str | None) -> Stage:
+    found = stages(network, image)
+    if not found:
+        raise ValueError(
+            f"explain_class: {type(network).__name__} has no feature maps of more than one cell (method occlusion "
+            "needs none)"
+        )
+    if name is None:
+        return default_stage(found)
+    for own in found:
+        if own.name == name:
+            return own
+    told = ", ".join(f"{own.name} ({' x '.join(map(str, own.cells))} cells)" for own in found)
+    raise ValueError(f"explain_class: stage must be one of {told}, got {name!r}")
+
+
+def _upsampled(coarse: NDArray[np.float32], stage: Stage, size: tuple[int, ...]) -> NDArray[np.float32]:
+    """Linear between the centres of the cells, constant beyond the outer ones."""
+    scale, first = 1 / np.array(stage.step_px), np.array(stage.first_px)
+    return affine_transform(coarse, np.diag(scale), -first * scale, output_shape=size, order=1, mode="nearest")
+
+
+def _occlusion(
+    network: nn.Module, image: Tensor, class_index: int, multilabel: bool
+) -> tuple[NDArray[np.float32], tuple[int, ...], tuple[float, ...]]:
+    """Fall of the log-odds, number of places of the window, and pixels between them.
+
+    Not MONAI's `OcclusionSensitivity`: that knows one value for all channels, covers what is empty already, and indexes
+    tensors by lists, which torch announces to take away.
+    """
+    axes, size = tuple(range(2, image.ndim)), tuple(image.shape[2:])
+    fill = image.amin(axes, keepdim=True) if image.ndim == 5 else image.mean(axes, keepdim=True)
+    window = [max(1, round(WINDOW * n)) for n in size]
+    step = [max(1, w // 2) for w in window]
+    starts = [[*range(0, n - w, s), n - w] for n, w, s in zip(size, window, step, strict=True)]
+    places = [tuple(slice(a, a + w) for a, w in zip(start, window, strict=True)) for start in product(*starts)]
+    filled = [place for place in places if (image[:, :, *place] != fill).any()]
+    fall, count = image.new_zeros(size), image.new_zeros(size)
+    for place in places:
+        count[place] += 1
+    with torch.no_grad():
+        whole = log_odds(network(image), multilabel)[0, class_index]
+        for first in track(range(0, len(filled), AT_ONCE[image.ndim]), "covering parts of the image", transient=True):
+            batch = filled[first : first + AT_ONCE[image.ndim]]
+            covered = image.repeat(len(batch), *[1] * (image.ndim - 1))
+            for own, place in zip(covered, batch, strict=True):
+                own[:, *place] = fill[0]
+            left = log_odds(network(covered), multilabel)[:, class_index]
+            for place, value in zip(batch, whole - left, strict=True):
+                fall[place] += value
+    cells = tuple(len(start) for start in starts)
+    return (fall / count).clamp(min=0).cpu().numpy(), cells, tuple(float(s) for s in step)
+
+
+def _scaled(map_: NDArray[np.float32]) -> NDArray[np.float32]:
+    top = float(map_.max())
+    return (map_ / top if top > 0 else np.zeros_like(map_)).astype(np.float32)

@@ -1,0 +1,53 @@
+"""What acting on a classifier is worth, for all who weigh a miss against a false alarm differently."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["net_benefit"]
+
+
+def net_benefit(
+    prob: ArrayLike, label: ArrayLike, thresholds: ArrayLike
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Net benefit of treating those whom the model calls positive, and of treating all: a decision curve.
+
+    ``true positives / N - false positives / N * t / (1 - t)``: who treats from a probability of t on holds a miss to
+    be (1 - t) / t times as bad as a false alarm. Treating nobody is worth 0 at every t. The probabilities should be
+    calibrated.
+
+    Args:
+        prob: (N,) probability of the positive class.
+        label: (N,) 0 or 1.
+        thresholds: (T,) in [0, 1); a case is called positive from there on.
+
+    Returns:
+        (T,) of the model and (T,) of treating all, in true positives per case.
+
+    Raises:
+        ValueError: no rows, lengths that differ, labels other than 0 and 1, values outside their ranges.
+
+    Example:
+        >>> model, treat_all = net_benefit([0.1, 0.4, 0.8, 0.9], [0, 0, 1, 1], [0.2, 0.5])
+        >>> model.round(4), treat_all.round(4)
+        (array([0.4375, 0.5   ]), array([0.375, 0.   ]))
+
+    Reference: Vickers and Elkin, Decision curve analysis: a novel method for evaluating prediction models, Medical
+    Decision Making, 2006.
+    """
+    score, truth, cuts = np.asarray(prob, dtype=np.float64), np.asarray(label), np.asarray(thresholds, dtype=np.float64)
+    if score.ndim != 1 or not score.size or truth.shape != score.shape or cuts.ndim != 1:
+        shapes = f"{score.shape}, {truth.shape} and {cuts.shape}"
+        raise ValueError(f"net_benefit: wanted prob (N >= 1,), label (N,) and thresholds (T,), got {shapes}")
+    if (
+        not np.isin(truth, (0, 1)).all()
+        or not ((score >= 0) & (score <= 1)).all()
+        or not ((cuts >= 0) & (cuts < 1)).all()
+    ):
+        raise ValueError("net_benefit: label must be 0 or 1, prob in [0, 1] and thresholds in [0, 1)")
+    num, num_positive = len(score), int(truth.sum())
+    found = num_positive - np.searchsorted(np.sort(score[truth == 1]), cuts)
+    alarms = num - num_positive - np.searchsorted(np.sort(score[truth == 0]), cuts)
+    odds = cuts / (1 - cuts)
+    return (found - alarms * odds) / num, (num_positive - (num - num_positive) * odds) / num

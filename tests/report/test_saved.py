@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from PIL import Image
+
+from monai_pipelines.report import embedding_figure, rebuild_report
+from monai_pipelines.report.results import class_table
+from monai_pipelines.report.saved import save_evaluation, save_picture
+
+CHAIN = {"name": "image2d", "knobs": {"keys": "image", "size": 8}, "steps": {"load": {"_target_": "x"}}}
+RUN = {
+    **{"command": "python -m x", "source": "/data/somewhere/tiles.zip", "chain": CHAIN, "augmentation": None},
+    **{"overrides": {"output_dir": "/data/somewhere"}, "settings": {"max_epochs": 3}},
+}
+
+
+@pytest.mark.parametrize(
+    ("image", "kind", "size", "told"),
+    [
+        (torch.randint(0, 256, (3, 30, 40), dtype=torch.uint8), "png", (40, 30), {"small": True}),
+        (np.random.default_rng(0).random((1, 300, 600)), "jpeg", (192, 96), {"small": False}),
+        (np.zeros((1, 8, 8, 8)), "png", None, {"volume": True, "anatomical": False}),
+        (MetaTensor(torch.rand(1, 8, 8, 8)), "png", None, {"volume": True, "anatomical": True}),
+    ],
+)
+def test_pictures_are_written_small(tmp_path, image, kind, size, told):
+    picture = save_picture(tmp_path, "sample-3", "healthy\na.png", image)
+    wanted = {"caption": "healthy\na.png", "file": f"pictures/sample-3.{kind}", "volume": False, "anatomical": False}
+    assert picture == wanted | {"small": False} | told
+    with Image.open(tmp_path / picture["file"]) as drawn:
+        assert drawn.format == kind.upper()
+        assert size in (None, drawn.size)
+
+
+def test_small_images_are_kept_pixel_by_pixel(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (3, 30, 40)).astype(np.uint8)
+    file = tmp_path / save_picture(tmp_path, "a", "", image)["file"]
+    np.testing.assert_array_equal(np.asarray(Image.open(file)).transpose(2, 0, 1), image)
+    large = np.zeros((3, 900, 300), np.uint8)
+    with Image.open(tmp_path / save_picture(tmp_path, "b", "", large, side=600)["file"]) as drawn:
+        assert drawn.size == (200, 600)
+
+
+def _content(folder: Path, multilabel=False):
+    """An evaluation with every section."""
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 2, (40, 3)) if multilabel else rng.integers(0, 2, 40)
+    prob = rng.random((40, 3)) if multilabel else rng.dirichlet([1, 1], 40)
+    rows = [
+        {"image": f"{k}.png", "patient": f"p{k // 2}", "label": label[k], "prob": prob[k], "spread": 0.1 * (k % 3)}
+        | {"split": "test", "columns": {"site": "ab"[k % 2]}, "shortcut_prob": {"size": prob[k]}}
+        for k in range(40)
+    ]
+    image = rng.integers(0, 256, (3, 30, 40)).astype(np.uint8)
+    names = ["edema", "mass", "hernia"] if multilabel else ["healthy", "ill"]
+    embedding_figure(rng.random((40, 2)), label, names, "Raw pixels").savefig(folder / "embedding_raw_pixels.png")
+    return {
+        "title": "Tiles",
+        "rows": [*rows, {"image": "z.png", "prob": None, "skipped": "truncated", "split": "train"}],
+        "class_names": names,
+        "threshold": [0.4, 0.5, 0.6] if multilabel else np.float64(0.4),
+        "threshold_by": "youden",
+        "temperature": 1.7,
+        "multilabel": multilabel,
+        "unit": "image",
+        "splits": {"train": class_table(rows, names), "test": class_table(rows, names)},
+        "key_metric": "roc_auc",
+        "samples": [save_picture(folder, "sample-0", "a sample", image)],
+        "mistakes": [save_picture(folder, "mistake-0", "a mistake", np.zeros((1, 8, 8, 8)))],
+        "embeddings": ["raw_pixels"],
+        "explanations": [
+            {
+                "results": {"relative_entropy": 0.5, "num_slides": 40},
+                "pictures": [save_picture(folder, "looked-0-0", "a map", image, 1200)],
+            }
+        ],
+        "subgroups": ("site",),
+        "audit": None,
+        "members": None,
+    }
+
+
+def _files(folder: Path):
+    return {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_rebuilt_page_is_the_first_one_byte_for_byte(tmp_path, multilabel):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "history.json").write_text('[{"epoch": 1, "train": {"loss": 0.7}, "val": {"loss": 0.8, "roc_auc": 0.6}}]')
+    (folder / "run.json").write_text(json.dumps(RUN))
+    save_evaluation(folder, _content(folder, multilabel))
+    metrics = rebuild_report(folder)
+    assert metrics["run"]["source"] == "tiles.zip"
+    assert metrics["run"]["chain"] == {"size": 8}
+    assert metrics["run"]["settings"] == {"max_epochs": 3}
+    assert "overrides" not in metrics["run"]
+    assert list(metrics["subgroups"]["site"]) == ["a", "b"]
+    assert metrics["calibration"]["temperature"] == 1.7
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "a sample" in page
+    assert "a map" in page
+
+    first = _files(folder)
+    written = {"report.html", "metrics.json", "predictions.csv", "roc.png", "classes.png", "history.png"}
+    kept = {"evaluation.json", "history.json", "run.json", "embedding_raw_pixels.png"}
+    for name in written:
+        (folder / name).unlink()
+    assert kept <= {file.name for file in folder.iterdir()}
+    moved = shutil.move(folder, tmp_path / "moved")
+    assert rebuild_report(moved) == metrics
+    assert _files(Path(moved)) == first
+
+
+def test_what_cannot_be_rebuilt_is_told(tmp_path):
+    with pytest.raises(ValueError, match=r"nothing: no run: wanted the output_dir of a training"):
+        rebuild_report(tmp_path / "nothing")
+    (tmp_path / "run.json").write_text(json.dumps(RUN))
+    with pytest.raises(ValueError, match=r"not evaluated yet, there is no evaluation\.json: run train\.yaml with"):
+        rebuild_report(tmp_path)
+    (tmp_path / "evaluation.json").write_text('{"title": "T", "rows": [{')
+    with pytest.raises(ValueError, match=r"evaluation\.json: no JSON .*: run the evaluation again"):
+        rebuild_report(tmp_path)
