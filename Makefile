@@ -77,6 +77,7 @@ bench: $(INSTALLED)
 	$(PY) benchmarks/slide_reading.py
 	$(PY) benchmarks/feature_extraction.py
 	$(PY) benchmarks/mil_step.py
+	$(PY) benchmarks/bootstrap.py
 
 clean:
 	rm -rf .venv runs build dist .mypy_cache .pytest_cache .ruff_cache

@@ -12,10 +12,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from monai_pipelines.declared import declared_path
+from monai_pipelines.explaining import explain_scan
 
 ROOT = declared_path("bundles").parent
 
@@ -128,6 +130,32 @@ def test_inference_lists_bad_images(bundle: Any, data: Path, trained: Path, tmp_
             assert row["predicted"] == ""
         else:
             _check_row(row, threshold)
+
+
+def test_one_image_is_explained_as_inference_classifies_it(
+    bundle: Any, data: Path, trained: Path, tmp_path: Path
+) -> None:
+    if bundle.case.on_demo:
+        with pytest.raises(ValueError, match="a bundle of slides; its inference draws where the network looked"):
+            explain_scan(trained, min((data / "slides").iterdir()), tmp_path)
+        return
+    if bundle.case.spoil is None:
+        image = tmp_path / "one.npz"
+        with np.load(next(data.glob("*.npz"))) as arrays:
+            np.savez(image, images=arrays["test_images"][:1])
+    else:
+        source = tmp_path / "images"
+        source.mkdir()
+        _, bad = bundle.case.spoil(data, source)
+        image = min(path for path in source.iterdir() if path.name not in bad)
+    told = explain_scan(trained, image, tmp_path / "told")
+    options = ["--checkpoint", str(trained / "best.pt"), *_options(bundle, image, tmp_path / "inference")]
+    configs = str(bundle.config("inference", "demo"))
+    _run(tmp_path, "run", "--config_file", configs, "--bundle_root", str(bundle.root), *options)
+    (row,) = _rows(tmp_path / "inference" / "predictions.csv")
+    for name, prob in told["prob"].items():
+        assert prob == pytest.approx(float(row[f"prob_{name}"]), abs=1e-3)
+    assert (tmp_path / "told" / told["map"]).is_file()
 
 
 def test_wrong_bundle_root_is_told_in_one_line(bundle: Any, tmp_path: Path) -> None:
