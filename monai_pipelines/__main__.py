@@ -287,8 +287,13 @@ def main() -> None:
     """Run the command line; what the user can mend is told without a traceback."""
     try:
         app()
-    except (ValueError, KeyError, OSError) as error:
-        message = error.args[0] if isinstance(error, KeyError) else error
+    except (ValueError, KeyError, OSError, RuntimeError) as error:
+        cause: BaseException = error
+        while isinstance(cause, RuntimeError) and cause.__cause__ is not None:  # MONAI wraps what a component raises
+            cause = cause.__cause__
+        if not isinstance(cause, (ValueError, KeyError, OSError)):
+            raise
+        message = cause.args[0] if isinstance(cause, KeyError) else cause
         typer.secho(f"error: {message}", fg="red", err=True)
         sys.exit(1)
 

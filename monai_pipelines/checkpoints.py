@@ -63,10 +63,14 @@ def load_checkpoint(
     if network is not None:
         try:
             network.load_state_dict(checkpoint["model"])
-        except RuntimeError as error:
-            lines = str(error).splitlines()
+        except RuntimeError:
+            wanted, given = (
+                {k: v.shape for k, v in own.items()} for own in (network.state_dict(), checkpoint["model"])
+            )
+            other = [name for name in {**wanted, **given} if wanted.get(name) != given.get(name)]
             raise ValueError(
                 f"{file}: weights of another network than {type(network).__name__} as configured "
-                f"(name the overlay it was trained with); {' '.join(lines[1:3]).strip()}"
+                f"(name the overlay it was trained with); {len(other)} are missing, unexpected or of another shape: "
+                f"{', '.join(other[:3])}{' ...' if len(other) > 3 else ''}"
             ) from None
     return {"threshold": None, "threshold_by": None, "temperature": None, **checkpoint}

@@ -21,6 +21,7 @@ from monai_pipelines.report.comparison_page import (
     DECIDE_FIRST,
     better,
     figure_names,
+    other_rules,
     told_interval,
     told_p,
     verdict,
@@ -43,10 +44,10 @@ def compare_runs(
 
     Returns:
         the content of ``comparison.json``: ``command``; ``runs``: ``a`` and ``b``, each with ``folder``, ``title``,
-        ``unit``, ``classes``, ``seed``, ``fingerprint``, ``threshold``, ``num_scans`` and ``num_only`` (images that the
-        other run lacks); ``unit``, ``multilabel``, ``num_scans`` (in common), ``num_patients`` (None where none is
-        known); ``metrics`` as `compare_predictions` has it, each with ``better``: "a" or "b" where the interval leaves
-        0 out, else None; ``delong``: class -> the test of its ROC AUC.
+        ``unit``, ``classes``, ``seed``, ``fingerprint``, ``num_networks``, ``threshold``, ``threshold_by``,
+        ``num_scans`` and ``num_only`` (images that the other run lacks); ``unit``, ``multilabel``, ``num_scans`` (in
+        common), ``num_patients`` (None where none is known); ``metrics`` as `compare_predictions` has it, each with
+        ``better``: "a" or "b" where the interval leaves 0 out, else None; ``delong``: class -> the test of its ROC AUC.
 
     Raises:
         FileNotFoundError: a folder that is no evaluated run.
@@ -128,7 +129,9 @@ def _read_run(folder: str | PathLike[str]) -> dict[str, Any]:
         "unit": page.get("unit", "image"),
         "seed": metrics["run"].get("seed"),
         "fingerprint": metrics["run"].get("fingerprint"),
+        "num_networks": len(metrics.get("members") or [None]),
         "threshold": metrics["threshold"],
+        "threshold_by": metrics.get("threshold_by"),
         "classes": classes,
         "num_scans": len(rows),
         "rows": rows,
@@ -168,3 +171,5 @@ def _print(result: Mapping[str, Any]) -> None:
             text = f"DeLong, ROC AUC of {name}: {test['difference']:+.3f}, {told_interval(test)}, p {told_p(test['p'])}"
             console.print(escape(text), highlight=False)
     console.print(escape(" ".join([*verdict(result), DECIDE_FIRST])), highlight=False)
+    if warning := other_rules(result):
+        console.print(escape(warning), style="bold", highlight=False)

@@ -43,7 +43,8 @@ def load_trained(
         ``members`` is None. For an ensemble it lists for each member ``file`` (as given), ``epoch``, ``temperature``
         and ``threshold``; ``file`` is the first member's checkpoint, whose content the rest is, except that
         ``temperature`` is None (each member has its own), ``threshold`` the mean of the members' (None where one has
-        none), ``threshold_by`` their rule (None where they differ), and the ``seen`` of ``split`` that of all members.
+        none), ``threshold_by`` None (no rule chose it for the mean), and ``split`` holds the ``seen`` of all members,
+        and lists their ``seed`` and ``split_fractions`` where these differ.
 
     Raises:
         ValueError: fewer than two members, or one twice.
@@ -59,7 +60,9 @@ def load_trained(
         )
     cards = [load_checkpoint(own, chain=chain, classes=classes) for own in files]
     thresholds = [card["threshold"] for card in cards]
-    rules = {card["threshold_by"] for card in cards}
+    without = [name for name, threshold in zip(given, thresholds, strict=True) if threshold is None]
+    if 0 < len(without) < len(cards):
+        logger.warning("ensemble: no threshold is used, for %s has none; the others' are dropped", ", ".join(without))
     return {
         **cards[0],
         "file": str(files[0]),
@@ -69,7 +72,7 @@ def load_trained(
         ],
         "temperature": None,
         "threshold": None if None in thresholds else np.mean(thresholds, axis=0).tolist(),
-        "threshold_by": rules.pop() if len(rules) == 1 else None,
+        "threshold_by": None,
         "split": _common_split(cards, given),
     }
 
@@ -124,6 +127,8 @@ def make_evaluator(
 class MeanOfMembersd(Transform):
     """Mean ``pred`` of the members' probabilities and their ``spread``, from the logits ``pred_0``, ``pred_1``, ...
 
+    In float64, as `monai_pipelines.heads.Probabilitiesd`.
+
     Args:
         temperatures: of each member; None: 1.
         multilabel: any number of classes at once, instead of exactly one.
@@ -132,7 +137,7 @@ class MeanOfMembersd(Transform):
         >>> step = MeanOfMembersd([None, 2.0])
         >>> item = step({"pred_0": torch.tensor([0.0, 0.0]), "pred_1": torch.tensor([0.0, 2 * 1.0986])})
         >>> item["pred"], item["spread"]
-        (tensor([0.3750, 0.6250]), tensor(0.1250))
+        (tensor([0.3750, 0.6250], dtype=torch.float64), tensor(0.1250, dtype=torch.float64))
     """
 
     def __init__(self, temperatures: Sequence[float | None], multilabel: bool = False) -> None:
@@ -141,7 +146,7 @@ class MeanOfMembersd(Transform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         names = [f"pred_{index}" for index in range(len(self.temperatures))]
-        logits = [convert_to_tensor(d.pop(name), track_meta=False) for name in names]
+        logits = [convert_to_tensor(d.pop(name), track_meta=False).double() for name in names]
         of_each = zip(logits, self.temperatures, strict=True)
         prob = torch.stack([probabilities(own, self.multilabel, temperature) for own, temperature in of_each])
         d["pred"] = prob.mean(0)
@@ -154,9 +159,13 @@ def _checkpoint_file(run: str | PathLike[str]) -> Path:
 
 
 def _common_split(cards: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Any] | None:
-    """The first member's split, with all that any member has seen in training."""
+    """The first member's split, with all that any member has seen in training, and seeds and fractions that differ."""
     splits = [card["split"] for card in cards if card["split"] is not None]
     unknown = [name for name, card in zip(names, cards, strict=True) if card["split"] is None]
     if unknown and splits:
         logger.warning("%s: not told what it was trained on: make sure that no test patient was", ", ".join(unknown))
-    return {**splits[0], "seen": sorted({name for split in splits for name in split["seen"]})} if splits else None
+    if not splits:
+        return None
+    told = {key: [split.get(key) for split in splits] for key in ("seed", "split_fractions")}
+    several = {key: values for key, values in told.items() if any(value != values[0] for value in values)}
+    return {**splits[0], **several, "seen": sorted({name for split in splits for name in split["seen"]})}

@@ -16,6 +16,7 @@ from monai.data import MetaTensor
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from scipy.ndimage import affine_transform
 
@@ -56,14 +57,15 @@ def explain_scan(
         checkpoint: None: ``best.pt`` of the run, or what the bundle's inference takes.
 
     Returns:
-        the content of ``explanation.json``: ``prob`` (by class, tempered where the checkpoint says so), ``predicted``
-        (names), ``threshold``, ``temperature``, ``explained``, ``method``, ``stage``, ``cells``, ``cell_px``,
-        ``cell_mm``, ``resolution`` (in words), ``map`` (name of the file), ``fingerprint`` of the chain, ``epoch``,
-        ``versions``.
+        the content of ``explanation.json``: ``image`` (name of the file), ``checkpoint``, ``prob`` (by class, tempered
+        where the checkpoint says so), ``predicted`` (names), ``threshold``, ``temperature``, ``explained``,
+        ``method``, ``stage``, ``cells``, ``cell_px``, ``cell_mm``, ``resolution`` (in words), ``map`` (name of the
+        file), ``fingerprint`` of the chain, ``epoch``, ``versions``.
 
     Raises:
         ValueError: no run or bundle, more than one image, a bundle of slides, a class that there is not.
-        FileNotFoundError: no such image or checkpoint.
+        FileNotFoundError: no such checkpoint.
+        RuntimeError: MONAI's, around that a file or folder of images is not there or empty.
         ChainMismatchError: the checkpoint was trained with another chain.
         ScanError: the image cannot be used.
     """
@@ -71,8 +73,8 @@ def explain_scan(
     config = inference_config(source, dataset_dir=str(image), **given)
     if config["prepare"]["evaluate"]["_target_"].endswith("PrepareBags"):
         raise ValueError(
-            f"{source}: a bundle of slides; its inference draws where the network looked: python -m monai.bundle run "
-            f"--config_file configs/inference.yaml --dataset_dir {image}"
+            f"{source}: a bundle of slides; its inference draws where the network looked, as maps of attention "
+            "(docs/README.md of the bundle)"
         )
     network, chain = config.get_parsed_content("network").eval(), config.get_parsed_content("chain")
     classes, multilabel = list(config.get_parsed_content("classes")), config.get_parsed_content("multilabel")
@@ -86,7 +88,7 @@ def explain_scan(
     )
     with torch.no_grad():
         logits = config.get_parsed_content("inferer")(batch, network)
-    prob = probabilities(logits, multilabel, trained["temperature"]).float().cpu().numpy()
+    prob = probabilities(logits, multilabel, trained["temperature"]).double().cpu().numpy()
     called = predicted_classes(prob, trained["threshold"], multilabel)[0]
     telling = int(prob[0].argmax()) if multilabel else 1 if len(classes) == 2 else int(called)
     index = telling if class_name is None else classes.index(class_name)
@@ -94,6 +96,8 @@ def explain_scan(
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     told = {
+        "image": Path(image).name,
+        "checkpoint": str(config.get_parsed_content("checkpoint")),
         "prob": dict(zip(classes, prob[0].tolist(), strict=True)),
         "predicted": [n for n, yes in zip(classes, called, strict=True) if yes] if multilabel else [classes[called]],
         "threshold": trained["threshold"],
@@ -110,7 +114,8 @@ def explain_scan(
         "epoch": trained["epoch"],
         "versions": {"monai_pipelines": __version__, "monai": version("monai"), "torch": torch.__version__},
     }
-    overlay_figure(shown, found, f"{classes[index]}, {prob[0, index]:.2f}").savefig(folder / "explanation.png", dpi=130)
+    title, predicted = f"{classes[index]}, {prob[0, index]:.2f}", classes[index] in told["predicted"]
+    overlay_figure(shown, found, classes[index], predicted, title).savefig(folder / "explanation.png", dpi=130)
     (folder / "explanation.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     _print(told, folder)
     return told
@@ -159,13 +164,13 @@ def _on_grid(map_: NDArray[np.float32], shown: MetaTensor, scan: MetaTensor) -> 
 
 
 def _print(told: dict[str, Any], folder: Path) -> None:
-    table = Table("class", "probability", title=f"predicted: {', '.join(told['predicted']) or 'none'}")
+    table = Table("class", "probability", title=escape(f"predicted: {', '.join(told['predicted']) or 'none'}"))
     for name, prob in told["prob"].items():
-        table.add_row(name, f"{prob:.3f}")
+        table.add_row(escape(name), f"{prob:.3f}")
     rule = "the likeliest" if told["threshold"] is None else f"by the threshold {np.round(told['threshold'], 3)}"
     warmth = "not tempered" if told["temperature"] is None else f"temperature {told['temperature']:.3g}"
     files = ", ".join(("explanation.png", "explanation.json", told["map"]))
     console = Console(soft_wrap=True)
     console.print(table)
     for line in (f"{rule}, {warmth}; explained: {told['explained']}", told["resolution"], f"wrote {folder}: {files}"):
-        console.print(line)
+        console.print(escape(line))

@@ -53,7 +53,7 @@ def probabilities(logits: Tensor, multilabel: bool = False, temperature: float |
 
 
 class Probabilitiesd(MapTransform):
-    """Dictionary twin of `probabilities`, for post-processing.
+    """Dictionary twin of `probabilities`, for post-processing; in float64, as thresholds are chosen.
 
     Args:
         keys: entries with logits, (N, C) or (C,); array or tensor.
@@ -66,7 +66,7 @@ class Probabilitiesd(MapTransform):
 
     Example:
         >>> Probabilitiesd("pred")({"pred": torch.tensor([0.0])})
-        {'pred': tensor([0.5000, 0.5000])}
+        {'pred': tensor([0.5000, 0.5000], dtype=torch.float64)}
     """
 
     def __init__(
@@ -84,5 +84,6 @@ class Probabilitiesd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
-            d[key] = probabilities(convert_to_tensor(d[key], track_meta=False), self.multilabel, self.temperature)
+            logits = convert_to_tensor(d[key], track_meta=False).double()
+            d[key] = probabilities(logits, self.multilabel, self.temperature)
         return d

@@ -72,16 +72,19 @@ def record_run(
     Returns:
         the content of ``run.json``: ``command``, ``config_files`` (names in ``output_dir/configs``, in order) and
         ``overrides`` of it, ``settings`` (the numbers, names and switches on top of the configs as they were used, for
-        tables of hyper-parameters), ``seed``, ``split_fractions``, ``data_sha256``, ``source``, ``fingerprint`` (of
-        ``chain``), ``chain``, ``augmentation``, ``versions``.
+        tables of hyper-parameters), ``seed``, ``split_seed``, ``split_fractions``, ``data_sha256``, ``source``,
+        ``fingerprint`` (of ``chain``), ``chain``, ``augmentation``, ``versions``.
     """
     files, overrides = _command_line(sys.argv[1:]) if _by_monai() else ([], {})
+    settings = _settings({**ConfigParser.load_config_files(files), **overrides})
     run = {
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "config_files": [Path(file).name for file in files],
         "overrides": overrides,
-        "settings": _settings({**ConfigParser.load_config_files(files), **overrides}),
+        "settings": settings,
         **{name: value for name, value in split.items() if name != "seen"},
+        "seed": settings.get("seed", split["seed"]),
+        "split_seed": split["seed"],
         "source": str(source),
         "fingerprint": chain.fingerprint(),
         "chain": chain.describe(),
@@ -106,7 +109,7 @@ def split_card(seed: int, split_fractions: Sequence[float], cohort: Any) -> dict
 
     Returns:
         ``seed``, ``split_fractions``, ``data_sha256``, and ``seen``: hashes of the names and patients of the training
-        and validation data.
+        and validation data: who has a list of names can tell which are among them.
     """
     return {
         "seed": seed,

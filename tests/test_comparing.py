@@ -60,6 +60,7 @@ def test_figures_are_those_of_the_predictions(tmp_path: Path, capsys: pytest.Cap
     assert result["runs"]["b"] == {
         **{"folder": str(b), "title": "Better", "unit": "scan", "seed": 3, "fingerprint": "f00d"},
         **{"threshold": None, "num_scans": 40, "num_only": 0, "classes": [*CLASSES]},
+        **{"num_networks": 1, "threshold_by": None},
     }
     assert (result["metrics"]["roc_auc"]["better"], result["metrics"]["brier"]["better"]) == ("b", "b")
     assert json.loads((tmp_path / "out" / "here" / "comparison.json").read_text()) == result
@@ -68,6 +69,7 @@ def test_figures_are_those_of_the_predictions(tmp_path: Path, capsys: pytest.Cap
     assert re.search(r"ROC AUC (\d\.\d{3} ){2}\+0\.\d{3} \+0\.\d{3} to \+0\.\d{3} (< )?0\.\d{3} B ", told)
     assert "B is better in ROC AUC;" in told
     assert "of 20 tests" in told
+    assert "chosen by different rules: A: none that is known; B: none, 0.5." in told
     assert f"wrote {tmp_path / 'out' / 'here' / 'comparison.html'}" in told
 
 

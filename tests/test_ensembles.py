@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from monai_pipelines.errors import ChainMismatchError
 from monai_pipelines.handlers import CollectFeatures, CollectPredictions, LoadCheckpoint
 from monai_pipelines.heads import Probabilitiesd, probabilities
 from monai_pipelines.inferers import AutocastInferer, TestTimeInferer
+from monai_pipelines.runs import check_split, split_card
 
 CHAIN = load_chain("image2d")
 CLASSES = ["healthy", "disease"]
@@ -100,18 +102,30 @@ def test_an_ensemble_is_told_member_by_member(save: Save, form: str) -> None:
         {"file": names[1], "epoch": 2, "temperature": 1.5, "threshold": 0.2},
     ]
     assert trained["file"] == str(a / "best.pt")
-    assert (trained["temperature"], trained["threshold_by"]) == (None, "youden")
+    assert (trained["temperature"], trained["threshold_by"]) == (None, None), "chosen for the members, not the mean"
     assert trained["threshold"] == pytest.approx(0.3)
-    assert trained["split"] == {"seed": 1, "data_sha256": "x", "seen": ["p1", "p2", "p9"]}
+    assert trained["split"] == {"seed": [1, 2], "data_sha256": "x", "seen": ["p1", "p2", "p9"]}
 
 
-def test_thresholds_of_members(save: Save) -> None:
+def test_thresholds_of_members(save: Save, caplog: pytest.LogCaptureFixture) -> None:
     a, b = save("a", 1, threshold=[0.2, 0.6], threshold_by="youden"), save("b", 2, threshold=[0.4, 0.5])
-    c = save("c", 3)
+    c, d = save("c", 3), save("d", 4)
     both = load_trained("", CHAIN, CLASSES, [a, b])
     assert both["threshold"] == pytest.approx([0.3, 0.55])
-    assert both["threshold_by"] is None, "the rules differ"
+    assert load_trained("", CHAIN, CLASSES, [c, d])["threshold"] is None
+    assert not caplog.text
     assert load_trained("", CHAIN, CLASSES, [a, c])["threshold"] is None
+    assert f"no threshold is used, for {c} has none" in caplog.text
+
+
+def test_a_test_image_that_a_member_has_seen_is_told_with_all_seeds(save: Save) -> None:
+    cohort = SimpleNamespace(train=[], validation=[], test=[{"name": "x", "patient": "x"}], digest="x")
+    here = split_card(3, [0.7, 0.15, 0.15], cohort)
+    card = {**here, "seed": 1}
+    seen = split_card(2, [0.7, 0.15, 0.15], SimpleNamespace(**{**vars(cohort), "train": cohort.test}))
+    trained = load_trained("", CHAIN, CLASSES, [save("a", 1, split=card), save("b", 2, split=seen)])
+    with pytest.raises(ValueError, match=r"seed \[1, 2\] there, 3 here"):
+        check_split(trained, here, cohort)
 
 
 def test_members_that_do_not_tell_their_split(save: Save, caplog: pytest.LogCaptureFixture) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +128,8 @@ def test_oblique_nifti(ct_run: Path, series: Path, tmp_path: Path) -> None:
     nib.save(nib.Nifti1Image(flipped.get_fdata().astype(np.int16), turn @ axes), file)
     told = explain_scan(ct_run, file, tmp_path / "out")
     _same_grid(tmp_path / "out" / "map.nii.gz", sitk.ReadImage(str(file)))
-    assert "oblique" not in json.dumps(told)
+    assert (told["image"], told["checkpoint"]) == ("oblique.nii.gz", str(ct_run / "best.pt"))
+    assert str(tmp_path) not in json.dumps({**told, "checkpoint": None})
 
 
 def _itk(values: np.ndarray, affine: np.ndarray) -> sitk.Image:
@@ -222,3 +225,27 @@ def test_what_cannot_be_explained_is_told(ct_run: Path, series: Path, tmp_path: 
     with pytest.raises(ValueError, match="stage must be one of act"):
         explain_scan(ct_run, series, tmp_path, stage="layer9")
     assert not (tmp_path / "explanation.json").exists()
+
+
+def test_missing_file_is_told_in_one_line(
+    ct_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """MONAI wraps the error of a component in others."""
+    arguments = ["explain", str(ct_run), str(tmp_path / "lost.nii.gz"), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["monai_pipelines", *arguments])
+    with pytest.raises(SystemExit) as end:
+        import_module("monai_pipelines.__main__").main()
+    assert end.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tmp_path / 'lost.nii.gz'}: ")
+
+
+def test_weights_of_another_network_are_told_in_short(ct_run: Path, series: Path, tmp_path: Path) -> None:
+    checkpoint = torch.load(ct_run / "best.pt", weights_only=True)
+    weights = checkpoint["model"]
+    weights["conv1.weight"] = weights["conv1.weight"][:1]
+    checkpoint["model"] = {**weights, **{f"another.{k}": torch.zeros(1) for k in range(300)}}
+    save_plain(checkpoint, tmp_path / "other.pt")
+    told = r"; 301 are missing, unexpected or of another shape: conv1.weight, another.0, another.1 \.\.\.$"
+    with pytest.raises(ValueError, match=told):
+        explain_scan(ct_run, series, tmp_path, checkpoint=tmp_path / "other.pt")

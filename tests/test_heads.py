@@ -49,7 +49,7 @@ def test_a_temperature_is_positive(temperature: float) -> None:
 @pytest.mark.parametrize("shape", [(1,), (3,), (5, 1), (5, 3)])
 def test_dictionary_twin(shape: tuple[int, ...], multilabel: bool, temperature: float | None) -> None:
     logits = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    expected = probabilities(logits, multilabel, temperature)
+    expected = probabilities(logits.double(), multilabel, temperature)
     step = Probabilitiesd(["pred", "missing"], multilabel, temperature, allow_missing_keys=True)
     for given in [logits, logits.numpy(), MetaTensor(logits)]:
         item = {"pred": given, "label": 1}

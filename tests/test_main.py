@@ -146,6 +146,25 @@ def test_errors_are_told_in_one_line(
     assert len(err.splitlines()) == 1
 
 
+def _raised(first: BaseException) -> RuntimeError:
+    outer, inner = RuntimeError("Failed to instantiate"), RuntimeError("applying transform")
+    outer.__cause__, inner.__cause__ = inner, first
+    return outer
+
+
+def test_what_monai_wraps_is_told_in_one_line(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise _raised(first)
+
+    monkeypatch.setattr(show, "show_all", fail)
+    first: BaseException = ValueError("a file that cannot be read")
+    first.__cause__ = IndexError("deep inside")
+    assert command("show") == (1, "", "error: a file that cannot be read\n")
+    first = ZeroDivisionError("a fault of the program")
+    with pytest.raises(RuntimeError, match="Failed to instantiate"):
+        command("show")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -7,7 +7,7 @@ from monai_pipelines.data.feature_files import FeatureBag, read_features, write_
 from monai_pipelines.data.features import extract_features
 from monai_pipelines.data.folder import find_images, list_images, read_images
 from monai_pipelines.data.medmnist import MedMNIST, MedMNISTInfo, medmnist_info, read_medmnist
-from monai_pipelines.data.overlap import audit_splits
+from monai_pipelines.data.overlap import audit_splits, patients_known
 from monai_pipelines.data.prepared import PreparedDataset, PreparedSplits
 from monai_pipelines.data.slides import feature_file, find_slides, read_slides
 from monai_pipelines.data.split import Cohort, Listing
@@ -40,6 +40,7 @@ __all__ = [
     "make_loader",
     "medmnist_info",
     "pad_bags",
+    "patients_known",
     "read_arrays",
     "read_cohort",
     "read_features",

@@ -24,12 +24,29 @@ class _Image(NamedTuple):
     source: Path | NDArray[Any]  # a file, a folder of them, or pixels in memory
 
 
+def patients_known(items: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether anybody is named: not where every image that has a patient has its own name for it.
+
+    Args:
+        items: of a datalist, with ``name``, or rows of predictions, with the name in ``image``; ``patient`` where it
+            is known (None and "" are not).
+
+    Example:
+        >>> patients_known([{"name": "a", "patient": "a"}, {"name": "b", "patient": None}])
+        False
+        >>> patients_known([{"name": "a", "patient": "p1"}])
+        True
+    """
+    return any(item.get("patient") and item["patient"] != item.get("name", item.get("image")) for item in items)
+
+
 def audit_splits(splits: Mapping[str, Any]) -> dict[str, Any]:
     """Look for patients and for equal images in more than one split: both make a test too easy.
 
     Images are equal where their files are, byte for byte and whatever they are called: of a folder (a DICOM series) all
     files, of a volume with a detached header its data, of an `ArrayDataset` the pixels. Only what has the same size and
-    the same bytes in its middle is read as a whole. An image that was saved anew is not found.
+    the same bytes in its middle is read as a whole. An image that was saved anew is not found; files without content
+    are not compared.
 
     Args:
         splits: name -> datalist or dataset (with ``data`` and, where it has them, ``skipped`` and ``images``); items
@@ -51,9 +68,9 @@ def audit_splits(splits: Mapping[str, Any]) -> dict[str, Any]:
     items = [(split, item) for split, part in splits.items() for item in getattr(part, "data", part)]
     splits_of = defaultdict(set)
     for split, item in items:
-        if "patient" in item:
+        if item.get("patient"):
             splits_of[item["patient"]].add(split)
-    named = any(item.get("patient", item["name"]) != item["name"] for _, item in items)
+    named = patients_known(item for _, item in items)
     images = [image for split, part in splits.items() for image in _images(split, part)]
     groups: list[list[_Image]] = [images]
     unread: list[_Image] = []
@@ -119,7 +136,10 @@ def _files(path: Path) -> list[Path]:
 def _size(source: Path | NDArray[Any]) -> Hashable:
     if isinstance(source, np.ndarray):
         return source.shape
-    return tuple(sorted(file.stat().st_size for file in _files(source)))
+    sizes = sorted(file.stat().st_size for file in _files(source))
+    if not any(sizes):
+        raise OSError(f"{source}: no content")
+    return tuple(sizes)
 
 
 def _glimpse(source: Path | NDArray[Any]) -> Hashable:

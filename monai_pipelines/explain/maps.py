@@ -39,6 +39,8 @@ class Explanation(NamedTuple):
     """Pixels of the image from cell to cell."""
     prob: float
     """Of the class, of the image as it is; not tempered."""
+    window_px: tuple[int, ...] = ()
+    """Of occlusion: size of what is covered at a time."""
 
     @property
     def peak(self) -> tuple[int, ...]:
@@ -62,8 +64,8 @@ def explain_class(
     - "gradcam": ``ReLU(sum_k w_k A_k)`` with the features A_k of a stage and ``w_k = mean(ds / dA_k)``;
     - "gradcam++": ``w_k = sum(a_k ReLU(ds / dA_k))`` with the weights a_k of Chattopadhay et al.;
     - "occlusion": how much s falls where a window of a quarter of each side is covered, mean over the windows on a
-      pixel, 0 where it rises. Each channel is covered with its lowest value in a volume (air), its mean in a 2D
-      image.
+      pixel, 0 where it rises. Windows reach over the border, so that as many lie on a corner as on the middle. Each
+      channel is covered with its lowest value in a volume (air), its mean in a 2D image.
 
     Grad-CAM is MONAI's, but its maps are interpolated linearly between the pixels on which the cells are centred
     (`Stage`). MONAI's up-sampling takes the cells to divide the image evenly: at a stage with cells of 8 pixels that is
@@ -108,8 +110,8 @@ def explain_class(
         if not 0 <= class_index < len(prob):
             raise ValueError(f"explain_class: class_index must lie in 0..{len(prob) - 1}, got {class_index}")
         if method == "occlusion":
-            fall, cells, cell_px = _occlusion(own, given, class_index, multilabel)
-            return Explanation(_scaled(fall), method, None, cells, cell_px, float(prob[class_index]))
+            fall, cells, cell_px, window_px = _occlusion(own, given, class_index, multilabel)
+            return Explanation(_scaled(fall), method, None, cells, cell_px, float(prob[class_index]), window_px)
         chosen = _stage(own, given, stage)
         weighted = (GradCAM if method == "gradcam" else GradCAMpp)(_Score(own, multilabel), f"network.{chosen.name}")
         with torch.enable_grad():
@@ -182,18 +184,19 @@ def _upsampled(coarse: NDArray[np.float32], stage: Stage, size: tuple[int, ...])
 
 def _occlusion(
     network: nn.Module, image: Tensor, class_index: int, multilabel: bool
-) -> tuple[NDArray[np.float32], tuple[int, ...], tuple[float, ...]]:
-    """Fall of the log-odds, number of places of the window, and pixels between them.
+) -> tuple[NDArray[np.float32], tuple[int, ...], tuple[float, ...], tuple[int, ...]]:
+    """Fall of the log-odds, number of places of the window, pixels between them, and its size.
 
-    Not MONAI's `OcclusionSensitivity`: that knows one value for all channels, covers what is empty already, and indexes
-    tensors by lists, which torch announces to take away.
+    Not MONAI's `OcclusionSensitivity`: that knows one value for all channels, covers what is empty already, indexes
+    tensors by lists, which torch announces to take away, and keeps its windows inside: a corner then has the whole fall
+    of its only window, the middle a mean that smaller falls take part in.
     """
     axes, size = tuple(range(2, image.ndim)), tuple(image.shape[2:])
     fill = image.amin(axes, keepdim=True) if image.ndim == 5 else image.mean(axes, keepdim=True)
     window = [max(1, round(WINDOW * n)) for n in size]
     step = [max(1, w // 2) for w in window]
-    starts = [[*range(0, n - w, s), n - w] for n, w, s in zip(size, window, step, strict=True)]
-    places = [tuple(slice(a, a + w) for a, w in zip(start, window, strict=True)) for start in product(*starts)]
+    starts = [range(s - w, n, s) for n, w, s in zip(size, window, step, strict=True)]
+    places = [tuple(slice(max(a, 0), a + w) for a, w in zip(start, window, strict=True)) for start in product(*starts)]
     filled = [place for place in places if (image[:, :, *place] != fill).any()]
     fall, count = image.new_zeros(size), image.new_zeros(size)
     for place in places:
@@ -209,7 +212,7 @@ def _occlusion(
             for place, value in zip(batch, whole - left, strict=True):
                 fall[place] += value
     cells = tuple(len(start) for start in starts)
-    return (fall / count).clamp(min=0).cpu().numpy(), cells, tuple(float(s) for s in step)
+    return (fall / count).clamp(min=0).cpu().numpy(), cells, tuple(float(s) for s in step), tuple(window)
 
 
 def _scaled(map_: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -17,15 +17,10 @@ from monai_pipelines import __version__
 from monai_pipelines.chains import Chain
 from monai_pipelines.checkpoints import load_checkpoint, save_plain
 from monai_pipelines.heads import probabilities
-from monai_pipelines.metrics import check_rule, choose_threshold, fit_temperature
+from monai_pipelines.metrics import check_rule, choose_threshold, classification_metrics, fit_temperature
+from monai_pipelines.report.words import LOWER_IS_BETTER
 
 logger = logging.getLogger(__name__)
-
-METRICS = (
-    *("roc_auc", "loss", "average_precision", "balanced_accuracy", "accuracy"),
-    *("recall", "specificity", "precision", "f1", "mcc", "kappa", "brier", "log_loss"),
-)
-LOWER_IS_BETTER = ("loss", "brier", "log_loss")
 
 
 class LoadCheckpoint:
@@ -46,8 +41,8 @@ class LoadCheckpoint:
 class Checkpoints:
     """Keep ``last.pt`` and ``best.pt``, stop early, resume.
 
-    The best epoch has the highest validation metric (the lowest of loss, Brier score or log loss) and, among equals,
-    the lowest loss. What is not a number comes last, so any number replaces it.
+    The best epoch has the highest validation metric (the lowest of loss, Brier score, ECE or log loss) and, among
+    equals, the lowest loss. What is not a number comes last, so any number replaces it.
 
     Both files are a model card in plain data: ``model`` (weights), ``network`` (its ``name`` and ``num_parameters``),
     ``classes``, ``chain`` (description), ``fingerprint``, ``epoch``, ``key_metric``, ``split``, ``versions``; of the
@@ -61,7 +56,7 @@ class Checkpoints:
         network, optimizer, lr_scheduler: what is saved.
         chain: of the validation data; stored with the weights.
         classes: class names by index.
-        key_metric: name of the validation metric.
+        key_metric: name of the validation metric: "loss", or of `monai_pipelines.metrics.classification_metrics`.
         patience: validations without a better one before training stops; None never stops.
         split: what the split was made from (`monai_pipelines.runs.split_card`); stored with the weights.
         threshold_by: how the probability from which the second of two classes is called, or each of several labels,
@@ -90,8 +85,10 @@ class Checkpoints:
     ) -> None:
         if patience is not None and (not isinstance(patience, int) or patience < 1):
             raise ValueError(f"patience must be 1 or more, or null ('$None' on the command line), got {patience!r}")
-        if key_metric not in METRICS:
-            raise ValueError(f"the best epoch is chosen by one of {', '.join(METRICS)}, got {key_metric!r}")
+        even = torch.full((1, len(classes)), 1 / len(classes)).numpy()
+        figures = ["loss", *classification_metrics(even, even.astype(int) if multilabel else [0])]
+        if key_metric not in figures:
+            raise ValueError(f"the best epoch is chosen by one of {', '.join(figures)}, got {key_metric!r}")
         if threshold_by is not None:
             check_rule(threshold_by)
             if len(classes) != 2 and not multilabel:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from monai_pipelines.data import collate_batches
-from monai_pipelines.explain import METHODS, Explanation, explain_class
+from monai_pipelines.explain import METHODS, Explanation, explain_class, stages
 from monai_pipelines.metrics import predicted_classes, uncertainty
 from monai_pipelines.report.overlay import cell_mm, overlay_figure
 
@@ -46,15 +46,16 @@ class ExplainImages:
         prepare: from a batch to the network's input, such as `monai_pipelines.data.PrepareImages`.
         classes: class names by index.
         threshold: probability from which the second of two classes is predicted; of several labels, of each.
-        method, stage: of `monai_pipelines.explain.explain_class`; without a method nothing is done.
+        method, stage: of `monai_pipelines.explain.explain_class`; without a method nothing is done, a network without
+            feature maps is explained by occlusion.
         multilabel: any number of classes at once, instead of exactly one.
         num_cases: of each kind.
 
     Attributes:
         results: ``method``, ``stage``, ``cells``, ``cell_px`` (pixels from cell to cell), ``mm_per_cell`` (of volumes
             that tell it, mean over the cases; else None) and ``cases``: ``image``, ``why`` (best, worst, uncertain),
-            ``class`` (explained) and ``prob`` of it; empty before the end, or without a method.
-        pictures: (caption, picture (3, h, w) uint8) of each case.
+            ``class`` (explained), ``prob`` of it and ``predicted``; empty before the end, or without a method.
+        pictures: (caption, picture (3, h, w) uint8) of each case; the caption ends with the image's name.
 
     Raises:
         ValueError: another method, or num_cases below 1; later, batches in another order than the dataset.
@@ -101,7 +102,7 @@ class ExplainImages:
                 raise ValueError(
                     f"ExplainImages: wanted the images in the dataset's order, got {item['name']} for {name}"
                 )
-            self._prob.append(output["pred"].float().cpu().tolist())
+            self._prob.append(output["pred"].cpu().tolist())
             self._label.append(torch.as_tensor(item["label"]).int().tolist() if "label" in item else None)
 
     def _write(self, engine: Engine) -> None:
@@ -123,9 +124,11 @@ class ExplainImages:
             found = self._explain(item, int(explained[index]), method)
             own = {"image": item["name"], "why": why, "class": self.classes[explained[index]]}
             own["prob"] = float(prob[index, explained[index]])
-            caption = f"{why}: {self._truth(self._label[index])}{self._said(predicted[index], own)}"
+            called = self._named(predicted[index])
+            own["predicted"] = " + ".join(called) or "none"
+            caption = f"{why}: {self._told(self._label[index], prob[index], predicted[index])}\n{item['name']}"
             file = self.folder / f"{number}.png"
-            overlay_figure(item["image"], found).savefig(file, dpi=100)
+            overlay_figure(item["image"], found, own["class"], own["class"] in called).savefig(file, dpi=100)
             self.pictures.append((caption, np.asarray(Image.open(file).convert("RGB")).transpose(2, 0, 1)))
             cases.append(own)
             mm.append(cell_mm(item["image"], found))
@@ -165,19 +168,19 @@ class ExplainImages:
         collate = getattr(self.dataset, "collate", collate_batches)
         device = next(self.network.parameters()).device
         image, _ = self.prepare(collate([item]), device)
+        if method != "occlusion" and not stages(self.network, image):
+            if not self.pictures:
+                logger.warning("%s has no feature maps: explained by occlusion", type(self.network).__name__)
+            method = "occlusion"
         return explain_class(self.network, image, class_index, method, self.stage, self.multilabel)
 
-    def _truth(self, label: Any) -> str:
-        if label is None:
-            return ""
-        if not self.multilabel:
-            return f"true {self.classes[label]}, "
-        names = [name for name, there in zip(self.classes, label, strict=True) if there]
-        return f"true {' + '.join(names) or 'none'}, "
+    def _told(self, label: Any, prob: NDArray[np.float64], predicted: Any) -> str:
+        truth = "" if label is None else f"true {' + '.join(self._named(label)) or 'none'}, "
+        index = prob.argmax() if self.multilabel else predicted
+        return f"{truth}{'likeliest' if self.multilabel else 'predicted'} {self.classes[index]}, {prob[index]:.2f}"
 
-    def _said(self, predicted: Any, case: dict[str, Any]) -> str:
-        told = f"{case['class']}, {case['prob']:.2f}"
-        if self.multilabel:
-            return f"likeliest {told}"
-        name = self.classes[predicted]
-        return f"predicted {name}" + (told.removeprefix(name) if name == case["class"] else f"; {told}")
+    def _named(self, label: Any) -> list[str]:
+        """The class, or the labels that are there."""
+        if not self.multilabel:
+            return [self.classes[label]]
+        return [name for name, there in zip(self.classes, label, strict=True) if there]

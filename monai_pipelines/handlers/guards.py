@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ class ClipGradients:
 
     def __call__(self, engine: Any) -> None:
         norm = float(torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.max_norm))
-        _check_finite(engine, "norm of the gradient", norm)
+        check_finite(engine, "norm of the gradient", norm)
         engine.state.gradient_norm = norm
 
 
@@ -38,12 +39,18 @@ class StopOnNaN:
         engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self)
 
     def __call__(self, engine: Any) -> None:
-        _check_finite(engine, "loss", float(engine.state.output["loss"].detach()))
+        check_finite(engine, "loss", float(engine.state.output["loss"].detach()))
 
 
-def _check_finite(engine: Any, what: str, value: float) -> None:
+def check_finite(engine: Any, what: str, value: float) -> None:
+    """Stop with the names of the engine's batch where a value is not finite.
+
+    Raises:
+        FloatingPointError: it is not.
+    """
     if not math.isfinite(value):
-        names = ", ".join(map(str, engine.state.batch.get("name", ["(no names in the data)"])))
+        batch = engine.state.batch if isinstance(engine.state.batch, Mapping) else {}
+        names = ", ".join(map(str, batch.get("name", ["(no names in the data)"])))
         raise FloatingPointError(
             f"{what} is {value} in epoch {engine.state.epoch}, iteration {engine.state.iteration}, with the scans "
             f"{names}; look at these scans, lower the learning rate, or use --precision fp32"

@@ -13,6 +13,7 @@ from ignite.metrics import Metric
 from monai.engines import Evaluator
 from monai.utils import evenly_divisible_all_gather, string_list_all_gather
 
+from monai_pipelines.handlers.guards import check_finite
 from monai_pipelines.heads import probabilities
 from monai_pipelines.metrics import classification_metrics
 
@@ -30,6 +31,9 @@ class ClassificationMetrics(Metric):
             own names, and keeps ``(logits, label)``, (N, C) or (N, 1) and (N,) or (N, C) on the CPU, in
             ``engine.state.metric_details["predictions"]``.
         loss_function: adds ``loss`` of the whole epoch, from its logits.
+
+    Raises:
+        FloatingPointError: logits that are not finite, with the names of the batch.
 
     Example:
         >>> metric = ClassificationMetrics(only="accuracy")
@@ -55,6 +59,9 @@ class ClassificationMetrics(Metric):
 
     def iteration_completed(self, engine: Engine) -> None:
         super().iteration_completed(engine)
+        odd = self._logits[-1][~self._logits[-1].isfinite()]
+        if odd.numel():
+            check_finite(engine, "a logit", float(odd[0]))
         if isinstance(engine, Evaluator) and idist.get_world_size() > 1:
             self._names += engine.state.batch.get("name", ())
 

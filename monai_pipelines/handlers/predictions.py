@@ -39,7 +39,7 @@ class CollectPredictions:
     def __call__(self, engine: Any) -> None:
         spread = getattr(self.inferer, "spread", None)
         for index, (item, output) in enumerate(zip(engine.state.batch, engine.state.output, strict=True)):
-            row = {"image": item["name"], "prob": output["pred"].float().cpu().tolist()}
+            row = {"image": item["name"], "prob": output["pred"].cpu().tolist()}
             if "label" in item:
                 row |= {"label": torch.as_tensor(item["label"]).int().tolist(), "patient": item.get("patient")}
             if "spread" in output:

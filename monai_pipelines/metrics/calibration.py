@@ -10,6 +10,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_expit, log_softmax, logit, softmax
 
 from monai_pipelines.metrics.classification import checked_predictions
+from monai_pipelines.metrics.weighted import bins_of
 
 __all__ = ["fit_temperature", "reliability", "temper"]
 
@@ -138,7 +139,7 @@ def reliability(prob: ArrayLike, label: ArrayLike, num_bins: int = 10) -> list[d
         stated, right = scores[:, 1], truth
     else:
         stated, right = scores.max(axis=1), scores.argmax(axis=1) == truth
-    place = np.searchsorted(np.linspace(0, 1, num_bins + 1)[1:-1], stated)  # as the ECE has them: (0.1, 0.2], ...
+    place = bins_of(stated, num_bins)
     bins = []
     for own in np.unique(place):
         count, mean, share = int((place == own).sum()), float(stated[place == own].mean()), right[place == own].mean()

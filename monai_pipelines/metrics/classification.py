@@ -79,7 +79,8 @@ def classification_metrics(
         ``roc_auc_micro`` and ``average_precision_micro`` (all classes in one ranking).
 
     Raises:
-        ValueError: no rows, wrong shapes, labels outside 0..C-1, probabilities outside [0, 1] or not finite.
+        ValueError: no rows, wrong shapes, labels outside 0..C-1, probabilities outside [0, 1] or not finite, or of
+            exclusive classes that do not add up to 1.
 
     Example:
         >>> figures = classification_metrics([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8], [0.7, 0.3]], [0, 0, 1, 1])
@@ -166,6 +167,12 @@ def checked_predictions(
         if not np.isin(truth, (0, 1)).all():
             raise ValueError(f"metrics: several labels each must be 0 or 1, got {np.unique(truth)[:9]}")
         return scores, truth.astype(np.int64)
+    odd = np.flatnonzero(abs(scores.sum(axis=1) - 1) > 1e-3)
+    if odd.size:
+        raise ValueError(
+            f"metrics: prob of exclusive classes must add up to 1, got {scores[odd[0]]} in row {odd[0]} ({odd.size} "
+            "such rows); are they several labels each (--multilabel), with label (N, C)?"
+        )
     if not np.issubdtype(truth.dtype, np.integer) or truth.min() < 0 or truth.max() >= num:
         raise ValueError(f"metrics: label must be integers in 0..{num - 1}, got {np.unique(truth)[:9]}")
     return scores, truth

@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import stdtr, stdtrit
 
 from monai_pipelines.metrics.classification import classification_metrics
 from monai_pipelines.metrics.delong import delong_test
 from monai_pipelines.metrics.intervals import resampled_metrics
 
 __all__ = ["compare_predictions"]
+
+_ROUNDING = 1e-12
 
 
 def compare_predictions(
@@ -28,11 +31,12 @@ def compare_predictions(
 ) -> dict[str, Any]:
     """Differences of all figures of two models on the same images, with intervals and p values.
 
-    Both models are scored on the same drawn patients, so what makes an image hard for both cancels. The interval holds
-    the middle 95% of the drawn differences; p is twice the smaller share of draws on one side of 0, the data themselves
-    counted as one more draw (no p is below ``2 / (num_resamples + 1)``). Areas under the ROC curve also get the test
-    of :func:`delong_test`. The calibration error is too high on few images, and more so in resamples: its interval is
-    a rough one.
+    Both models are scored on the same drawn patients, so what makes an image hard for both cancels. The 95% interval
+    is ``difference +- t s``, with s the standard deviation of the drawn differences times ``sqrt(n / (n - 1))`` for n
+    patients, and t the quantile of Student's distribution of n - 1 degrees of freedom; p is that of ``difference / s``,
+    two-sided. Percentiles of the draws are too narrow for few patients. Areas under the ROC curve also get the test of
+    :func:`delong_test`. The calibration error is too high on few images, and more so in resamples: its interval is a
+    rough one.
 
     Args:
         prob_a, prob_b: (N, C) probabilities of the models, rows in one order.
@@ -44,8 +48,9 @@ def compare_predictions(
 
     Returns:
         ``metrics``: each figure of :func:`classification_metrics` -> ``a``, ``b``, ``difference`` (B - A), ``low``,
-        ``high`` and ``p``, NaN where the figure is undefined, or is in more than half of the draws; ``delong``: for
-        class 1 of two, or each class of more, the fields of :class:`DeLong`.
+        ``high`` and ``p``, NaN where the figure is undefined, or is in more than half of the draws, where it differs
+        by the same in all of them, and of one patient; ``delong``: for class 1 of two, or each class of more, the
+        fields of :class:`DeLong`.
 
     Raises:
         ValueError: shapes that differ, or as :func:`classification_metrics`.
@@ -58,7 +63,8 @@ def compare_predictions(
         >>> found["low"] > 0, found["p"] < 0.05
         (True, True)
 
-    Reference: Davison and Hinkley, Bootstrap methods and their application, 1997, chapters 4 and 5.
+    Reference: Davison and Hinkley, Bootstrap methods and their application, 1997, chapter 5; Efron and
+    Tibshirani, An introduction to the bootstrap, 1993, chapter 12.
     """
     scores, truth = [np.asarray(prob, dtype=np.float64) for prob in (prob_a, prob_b)], np.asarray(label)
     if scores[0].shape != scores[1].shape:
@@ -73,19 +79,25 @@ def compare_predictions(
     )
     positive = truth == 1 if truth.ndim == 2 else truth[:, None] == np.arange(scores[0].shape[1])
     classes = [1] if positive.shape[1] == 2 and truth.ndim == 1 else range(positive.shape[1])
+    num = len(set(groups))
     return {
         "metrics": {
-            name: {"a": a[name], "b": b[name], **_difference(b[name] - a[name], drawn_b[name] - drawn_a[name])}
+            name: {"a": a[name], "b": b[name], **_difference(b[name] - a[name], drawn_b[name] - drawn_a[name], num)}
             for name in a
         },
         "delong": [delong_test(positive[:, k], scores[0][:, k], scores[1][:, k], groups)._asdict() for k in classes],
     }
 
 
-def _difference(value: float, drawn: NDArray[np.float64]) -> dict[str, float]:
-    known = np.round(drawn[np.isfinite(drawn)], 12)  # what is equal but for rounding lies on both sides
-    if math.isnan(value) or 2 * len(known) < len(drawn):
-        return {"difference": value, "low": math.nan, "high": math.nan, "p": math.nan}
-    low, high = (float(edge) for edge in np.quantile(known, [0.025, 0.975]))
-    smaller = int(min((known <= 0).sum(), (known >= 0).sum()))
-    return {"difference": value, "low": low, "high": high, "p": min(1.0, 2 * (smaller + 1) / (len(known) + 1))}
+def _difference(value: float, drawn: NDArray[np.float64], num_groups: int) -> dict[str, float]:
+    known = drawn[np.isfinite(drawn)]
+    low = high = p = math.nan
+    if not math.isnan(value) and 2 * len(known) >= len(drawn) and num_groups > 1:
+        error = float(known.std()) * math.sqrt(num_groups / (num_groups - 1))
+        if error > _ROUNDING:
+            reach = float(stdtrit(num_groups - 1, 0.975)) * error
+            low, high = value - reach, value + reach
+            p = 2 * float(stdtr(num_groups - 1, -abs(value) / error))
+        elif abs(value) <= _ROUNDING:
+            low, high, p = value, value, 1.0
+    return {"difference": value, "low": low, "high": high, "p": p}

@@ -42,11 +42,11 @@ def net_benefit(
         raise ValueError(f"net_benefit: wanted prob (N >= 1,), label (N,) and thresholds (T,), got {shapes}")
     if (
         not np.isin(truth, (0, 1)).all()
-        or not ((score >= 0) & (score <= 1)).all()
+        or not ((score >= -1e-6) & (score <= 1 + 1e-6)).all()
         or not ((cuts >= 0) & (cuts < 1)).all()
     ):
         raise ValueError("net_benefit: label must be 0 or 1, prob in [0, 1] and thresholds in [0, 1)")
-    num, num_positive = len(score), int(truth.sum())
+    score, num, num_positive = score.clip(0, 1), len(score), int(truth.sum())
     found = num_positive - np.searchsorted(np.sort(score[truth == 1]), cuts)
     alarms = num - num_positive - np.searchsorted(np.sort(score[truth == 0]), cuts)
     odds = cuts / (1 - cuts)

@@ -7,8 +7,10 @@ from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.stats import norm, rankdata
+
+from monai_pipelines.metrics.weighted import numbered
 
 __all__ = ["DeLong", "delong_test"]
 
@@ -50,7 +52,7 @@ def delong_test(
 
     Returns:
         the areas, their difference B - A with its 95% interval, and p. All are NaN where a class is absent; interval
-        and p are where one class has fewer than two patients.
+        and p are where one class has fewer than two patients, or where the areas differ and no share varies.
 
     Raises:
         ValueError: lengths that differ, other labels, or scores that are not finite.
@@ -65,7 +67,7 @@ def delong_test(
     Biometrics, 1997. Sun and Xu, Fast implementation of DeLong's algorithm, IEEE Signal Processing Letters, 2014.
     """
     truth, scores = np.asarray(label), np.array([score_a, score_b], dtype=np.float64)
-    members = np.arange(truth.size) if groups is None else _numbered(groups)
+    members = np.arange(truth.size) if groups is None else numbered(groups)
     if truth.ndim != 1 or scores.shape[1:] != truth.shape or members.shape != truth.shape:
         raise ValueError(
             "delong_test: label, scores and groups must have one length, got "
@@ -91,11 +93,9 @@ def delong_test(
         return DeLong(float(auc_a), float(auc_b), difference, math.nan, math.nan, math.nan)
     terms = (spread[0] ** 2).sum(), (spread[1] ** 2).sum(), 2 * (spread[0] * spread[1]).sum()
     error = math.sqrt(max(0, sum(term * num / (num - 1) for term, num in zip(terms, counts, strict=True))))
-    width = float(norm.ppf(0.975)) * error
-    p = float(2 * norm.sf(abs(difference) / error) if error > _ROUNDING else abs(difference) <= _ROUNDING)
-    return DeLong(float(auc_a), float(auc_b), difference, difference - width, difference + width, p)
-
-
-def _numbered(groups: Sequence[Hashable]) -> NDArray[np.int64]:
-    numbers: dict[Hashable, int] = {}
-    return np.array([numbers.setdefault(group, len(numbers)) for group in groups], dtype=np.int64)
+    if error > _ROUNDING:
+        low, high = (max(-1.0, min(1.0, float(difference + z * error))) for z in norm.ppf((0.025, 0.975)))
+        p = float(2 * norm.sf(abs(difference) / error))
+    else:
+        low, high, p = (difference, difference, 1.0) if abs(difference) <= _ROUNDING else (math.nan,) * 3
+    return DeLong(float(auc_a), float(auc_b), difference, low, high, p)

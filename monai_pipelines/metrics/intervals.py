@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit, stdtrit
 
 from monai_pipelines.metrics.classification import Threshold, weighted_figures
-from monai_pipelines.metrics.weighted import Figures, WeightedFigures
+from monai_pipelines.metrics.weighted import Figures, WeightedFigures, numbered
 
 __all__ = ["Intervals", "bootstrap_intervals", "metric_intervals", "resampled_metrics"]
 
@@ -23,6 +23,7 @@ LOGARITHMIC = ("brier", "log_loss")
 OF_ALL_ROWS = ("accuracy", "brier", "log_loss", "ece")
 OF_CLASS = ("precision", "recall", "f1", "average_precision", "average_precision_micro")
 OF_REST = ("specificity", "npv")
+OF_CALLED = ("precision", "npv")
 
 Array = NDArray[np.float64]
 Interval = tuple[float, float]
@@ -53,8 +54,9 @@ def metric_intervals(
     deviation of a figure x over the resamples, and t, the quantile of Student's distribution, an interval is
     ``expit(logit(x) +- t s / (x (1 - x)))`` (MCC and kappas scaled to 0..1 first), and ``x exp(+-t s / x)`` for Brier
     score and log loss. Degrees of freedom are one less than the patients that count: all of them for accuracy, Brier
-    score, log loss and ECE; those with images of the class for recall, precision, F1 and average precision; those with
-    others for specificity and NPV; the fewer of both for the rest (for averages: the mean over the classes).
+    score, log loss and ECE; those with images of the class for recall, F1 and average precision; those with others for
+    specificity; those with images that are given the class for precision, and not given it for NPV; the fewer of those
+    with the class and with others for the rest. For averages it is the mean over the classes that have the figure.
     Percentiles of the resamples are too narrow for a hundred patients, above all near 0 and 1 and for rare classes.
 
     A figure of 0 or 1 in all resamples gets the exact (Clopper-Pearson) interval of as many patients, all wrong or all
@@ -93,10 +95,8 @@ def metric_intervals(
     figures = _figures(prob, label, groups, num_classes, threshold)
     num_groups = figures.num_groups
     found, drawn = figures(np.ones((num_groups, 1))), _resampled(figures, num_resamples, seed)
-    sides = np.array(
-        [[np.count_nonzero(np.bincount(figures.group, own == side)) for side in (0, 1)] for own in figures.positive.T]
-    )
-    averaged = sides[1:] if figures.micro is None else sides[sides[:, 1] > 0]
+    sides = np.array([_sides(own, figures.group) for own in (figures.positive, figures.called)])
+    averaged = sides[:, 1:] if figures.micro is None else sides
     bounds = BOUNDS if figures.micro is None or figures.several else {**BOUNDS, "brier": (0, 2)}
     metrics = _intervals(found.whole, drawn.whole, bounds, averaged, num_groups, level)
     if (ece := float(found.whole["ece"][0])) and "ece" in metrics:
@@ -104,8 +104,8 @@ def metric_intervals(
         spread = float(drawn.whole["ece"].std(ddof=1)) * _quantile(num_groups, level)
         metrics["ece"] = max(0.0, ece - float(np.quantile(errors, (1 + level) / 2))), min(1.0, ece + spread)
     per_class = [
-        _intervals(_of_class(found, k), _of_class(drawn, k), BOUNDS, sides[[k]], num_groups, level)
-        for k in range(len(sides))
+        _intervals(_of_class(found, k), _of_class(drawn, k), BOUNDS, sides[:, [k]], num_groups, level)
+        for k in range(sides.shape[1])
     ]
     return Intervals(metrics, per_class)
 
@@ -173,7 +173,7 @@ def bootstrap_intervals(
     """
     scores, truth = np.asarray(prob), np.asarray(label)
     _check(level)
-    group = _numbered(groups, scores, truth)
+    group = _checked_groups(groups, scores, truth)
     rows = np.arange(len(group))
     drawn = [
         figures(scores[own], truth[own])
@@ -187,16 +187,19 @@ def bootstrap_intervals(
 def _figures(
     prob: ArrayLike, label: ArrayLike, groups: Sequence[Hashable], num_classes: int | None, threshold: Threshold
 ) -> WeightedFigures:
-    return weighted_figures(prob, label, num_classes, threshold, _numbered(groups, prob, label))
+    return weighted_figures(prob, label, num_classes, threshold, _checked_groups(groups, prob, label))
 
 
-def _numbered(groups: Sequence[Hashable], prob: ArrayLike, label: ArrayLike) -> NDArray[np.int64]:
-    """(N,) numbers of the groups, in the order in which they come."""
+def _sides(rows: NDArray[np.bool_], group: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(C, 2): how many groups have a row outside of each class, and inside."""
+    return np.array([[len(np.unique(group[own == side])) for side in (False, True)] for own in rows.T])
+
+
+def _checked_groups(groups: Sequence[Hashable], prob: ArrayLike, label: ArrayLike) -> NDArray[np.int64]:
     lengths = len(np.asarray(prob)), len(np.asarray(label)), len(groups)
     if len(set(lengths)) > 1:
         raise ValueError("bootstrap: prob, label and groups must have one length, got {}, {} and {}".format(*lengths))
-    numbers: dict[Hashable, int] = {}
-    return np.array([numbers.setdefault(group, len(numbers)) for group in groups], np.int64)
+    return numbered(groups)
 
 
 def _resampled(figures: WeightedFigures, num_resamples: int, seed: int) -> Figures:
@@ -233,11 +236,17 @@ def _intervals(
     num_groups: int,
     level: float,
 ) -> dict[str, Interval]:
-    """Intervals of figures (1,) by resamples (R,); sides: (K, 2) groups with the rest of a class and with the class."""
+    """Intervals of figures (1,) by resamples (R,).
+
+    sides: (2, K, 2) groups with images of the rest and of each class, and with images given the rest and the class.
+    """
     intervals = {}
     for name, values in drawn.items():
-        counted = sides[:, 1] if name in OF_CLASS else sides[:, 0] if name in OF_REST else sides.min(axis=1)
-        num = num_groups if name in OF_ALL_ROWS else float(counted.mean())
+        true, called = (
+            own[:, 1] if name in OF_CLASS else own[:, 0] if name in OF_REST else own.min(axis=1) for own in sides
+        )
+        counted = (called if name in OF_CALLED else true)[true > 0]
+        num = num_groups if name in OF_ALL_ROWS else float(counted.sum()) / max(len(counted), 1)
         defined = values[~np.isnan(values)]
         if 2 * len(defined) < len(values) or num < 2:
             continue

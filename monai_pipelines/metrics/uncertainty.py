@@ -9,11 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from monai_pipelines.metrics.classification import checked_predictions, classification_metrics
+from monai_pipelines.metrics.classification import Threshold, checked_predictions, classification_metrics
 
 __all__ = ["RiskCoverage", "referral_table", "risk_coverage", "uncertainty"]
-
-Threshold = float | Sequence[float] | None
 
 
 class RiskCoverage(NamedTuple):
@@ -36,7 +34,7 @@ def uncertainty(prob: ArrayLike, threshold: Threshold = None, multilabel: bool =
 
     Args:
         prob: (N, C) probabilities.
-        threshold: probability in (0, 1) from which the second of two classes is predicted, or each of several labels
+        threshold: probability in [0, 1] from which the second of two classes is predicted, or each of several labels
             (one for all, or one for each); None: 1/2.
         multilabel: each class by itself.
 
@@ -44,7 +42,7 @@ def uncertainty(prob: ArrayLike, threshold: Threshold = None, multilabel: bool =
         (N,) in [0, 1 - 1/C]; for two classes and several labels each in [0, 1/2].
 
     Raises:
-        ValueError: a threshold for more than two classes, of a wrong number, or outside (0, 1).
+        ValueError: a threshold for more than two classes, of a wrong number, or outside [0, 1].
 
     Example:
         >>> uncertainty([[0.9, 0.1], [0.5, 0.5]]).round(2)
@@ -59,14 +57,15 @@ def uncertainty(prob: ArrayLike, threshold: Threshold = None, multilabel: bool =
         return 1 - scores.max(axis=1)
     cut = np.asarray(0.5 if threshold is None else threshold, dtype=np.float64)
     wanted = ((), (scores.shape[1],)) if multilabel else ((),)
-    if (scores.shape[1] != 2 and not multilabel) or cut.shape not in wanted or not ((cut > 0) & (cut < 1)).all():
+    if (scores.shape[1] != 2 and not multilabel) or cut.shape not in wanted or not ((cut >= 0) & (cut <= 1)).all():
         kind = f"{scores.shape[1]} labels each" if multilabel else f"{scores.shape[1]} classes"
         raise ValueError(
-            f"uncertainty: wanted a threshold inside (0, 1) for two classes or labels, got {threshold} for {kind}"
+            f"uncertainty: wanted a threshold in [0, 1] for two classes or labels, got {threshold} for {kind}"
         )
     own, rest = (scores, 1 - scores) if multilabel else (scores[:, 1:], scores[:, :1])
     own, rest = own * (1 - cut), rest * cut
-    return (np.minimum(own, rest) / (own + rest)).max(axis=1)
+    both = own + rest  # 0 where the probability and the threshold are both 0 or both 1
+    return np.divide(np.minimum(own, rest), both, out=np.full(both.shape, 0.5), where=both > 0).max(axis=1)
 
 
 def risk_coverage(uncertainty: ArrayLike, wrong: ArrayLike) -> RiskCoverage:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
-__all__ = ["Figures", "WeightedFigures"]
+__all__ = ["Figures", "WeightedFigures", "bins_of", "numbered"]
 
 NAMES = (
     *("accuracy", "balanced_accuracy", "precision", "recall", "specificity", "npv", "f1", "mcc", "kappa"),
@@ -28,6 +29,27 @@ class Figures(NamedTuple):
     """name -> (C, R)"""
     gaps: Array
     """(B, R): probability minus share observed, in each bin; ECE is the sum of their absolute values"""
+
+
+def numbered(groups: Iterable[Hashable]) -> NDArray[np.int64]:
+    """(N,) numbers of the groups, in the order in which they come.
+
+    Example:
+        >>> numbered(["b", "a", "b"])
+        array([0, 1, 0])
+    """
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(group, len(numbers)) for group in groups], np.int64)
+
+
+def bins_of(prob: ArrayLike, num_bins: int = NUM_BINS) -> NDArray[np.int64]:
+    """Which of the equally wide bins each probability belongs to; upper edges belong to the bin.
+
+    Example:
+        >>> bins_of([0.0, 0.1, 0.11, 1.0])
+        array([0, 0, 1, 9])
+    """
+    return np.searchsorted(np.linspace(0, 1, num_bins + 1)[1:-1], prob)
 
 
 class WeightedFigures:
@@ -54,21 +76,21 @@ class WeightedFigures:
         num = self.num_classes = prob.shape[1]
         self.several = label.ndim == 2
         if self.several:
-            positive = label.astype(bool)
+            positive, called = label.astype(bool), predicted.astype(bool)
             cells = 4 * np.arange(num) + 2 * label + predicted
             stated, right = prob, positive
             of_truth = np.where(positive, prob, 1 - prob)
         else:
-            positive = label[:, None] == np.arange(num)
+            positive, called = label[:, None] == np.arange(num), predicted[:, None] == np.arange(num)
             cells = (num * label + predicted)[:, None]
             stated, right = prob[:, 1:], positive[:, 1:]
             of_truth = prob[positive][:, None]
             if num > 2:
                 stated, right = prob.max(axis=1, keepdims=True), (prob.argmax(axis=1) == label)[:, None]
-        self.positive, self.group, self.num_groups = positive, group, int(group.max()) + 1
+        self.positive, self.called, self.group, self.num_groups = positive, called, group, int(group.max()) + 1
         self.cells = self._sums(cells, np.ones(cells.shape), (4 if self.several else num) * num)
         num_stated, tiny = stated.shape[1], np.finfo(np.float64).eps
-        bins = np.searchsorted(np.linspace(0, 1, NUM_BINS + 1)[1:-1], stated) + NUM_BINS * np.arange(num_stated)
+        bins = bins_of(stated) + NUM_BINS * np.arange(num_stated)
         self.gaps = self._sums(bins, (stated - right) / num_stated, NUM_BINS * num_stated)
         losses = -np.log(of_truth.clip(tiny, 1 - tiny)).mean(axis=1, keepdims=True)
         errors = np.hstack([(prob - positive) ** 2, losses])

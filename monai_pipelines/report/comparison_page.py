@@ -13,9 +13,18 @@ from matplotlib.figure import Figure
 
 from monai_pipelines.report.figures import COLORS, tidy
 from monai_pipelines.report.page import page_template, png_bytes
-from monai_pipelines.report.words import LOWER_IS_BETTER, told_metrics
+from monai_pipelines.report.words import LOWER_IS_BETTER, rule_words, told_metrics
 
-__all__ = ["better", "differences_figure", "figure_names", "told_interval", "told_p", "verdict", "write_comparison"]
+__all__ = [
+    "better",
+    "differences_figure",
+    "figure_names",
+    "other_rules",
+    "told_interval",
+    "told_p",
+    "verdict",
+    "write_comparison",
+]
 
 DECIDE_FIRST = (
     "Every figure is tested by itself: of 20 tests of two equally good models one finds a difference by chance. Decide "
@@ -41,6 +50,8 @@ def write_comparison(file: str | PathLike[str], result: Mapping[str, Any]) -> No
         lower_is_better=LOWER_IS_BETTER,
         interval=told_interval,
         p=told_p,
+        rule=rule_words,
+        other_rules=other_rules(result),
         **result,
     )
     Path(file).write_text(page, encoding="utf-8")
@@ -83,6 +94,26 @@ def verdict(result: Mapping[str, Any]) -> list[str]:
         for own, text in texts.items()
     }
     return [f"{text} {'; '.join(found)}." for text, found in lists.items() if found]
+
+
+def other_rules(result: Mapping[str, Any]) -> str | None:
+    """A warning where the thresholds of the two models were not chosen by the same rule.
+
+    Example:
+        >>> a, b = {"threshold": 0.3, "threshold_by": "youden"}, {"threshold": None, "threshold_by": None}
+        >>> other_rules({"runs": {"a": a, "b": b}})[:47]
+        'The thresholds were chosen by different rules: '
+    """
+    rules = [
+        rule_words(run["threshold_by"]) or ("none, 0.5" if run["threshold"] is None else "none that is known")
+        for run in result["runs"].values()
+    ]
+    if rules[0] == rules[1]:
+        return None
+    return (
+        f"The thresholds were chosen by different rules: A: {rules[0]}; B: {rules[1]}. Figures of what is predicted, "
+        "such as sensitivity, may differ for that alone."
+    )
 
 
 def told_interval(own: Mapping[str, float | None]) -> str:

@@ -198,7 +198,8 @@ def risk_coverage_figure(curves: Mapping[str, Mapping[str, Any]]) -> Figure:
         )
     everyone = next(iter(curves.values()))["risk"][-1]
     axes.axhline(everyone, linestyle=":", color=GREY, linewidth=1.2, label=f"referred by chance: {everyone:.3f}")
-    axes.set(xlim=(0, 1), ylim=(0, max(1.25 * max(max(own["risk"]) for own in curves.values()), 0.02)))
+    highest = max(max(own["risk"]) for own in curves.values())
+    axes.set(xlim=(0, 1), ylim=(0, min(max(1.25 * highest, 0.02), 1)))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1))
     tidy(axes, "Answered by the model, the most certain first", "Wrong among the answered")

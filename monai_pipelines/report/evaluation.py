@@ -56,6 +56,7 @@ def report_evaluation(
     temperature: float | None = None,
     subgroups: Sequence[str] = (),
     members: Sequence[Mapping[str, Any]] | None = None,
+    epoch: int | None = None,
 ) -> dict[str, Any]:
     """Write the report of predictions on the test set, with shortcut baselines fitted on the training set.
 
@@ -78,18 +79,22 @@ def report_evaluation(
         features: (N, F) of `CollectFeatures`, in the order of ``datasets.test``.
         explanations: what shows where the network looked, such as `ExplainSlides`: each with ``results`` (plain data)
             and ``pictures``: (caption, image (3, h, w) uint8).
-        threshold_by: the rule that chose the threshold.
+        threshold_by: the rule that chose the threshold; None: given by hand.
         temperature: that the logits were divided by.
         subgroups: columns of the table, such as scanner or sex; figures are told for each of their values.
         members: of an ensemble, plain data.
+        epoch: whose weights were evaluated.
 
     Returns:
         the content of ``metrics.json``.
 
     Raises:
+        TypeError: subgroups that are text instead of a list.
         ValueError: rows or features that are not as many as the test images; a column with more than 12 values.
         KeyError: a column of subgroups that no test image has.
     """
+    if isinstance(subgroups, str):
+        raise TypeError(f"subgroups: wanted a list of columns, got {subgroups!r}; write \"['{subgroups}']\"")
     train, test = datasets.train, datasets.test
     label = np.array([item["label"] for item in test.data]).astype(np.int64)
     trained = None if features is None else np.asarray(features)
@@ -153,6 +158,7 @@ def report_evaluation(
         "subgroups": subgroups,
         "audit": audit,
         "members": members,
+        "epoch": epoch,
     }
     save_evaluation(folder, content)
     metrics = rebuild_report(folder)

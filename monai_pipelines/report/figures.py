@@ -76,7 +76,7 @@ def confusion_figure(
 
 
 def class_figure(counts: Mapping[str, Mapping[str, int]]) -> Figure:
-    """How many images of each class there are, a panel of bars for each split, each with its own scale.
+    """How many images of each class there are, a panel of bars for each split, all on one scale.
 
     Args:
         counts: split -> class name -> number of images.
@@ -91,12 +91,13 @@ def class_figure(counts: Mapping[str, Mapping[str, int]]) -> Figure:
     """
     class_names = list(next(iter(counts.values())))
     figure = Figure(figsize=(5.8, 0.6 + 0.34 * len(class_names)), layout="constrained")
+    most = max(1, *(num for own in counts.values() for num in own.values()))
     panels = figure.subplots(1, len(counts), sharey=True, squeeze=False)[0]
     for axes, (split, own) in zip(panels, counts.items(), strict=True):
         bars = axes.barh(range(len(class_names)), [own[name] for name in class_names], 0.72, color=COLORS[0])
         axes.bar_label(bars, fmt="{:,.0f}", padding=3, fontsize=10)
         axes.set_title(split.capitalize(), fontsize=12)
-        axes.set(xlim=(0, 1.45 * max(1, *own.values())), xticks=[])
+        axes.set(xlim=(0, 1.45 * most), xticks=[])
         axes.tick_params(axis="y", length=0, labelsize=11)
         axes.spines[["top", "right", "bottom"]].set_visible(False)
     panels[0].set_yticks(range(len(class_names)), [plain(name, 20) for name in class_names])

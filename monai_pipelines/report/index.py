@@ -65,6 +65,8 @@ def _read_run(folder: Path) -> dict[str, Any]:
     shortcut = metrics["shortcut"] or {}
     return {
         "title": _read(folder / "evaluation.json").get("title", folder.name),
+        "networks": len(metrics.get("members") or [None]),
+        "threshold": metrics["threshold"],
         "bundle": _read(folder / "configs" / "metadata.json").get("name", ""),
         "seed": metrics["run"].get("seed"),
         "fingerprint": metrics["run"].get("fingerprint"),

@@ -14,6 +14,8 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from matplotlib.figure import Figure
 
+from monai_pipelines.metrics.calibration import TEMPERATURES
+from monai_pipelines.metrics.classification import Threshold
 from monai_pipelines.report import curves
 from monai_pipelines.report.figures import best_epoch, class_figure, confusion_figure, history_figure
 from monai_pipelines.report.predictions import write_predictions
@@ -49,6 +51,7 @@ def write_report(
     subgroups: Sequence[str] = (),
     audit: Mapping[str, Any] | None = None,
     members: Sequence[Mapping[str, Any]] | None = None,
+    epoch: int | None = None,
 ) -> dict[str, Any]:
     """Write what an evaluation leaves: predictions, metrics, figures and one self-contained page.
 
@@ -69,7 +72,7 @@ def write_report(
         class_names: the C names; with two, the second is the positive class.
         threshold: probability from which the second of two classes is predicted, or one for each of several labels;
             None: the likelier one, or 0.5.
-        threshold_by: the rule it was chosen by on the validation set.
+        threshold_by: the rule it was chosen by on the validation set; None: given by hand.
         temperature: fitted on the validation set; ``prob`` is tempered by it already.
         multilabel: several labels each.
         unit: what the page calls an input: image, scan or slide.
@@ -88,10 +91,12 @@ def write_report(
         subgroups: names in ``columns``; the figures are told for each value.
         audit: of :func:`monai_pipelines.data.audit_splits`.
         members: networks of an ensemble: of each ``file``, ``epoch``, ``temperature`` and ``threshold``.
+        epoch: whose weights were evaluated; not told of an ensemble.
 
     Returns:
         What ``metrics.json`` holds: :func:`monai_pipelines.report.results.evaluation_results`, ``splits``, ``audit``,
-        ``num_unlabelled``, ``skipped``, ``explanations`` (the results of each that has any), ``members`` and ``run``.
+        ``num_unlabelled``, ``skipped``, ``explanations`` (the results of each that has any), ``members``,
+        ``epoch`` and ``run``.
 
     Raises:
         ValueError: nothing to score, equal class names, or bad probabilities or labels.
@@ -117,6 +122,7 @@ def write_report(
     result["skipped"] = [{"image": str(row["image"]), "reason": row["skipped"]} for row in rows if row.get("skipped")]
     result["explanations"] = [plain_data(own["results"]) for own in explanations if own["results"]]
     result["members"] = plain_data(members)
+    result["epoch"] = epoch
     result["run"] = plain_data(dict(run or {}))
     text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False)
     (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
@@ -137,6 +143,9 @@ def write_report(
         "metrics": told_metrics(unit, multilabel),
         "groups": GROUPS,
         "chosen": rule_words(threshold_by),
+        "mean_of_members": _is_mean(threshold, members),
+        "at_bound": temperature is not None and temperature > 0.99 * TEMPERATURES[1],
+        "some_unknown": any(row.get("patient") in (None, "", row["image"]) for row in scored),
         "figures": {name: base64.b64encode(png).decode() for name, png in pictures.items()},
         "mistakes": [_picture(folder, mistake) for mistake in mistakes],
         "looked": [
@@ -147,7 +156,7 @@ def write_report(
         "methods": METHODS,
         "embeddings": list(embeddings),
         "history": {"best": best_epoch(history, key_metric), "key_metric": key_metric} if history else None,
-        "run": {name: value for name, value in result["run"].items() if name != "command"},
+        "run": _run_once(result["run"]),
         "command": result["run"].get("command"),
     }
     page = page_template("report.html.j2").render(
@@ -228,6 +237,20 @@ def _figures(result: Mapping[str, Any], scored: Sequence[Row], class_names: Sequ
     for k, groups in enumerate(result["subgroups"].values(), 1):
         figures[f"subgroups_{k}"] = curves.subgroup_figure(groups, result)
     return figures
+
+
+def _is_mean(threshold: Threshold, members: Sequence[Mapping[str, Any]] | None) -> bool:
+    """Whether the threshold is the mean of the members', as that of an ensemble is that nobody gave by hand."""
+    own = [member["threshold"] for member in members or ()]
+    return bool(own) and threshold is not None and None not in own and np.allclose(np.mean(own, axis=0), threshold)
+
+
+def _run_once(run: Mapping[str, Any]) -> dict[str, Any]:
+    """The run without the command, and the settings without what is told beside them."""
+    told = {name: value for name, value in run.items() if name != "command"}
+    if "settings" in told:
+        told["settings"] = {name: value for name, value in told["settings"].items() if name not in run}
+    return told
 
 
 def _picture(folder: Path, picture: Mapping[str, Any]) -> dict[str, Any]:

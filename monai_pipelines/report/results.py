@@ -158,10 +158,12 @@ def class_table(items: Sequence[Row], class_names: Sequence[str]) -> dict[str, A
         >>> class_table([{"label": 0}, {"label": 1}, {"label": 1}], ["healthy", "ill"])["imbalance_factor"]
         2.0
     """
+    from monai_pipelines.data import patients_known  # needs torch, which drawing a page does not
+
     label = np.array([item["label"] for item in items])
     has = label == 1 if label.ndim == 2 else label[:, None] == np.arange(len(class_names))
     patients, counts = np.array(_patients(items)), has.sum(axis=0)
-    known = any(item.get("patient") for item in items)
+    known = patients_known(items)
     return {
         "num_scans": len(items),
         "num_patients": len(np.unique(patients)) if known else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 from monai_pipelines.report.images import slices_figure, thumbnail
 from monai_pipelines.report.page import png_bytes, read_history, write_report
 from monai_pipelines.report.results import plain_data
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["rebuild_report", "save_evaluation", "save_picture"]
 
@@ -53,6 +56,9 @@ def save_picture(folder: str | PathLike[str], name: str, caption: str, image: An
 def save_evaluation(folder: str | PathLike[str], content: Mapping[str, Any]) -> None:
     """Write ``evaluation.json``, from which :func:`rebuild_report` makes the page.
 
+    It also keeps the run's ``history.json`` and, as far as the page tells it, ``run.json``: a later training in the
+    same folder writes others.
+
     Args:
         folder: of the run.
         content: the arguments of :func:`monai_pipelines.report.write_report` but ``output_dir``, ``history`` and
@@ -60,11 +66,14 @@ def save_evaluation(folder: str | PathLike[str], content: Mapping[str, Any]) -> 
     """
     file = Path(folder) / "evaluation.json"
     file.parent.mkdir(parents=True, exist_ok=True)
+    content = {**content, **_training(Path(folder))}
     file.write_text(json.dumps(plain_data(content), ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def rebuild_report(folder: str | PathLike[str]) -> dict[str, Any]:
-    """Write the report of an evaluated run from ``evaluation.json``, its pictures, ``history.json`` and ``run.json``.
+    """Write the report of an evaluated run from ``evaluation.json`` and its pictures.
+
+    Where the folder was trained again since, the page stays that of the evaluation, and a warning says so.
 
     Args:
         folder: of the run.
@@ -73,7 +82,7 @@ def rebuild_report(folder: str | PathLike[str]) -> dict[str, Any]:
         the content of ``metrics.json``.
 
     Raises:
-        ValueError: no run, not evaluated, or a file that is no JSON.
+        ValueError: no run, not evaluated, a file that is no JSON, or a picture that is gone.
 
     Example:
         >>> from tempfile import mkdtemp
@@ -84,17 +93,28 @@ def rebuild_report(folder: str | PathLike[str]) -> dict[str, Any]:
         1.0
     """
     root = Path(folder)
-    evaluation, history, run = (root / f"{name}.json" for name in ("evaluation", "history", "run"))
+    evaluation = root / "evaluation.json"
     if not evaluation.is_file():
-        if not run.is_file():
+        if not (root / "run.json").is_file():
             raise ValueError(f"{root}: no run: wanted the output_dir of a training or evaluation")
         raise ValueError(f"{root}: not evaluated yet, there is no evaluation.json: run train.yaml with evaluate.yaml")
-    return write_report(
-        root,
-        **_read(evaluation),
-        history=read_history(history) if history.is_file() else None,
-        run=_told(_read(run)) if run.is_file() else None,
-    )
+    now = plain_data(_training(root))
+    content = {**now, **_read(evaluation)}
+    if any(now[name] not in (None, content[name]) for name in now):
+        logger.warning("%s: trained again since it was evaluated: the report tells the training before", root)
+    try:
+        return write_report(root, **content)
+    except FileNotFoundError as error:
+        raise ValueError(f"{error.filename}: the picture is gone: run the evaluation again") from error
+
+
+def _training(folder: Path) -> dict[str, Any]:
+    """``history`` and ``run`` of the files in a folder, None where there is none."""
+    history, run = folder / "history.json", folder / "run.json"
+    return {
+        "history": read_history(history) if history.is_file() else None,
+        "run": _told(_read(run)) if run.is_file() else None,
+    }
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -21,10 +21,6 @@ METRICS = {
     "f1": ("F1", "harmonic mean of precision and sensitivity"),
     "mcc": ("MCC", "Matthews correlation of predicted and true class; 0 is guessing, 1 perfect"),
     "kappa": ("Cohen's kappa", "agreement with the labels beyond chance; 0 is chance, 1 perfect"),
-    "kappa_quadratic": (
-        "Quadratic kappa",
-        "only of use for classes in order: a mistake weighs by its distance squared",
-    ),
     "brier": ("Brier score", "mean squared error of the probabilities; 0 is perfect"),
     "ece": ("Calibration error (ECE)", "mean gap between predicted probability and observed share; 0 is perfect"),
     "log_loss": ("Log loss", "punishes confident mistakes most; 0 is perfect"),
@@ -40,7 +36,7 @@ GROUPS = {
     "ranking": ("roc_auc", "roc_auc_micro", "average_precision", "average_precision_micro"),
     "prediction": (
         *("balanced_accuracy", "accuracy", "recall", "specificity", "precision", "npv"),
-        *("f1", "mcc", "kappa", "kappa_quadratic"),
+        *("f1", "mcc", "kappa"),
     ),
     "probability": ("brier", "ece", "log_loss"),
 }

@@ -13,7 +13,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from monai_pipelines.data import ArrayDataset, audit_splits, find_images, overlap
+from monai_pipelines.data import ArrayDataset, audit_splits, find_images, overlap, patients_known
 from monai_pipelines.data.prepared import UsableItems
 
 
@@ -42,6 +42,31 @@ def test_patients_in_several_splits_are_counted_not_named():
     assert "J" not in json.dumps(found)
     unknown = {"train": [{"name": "a", "patient": "a"}], "test": [{"name": "b"}]}
     assert audit_splits(unknown)["patients_in_several_splits"] is None
+
+
+@pytest.mark.parametrize("nobody", [None, ""])
+def test_patients_that_are_not_known_are_not_one_patient(nobody):
+    train, test = [{"name": "a", "patient": nobody}, {"name": "b", "patient": "p"}], [{"name": "c", "patient": nobody}]
+    assert audit_splits({"train": train, "test": test})["patients_in_several_splits"] == 0
+    assert audit_splits({"train": train[:1], "test": test})["patients_in_several_splits"] is None
+
+
+def test_patients_are_known_where_one_is_not_named_as_the_image():
+    alone = [{"name": "a", "patient": "a"}, {"name": "b", "image": "/x/b.png"}, {"image": "c", "patient": "c"}]
+    assert not patients_known([])
+    assert not patients_known(alone)
+    assert patients_known([*alone, {"image": "d", "patient": "c"}])
+
+
+def test_files_without_content_are_not_equal(tmp_path):
+    for name in ("empty 1", "empty 2"):
+        (tmp_path / name).mkdir()
+    _write(tmp_path / "hidden" / ".DS_Store", b"of a Mac")
+    nothing = [_write(tmp_path / name, b"") for name in ("a.png", "b.png")]
+    folders = [{"image": str(tmp_path / name), "name": name} for name in ("empty 1", "empty 2", "hidden")]
+    found = audit_splits({"train": [nothing[0], folders[0]], "test": [nothing[1], *folders[1:]]})
+    assert found["equal_files_in_several_splits"] == []
+    assert found["checked"] == "patients of 5 images; 5 images without a file at hand not compared"
 
 
 def test_equal_files_in_several_splits(tmp_path):

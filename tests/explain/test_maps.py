@@ -121,26 +121,43 @@ def test_occlusion_by_its_formula() -> None:
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.5)
     found = explain_class(network, image, 2, "occlusion")
-    assert (found.stage, found.cells, found.cell_px) == (None, (7, 7), (2.0, 3.0))
+    assert (found.stage, found.cells, found.cell_px, found.window_px) == (None, (9, 9), (2.0, 3.0), (4, 6))
     base, total, count = log_odds(network(image))[0, 2], torch.zeros(16, 24), torch.zeros(16, 24)
-    for top in range(0, 13, 2):
-        for left in range(0, 19, 3):
+    for top in range(-2, 16, 2):
+        for left in range(-3, 24, 3):
             covered = image.clone()
-            where = slice(top, top + 4), slice(left, left + 6)
+            where = slice(max(top, 0), top + 4), slice(max(left, 0), left + 6)
             covered[0, 0][where] = image.mean()
             total[where] += base - log_odds(network(covered))[0, 2]
             count[where] += 1
+    assert count.unique().tolist() == [4], "as many windows on a corner as on the middle"
     expected = (total / count).clamp(min=0).detach().numpy()
     np.testing.assert_allclose(found.map, expected / expected.max(), atol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")
-def test_occlusion_is_that_of_monai() -> None:
+def test_occlusion_is_that_of_monai_but_at_the_border() -> None:
     torch.manual_seed(0)
     network, image = Brightest(1, 3), torch.rand(1, 1, 8, 16, 12).clamp(min=0.25)
     covered = OcclusionSensitivity(network, (2, 4, 3), mode=0.25, overlap=0.5, activate=log_odds, verbose=False)
     fall = (log_odds(network(image))[0, 1] - covered(image)[0][0, 1]).clamp(min=0).detach().numpy()
-    np.testing.assert_allclose(explain_class(network, image, 1, "occlusion").map, fall / fall.max(), atol=1e-4)
+    ours, inner = explain_class(network, image, 1, "occlusion").map, np.s_[1:-1, 2:-2, 2:-2]
+    np.testing.assert_allclose(ours[inner] / ours[inner].max(), fall[inner] / fall[inner].max(), atol=1e-3)
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (0, 48), (48, 0), (48, 48)])
+def test_occlusion_favours_no_corner(corner: tuple[int, int]) -> None:
+    """A blob in the middle, and one of the same shape in a corner that speaks for the class but 0.6 times as much."""
+
+    class Sum(nn.Module):
+        def forward(self, image: Tensor) -> Tensor:
+            return image.flatten(1).mean(1, keepdim=True)
+
+    image = torch.zeros(1, 1, 64, 64)
+    image[..., 24:40, 24:40] = 1
+    image[..., corner[0] : corner[0] + 16, corner[1] : corner[1] + 16] = 0.6
+    found = explain_class(Sum(), image, 1, "occlusion")
+    np.testing.assert_allclose(found.peak, (31.5, 31.5), atol=found.window_px[0] / 2)
 
 
 def test_occlusion_passes_over_what_is_empty() -> None:
@@ -157,7 +174,7 @@ def test_occlusion_passes_over_what_is_empty() -> None:
     image[0, 0, 2, 2, 2] = 1
     found = explain_class(Sum(), image, 1, "occlusion")
     covered = torch.cat(seen[2:])
-    assert len(covered) == 8  # of 7 x 7 x 7 places: windows of 2 voxels, moved by 1
+    assert len(covered) == 8  # of 9 x 9 x 9 places: windows of 2 voxels, moved by 1
     assert covered.unique().tolist() == [-1, 5]
     assert found.peak == (2, 2, 2)
 

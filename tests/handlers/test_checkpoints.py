@@ -86,7 +86,7 @@ def test_best_epoch_by_loss(make_run: MakeRun, tmp_path: Path) -> None:
     assert _load(tmp_path / "best.pt")["epoch"] == 2
 
 
-@pytest.mark.parametrize(("key_metric", "best"), [("brier", 2), ("log_loss", 2), ("mcc", 3), ("kappa", 3)])
+@pytest.mark.parametrize(("key_metric", "best"), [("brier", 2), ("log_loss", 2), ("ece", 2), ("mcc", 3), ("npv", 3)])
 def test_best_epoch_by_other_figures(make_run: MakeRun, tmp_path: Path, key_metric: str, best: int) -> None:
     """The lowest error, the highest agreement."""
     run = make_run(key_metric=key_metric)
@@ -96,6 +96,19 @@ def test_best_epoch_by_other_figures(make_run: MakeRun, tmp_path: Path, key_metr
     )
     run.trainer.run()
     assert _load(tmp_path / "best.pt")["epoch"] == best
+
+
+def test_every_figure_of_a_validation_chooses_and_no_other(make_run: MakeRun) -> None:
+    run = make_run(max_epochs=1)
+    run.trainer.run()
+    for name in run.evaluator.state.metrics:
+        make_run(key_metric=name)
+    grades = {"classes": ["none", "mild", "severe"], "num_logits": 3}
+    make_run(key_metric="kappa_quadratic", **grades)
+    make_run(key_metric="roc_auc_micro", multilabel=True)
+    for name, options in (("kappa_quadratic", {}), ("kappa_quadratic", {**grades, "multilabel": True}), ("auc", {})):
+        with pytest.raises(ValueError, match=rf"chosen by one of loss, accuracy, .*, got '{name}'"):
+            make_run(key_metric=name, **options)
 
 
 def test_best_epoch_where_the_validation_set_lacks_a_class(make_run: MakeRun, scans: Scans, tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ from monai.engines import SupervisedEvaluator
 from torch import nn
 
 from monai_pipelines.checkpoints import load_checkpoint, save_plain
+from monai_pipelines.ensembles import MeanOfMembersd
 from monai_pipelines.handlers import CollectPredictions
-from monai_pipelines.heads import Probabilitiesd
+from monai_pipelines.heads import Probabilitiesd, probabilities
 from monai_pipelines.losses import CrossEntropyLoss
 from monai_pipelines.metrics import choose_threshold, fit_temperature, predicted_classes
 
@@ -134,6 +135,21 @@ def test_a_checkpoint_of_before_has_no_decisions(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path / "new.pt") == {"epoch": 3, **nothing, "threshold": 0.25}
 
 
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_a_threshold_near_1_means_in_inference_what_it_was_chosen_for(multilabel: bool) -> None:
+    """In float32 all of these would be 1."""
+    logits, label = torch.tensor([[18.0], [18.5], [19.0], [20.0]]), torch.tensor([0, 0, 1, 1])
+    if multilabel:
+        logits, label = logits.repeat(1, 2), label[:, None].repeat(1, 2)
+    threshold = choose_threshold(probabilities(logits.double(), multilabel).numpy(), label.numpy())
+    data = [{"image": own, "label": int(k > 1), "name": f"i{k}"} for k, own in enumerate(logits)]
+    prob = _infer(nn.Identity(), data, None, multilabel)[0]
+    assert (predicted_classes(prob, threshold, multilabel) == label.numpy()).all()
+    members = MeanOfMembersd([None, 1.0], multilabel)
+    mean = np.stack([members({"pred_0": own, "pred_1": own})["pred"].numpy() for own in logits])
+    assert (predicted_classes(mean, threshold, multilabel) == label.numpy()).all()
+
+
 @pytest.mark.parametrize(
     ("threshold_by", "classes", "message"),
     [
@@ -168,14 +184,16 @@ def _noisy(num: int, seed: int) -> list[dict[str, Any]]:
     ]
 
 
-def _infer(network: nn.Module, data: list[dict[str, Any]], temperature: float | None) -> tuple[np.ndarray, np.ndarray]:
+def _infer(
+    network: nn.Module, data: list[dict[str, Any]], temperature: float | None, multilabel: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities and labels by the engine and the handlers of a bundle's inference."""
     predictions = CollectPredictions()
     SupervisedEvaluator(
         device=torch.device("cpu"),
         val_data_loader=DataLoader(Dataset(data), batch_size=200),
         network=network,
-        postprocessing=Probabilitiesd("pred", temperature=temperature),
+        postprocessing=Probabilitiesd("pred", multilabel, temperature),
         val_handlers=[predictions],
     ).run()
     return np.array([row["prob"] for row in predictions.rows]), np.array([row["label"] for row in predictions.rows])

@@ -49,7 +49,7 @@ class _Items(Dataset):
         labels = labels or [None] * len(images)
         super().__init__(
             [
-                {"image": image, "name": f"Jane Doe/{k}", **({} if label is None else {"label": label})}
+                {"image": image, "name": f"scan/{k}", **({} if label is None else {"label": label})}
                 for k, (image, label) in enumerate(zip(images, labels, strict=True))
             ]
         )
@@ -100,8 +100,10 @@ def test_best_worst_and_most_uncertain(tmp_path: Path, drawn: list[Any]) -> None
         ("uncertain", 2, "class 1"),
     ]
     assert handler.results["cases"][1]["prob"] == pytest.approx(1 / (1 + np.exp(4)))
-    image, found = drawn[2]
-    assert handler.pictures[2][0] == "worst: true class 1, predicted class 0; class 1, 0.12"
+    image, found, name, predicted = drawn[2]
+    assert (name, predicted, handler.results["cases"][2]["predicted"]) == ("class 1", False, "class 0")
+    assert drawn[0][2:] == ("class 1", True)
+    assert handler.pictures[2][0] == "worst: true class 1, predicted class 0, 0.88\nscan/4"
     torch.testing.assert_close(image, _images(LOGITS)[4])
     np.testing.assert_array_equal(found.map, explain_class(_Network(2), image[None], 1, "gradcam++").map)
     assert {key: handler.results[key] for key in ("method", "stage", "cells", "mm_per_cell")} == {
@@ -110,9 +112,8 @@ def test_best_worst_and_most_uncertain(tmp_path: Path, drawn: list[Any]) -> None
         "cells": [8, 8],
         "mm_per_cell": None,
     }
-    assert handler.pictures[-1][0] == "uncertain: true class 0, predicted class 0; class 1, 0.05"
+    assert handler.pictures[-1][0] == "uncertain: true class 0, predicted class 0, 0.95\nscan/2"
     assert sorted(file.name for file in tmp_path.rglob("*.png")) == [f"{k}.png" for k in range(1, 7)]
-    assert "Jane" not in "".join(caption for caption, _ in handler.pictures)
     json.dumps(handler.results)
 
 
@@ -130,7 +131,7 @@ def test_few_images_come_once(tmp_path: Path, drawn: list[Any]) -> None:
 def test_without_labels_only_uncertain_ones(tmp_path: Path, drawn: list[Any]) -> None:
     handler = _run(_Items(_images(LOGITS), None), tmp_path, 2, num_cases=2)
     assert _cases(handler) == [("uncertain", 3, "class 1"), ("uncertain", 6, "class 1")]
-    assert handler.pictures[0][0] == "uncertain: predicted class 1, 0.52"
+    assert handler.pictures[0][0] == "uncertain: predicted class 1, 0.52\nscan/3"
 
 
 def test_several_labels(tmp_path: Path, drawn: list[Any]) -> None:
@@ -139,8 +140,14 @@ def test_several_labels(tmp_path: Path, drawn: list[Any]) -> None:
     handler = _run(dataset, tmp_path, 3, num_cases=1, multilabel=True, threshold=[0.9, 0.9, 0.9])
     assert [case[:2] for case in _cases(handler)] == [("best", 0), ("worst", 1), ("uncertain", 2)]
     captions = [caption for caption, _ in handler.pictures]
-    assert captions[0] == "best: true class 0 + class 1, likeliest class 0, 0.99"
+    assert captions[0] == "best: true class 0 + class 1, likeliest class 0, 0.99\nscan/0"
     assert captions[1].startswith("worst: true none, likeliest class ")
+    assert [case["predicted"] for case in handler.results["cases"]] == [
+        "class 0 + class 1",
+        "class 0 + class 2",
+        "class 1 + class 2",
+    ]
+    assert all(predicted for *_, predicted in drawn)
 
 
 def test_files_are_real_pictures_and_those_of_before_go(tmp_path: Path) -> None:
@@ -161,7 +168,7 @@ def test_volumes_tell_mm(tmp_path: Path, drawn: list[Any]) -> None:
               for mm, image in zip((1.0, 2.0), _images(LOGITS[:2], 3), strict=True)]  # fmt: skip
     handler = _run(_Items(images, LABELS[:2]), tmp_path, 2, 3, num_cases=1, method="occlusion")  # type: ignore[arg-type]
     assert handler.results["stage"] is None
-    assert handler.results["cells"] == [7, 7, 7]
+    assert handler.results["cells"] == [9, 9, 9]
     assert handler.results["cell_px"] == [1, 1, 1]
     assert handler.results["mm_per_cell"] == [1.5, 2, 3]
 
@@ -207,5 +214,21 @@ def test_another_order_is_told(tmp_path: Path) -> None:
         postprocessing=Probabilitiesd("pred"),
         val_handlers=[handler],
     )
-    with pytest.raises(ValueError, match="in the dataset's order, got Jane Doe/7 for Jane Doe/0"):
+    with pytest.raises(ValueError, match="in the dataset's order, got scan/7 for scan/0"):
         evaluator.run()
+
+
+def test_network_without_feature_maps_is_explained_by_occlusion(tmp_path: Path, drawn: list[Any]) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    dataset = _Items(_images(LOGITS), LABELS)
+    handler = ExplainImages(tmp_path, network, dataset, PrepareImages(), ["a", "b"])
+    SupervisedEvaluator(
+        device=torch.device("cpu"),
+        val_data_loader=DataLoader(dataset, batch_size=3, collate_fn=collate_batches),
+        prepare_batch=PrepareImages(),
+        network=network,
+        postprocessing=Probabilitiesd("pred"),
+        val_handlers=[handler],
+    ).run()
+    assert handler.results["method"] == "occlusion"
+    assert len(handler.pictures) == 6

@@ -183,6 +183,20 @@ def test_two_processes_count_each_image_once(tmp_path: Path) -> None:
             assert found == pytest.approx({**wanted, "loss": loss, "rows": 9, "best": wanted["roc_auc"]})
 
 
+@pytest.mark.parametrize("bad", [math.nan, -math.inf])
+def test_logits_that_are_no_numbers_stop_the_run_with_the_names_of_the_batch(
+    make_run: MakeRun, scans: Callable[[int, int], list[dict[str, Any]]], bad: float
+) -> None:
+    data = scans(10, 2)
+    data[5]["image"] = torch.full_like(data[5]["image"], bad)
+    run = make_run(val_data=data)
+    message = "a logit is nan in epoch 1, iteration 2, with the scans scan4, scan5, scan6, scan7; look at these scans"
+    with pytest.raises(FloatingPointError, match=message):
+        run.trainer.run()
+    with pytest.raises(FloatingPointError, match=r"with the scans \(no names in the data\)"):
+        _epoch(torch.tensor([[0.0, bad]]), torch.tensor([1]))
+
+
 def test_figures_before_a_batch_are_told() -> None:
     with pytest.raises(NotComputableError, match="wanted a batch or more"):
         ClassificationMetrics().compute()

@@ -70,6 +70,12 @@ def test_nothing_to_average_is_nan():
         ([[0.5, 0.5], [math.nan, 0.5]], [0, 1], None, "finite, got .* in row 1"),
         ([[0.5, math.inf]], [0], None, "finite"),
         ([[-1.0, 3.0]], [1], None, "logits"),
+        (
+            [[0.5, 0.5], [0.9, 0.9]],
+            [0, 1],
+            None,
+            r"add up to 1, got \[0\.9 0\.9\] in row 1 \(1 such rows\); .*--multilabel",
+        ),
         ([[0.5, 0.5]], [2], None, r"integers in 0\.\.1"),
         ([[0.5, 0.5]], [-1], None, r"integers in 0\.\.1"),
         ([[0.5, 0.5]], [0.0], None, r"integers in 0\.\.1"),
@@ -86,6 +92,13 @@ def test_bad_input_is_told(prob, label, num_classes, message):
     for figures in (classification_metrics, per_class_metrics):
         with pytest.raises(ValueError, match=message):
             figures(prob, label, num_classes)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_rounded_probabilities_add_up(dtype):
+    logits = np.random.default_rng(0).normal(0, 3, (200, 9))
+    prob = (np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)).astype(dtype)
+    assert 0 < classification_metrics(prob, np.arange(200) % 9)["roc_auc"] < 1
 
 
 def test_predicted_classes_by_hand():

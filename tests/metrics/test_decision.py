@@ -36,6 +36,11 @@ def test_ends_of_the_curve() -> None:
     assert model[2] == 0  # nobody is called
 
 
+def test_rounding_beyond_the_ends_is_none() -> None:
+    found = net_benefit([-1e-7, 1 + 1e-7], [0, 1], [0.0, 0.5])
+    assert [own.tolist() for own in found] == [own.tolist() for own in net_benefit([0, 1], [0, 1], [0.0, 0.5])]
+
+
 @pytest.mark.parametrize(
     ("prob", "label", "thresholds", "message"),
     [

@@ -140,7 +140,20 @@ def test_equal_rankings_are_equal():
     label = np.array([0, 1] * 10)
     a = np.random.default_rng(0).random(20)
     assert delong_test(label, a, 2 * a)[2:] == (0, 0, 0, 1)
-    assert delong_test([0, 0, 1, 1], [1, 2, 3, 4], [4, 3, 2, 1])[2:] == (-1, -1, -1, 0)
+
+
+def test_areas_that_differ_without_any_spread_have_no_interval():
+    """All right against all wrong: no variance is left to judge the difference by."""
+    got = delong_test([0, 0, 1, 1], [1, 2, 3, 4], [4, 3, 2, 1])
+    assert got[:3] == (1, 0, -1)
+    assert all(map(math.isnan, got[3:]))
+
+
+def test_intervals_stay_inside_what_is_possible():
+    one = delong_test([0, 0, 0, 1, 1, 1], [3, 4, 6, 1, 2, 5], [1, 2, 4, 3, 5, 6])
+    other = delong_test([0, 0, 0, 1, 1, 1], [1, 2, 4, 3, 5, 6], [3, 4, 6, 1, 2, 5])
+    assert (one.difference, one.high) == (pytest.approx(2 / 3), 1)
+    assert (other.low, other.high) == (-1, pytest.approx(-one.low))
 
 
 def test_what_is_undefined_is_nan():

@@ -86,8 +86,10 @@ def test_intervals_equal_the_formula(level):
     found = metric_intervals(prob, label, patient, level=level).metrics
     drawn, point = resampled_metrics(prob, label, patient), classification_metrics(prob, label)
     with_class, with_rest = (len(set(patient[label == k])) for k in (1, 0))
-    fewer = min(with_class, with_rest)
-    for name, num in {"accuracy": 60, "recall": with_class, "npv": with_rest, "roc_auc": fewer}.items():
+    fewer, called = min(with_class, with_rest), prob.argmax(1)
+    of_called = {"precision": len(set(patient[called == 1])), "npv": len(set(patient[called == 0]))}
+    assert len({with_class, with_rest, *of_called.values()}) > 2
+    for name, num in {"accuracy": 60, "recall": with_class, "roc_auc": fewer, **of_called}.items():
         spread = np.std(drawn[name]) * math.sqrt(num / (num - 1)) * stats.t(num - 1).ppf((1 + level) / 2)
         middle = math.log(point[name] / (1 - point[name]))
         ends = middle + np.array([-1, 1]) * spread / point[name] / (1 - point[name])
@@ -158,6 +160,65 @@ def test_all_right_is_no_certainty():
     assert wrong["recall"] == pytest.approx(stats.binomtest(0, 20).proportion_ci(0.95, "exact"))
 
 
+@pytest.mark.parametrize(("name", "side"), [("precision", 1), ("npv", 0)])
+@pytest.mark.parametrize("num_called", [0, 1, 2, 5])
+def test_few_calls_tell_little_however_many_are_ill(name, side, num_called):
+    """Of 50 ill and 50 healthy patients a few are called, rightly."""
+    label = np.repeat([side, 1 - side], 50)
+    called = np.where(np.arange(100) < num_called, side, 1 - side)
+    intervals = metric_intervals(np.eye(2)[called] * 0.8 + 0.1, label, np.arange(100), num_resamples=200)
+    exact = stats.binomtest(num_called, num_called).proportion_ci(0.95, "exact") if num_called > 1 else None
+    for found in (intervals.metrics, intervals.per_class[1]):
+        assert found.get(name) == (exact and pytest.approx(exact))
+
+
+@pytest.mark.parametrize(
+    ("label", "names"),
+    [
+        (0, {"accuracy", "specificity", "npv", "brier", "ece", "log_loss"}),
+        (1, {"accuracy", "precision", "recall", "f1", "average_precision", "average_precision_micro"}),
+    ],
+)
+def test_no_label_or_all_of_them_leave_the_figures_of_the_others(label, names):
+    prob, _, patient = _study(6, 30, 3, several=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = metric_intervals(prob, np.full(prob.shape, label), patient, num_resamples=100).metrics
+    assert set(found) == names | {"accuracy", "brier", "ece", "log_loss"}
+    assert np.isfinite([*found.values()]).all()
+
+
+def test_averages_are_of_the_classes_that_have_the_figure():
+    """Label 0 stands on all images: no specificity, which is the mean of the other two."""
+    prob, label, patient = _study(7, 40, 3, several=True)
+    label[:, 0] = 1
+    one = metric_intervals(prob, label, patient).metrics["specificity"]
+    other = metric_intervals(prob[:, 1:], label[:, 1:], patient).metrics["specificity"]
+    assert one == pytest.approx(other)
+
+
+@pytest.mark.slow
+def test_precision_of_few_calls_covers_the_truth():
+    """60 patients, of whom 12 are ill and 3 of these are called: 300 studies are sure to +-2.5%."""
+
+    def study(seed, num):
+        rng = np.random.default_rng(seed)
+        label = (rng.random(num) < 0.2).astype(int)
+        score = 1 / (1 + np.exp(1.9 - rng.normal(size=num) - 1.2 * label))
+        return np.c_[1 - score, score], label
+
+    truth = classification_metrics(*study(0, 200_000))
+    assert truth["recall"] < 0.25
+    for name in ("precision", "npv"):
+        covered = []
+        for seed in range(1, 301):
+            found = metric_intervals(*study(seed, 60), range(60), num_resamples=200, seed=seed).metrics
+            if name in found:
+                covered.append(found[name][0] <= truth[name] <= found[name][1])
+        assert len(covered) > 240
+        assert np.mean(covered) > 0.92, name
+
+
 def test_undefined_figures_are_left_out():
     prob = np.array([[0.9, 0.1], [0.4, 0.6], [0.7, 0.3]] * 5)
     intervals = metric_intervals(prob, [0] * 15, range(15), num_resamples=100)
@@ -172,7 +233,7 @@ def test_one_patient_of_a_class_or_of_all_is_too_few():
     prob, label = np.random.default_rng(0).dirichlet([1, 1], 20), np.array([1] * 4 + [0] * 16)
     found = metric_intervals(prob, label, [0] * 4 + [*range(1, 17)], num_resamples=100).metrics
     assert {"accuracy", "specificity", "brier", "ece"} <= set(found)
-    assert not {"recall", "precision", "roc_auc", "mcc"} & set(found)
+    assert not {"recall", "f1", "roc_auc", "mcc"} & set(found)
     assert metric_intervals(prob, label, ["me"] * 20).metrics == {}
 
 

@@ -51,19 +51,27 @@ def test_certain_ones_are_certain() -> None:
     assert uncertainty([[0.0, 1.0]], multilabel=True).tolist() == [0]
 
 
+@pytest.mark.parametrize("threshold", [0.0, 1.0])
+def test_a_threshold_that_calls_all_or_none_leaves_no_doubt(threshold: float) -> None:
+    """But for what stands on it."""
+    assert uncertainty(_two(1 - threshold, 0.5, threshold), threshold).tolist() == [0, 0, 0.5]
+    assert uncertainty([[0.3, 0.4]], [threshold, 0.5], multilabel=True) == pytest.approx([0.4])
+    assert uncertainty([[0.3, threshold]], threshold, multilabel=True).tolist() == [0.5]
+
+
 @pytest.mark.parametrize(
     ("prob", "threshold", "multilabel"),
     [
         ([[0.2, 0.3, 0.5]], 0.5, False),
         (_two(0.5), [0.5, 0.5], False),
-        (_two(0.5), 0.0, False),
-        (_two(0.5), 1.0, False),
+        (_two(0.5), -0.1, False),
+        (_two(0.5), 1.1, False),
         ([[0.2, 0.3, 0.5]], [0.5, 0.5], True),
         ([[0.2, 0.3, 0.5]], [0.5, 0.5, 1.5], True),
     ],
 )
 def test_wrong_thresholds_are_told(prob: Any, threshold: Any, multilabel: bool) -> None:
-    with pytest.raises(ValueError, match=r"wanted a threshold inside \(0, 1\) for two classes or labels, got"):
+    with pytest.raises(ValueError, match=r"wanted a threshold in \[0, 1\] for two classes or labels, got"):
         uncertainty(prob, threshold, multilabel)
 
 

@@ -21,7 +21,8 @@ def _row(difference: float | None, half: float = 0.05, name: str = "") -> dict[s
 def result() -> dict[str, Any]:
     """B ranks better, A is better calibrated, accuracy is not told apart."""
     metrics = {"roc_auc": 0.1, "accuracy": -0.02, "recall": None, "ece": 0.2, "log_loss": -0.9}
-    run = {"folder": "runs/<a>", "title": "Lung & heart", "seed": None, "fingerprint": None, "threshold": 0.5}
+    run = {"folder": "runs/<a>", "title": "Lung & heart", "seed": None, "fingerprint": None}
+    run |= {"num_networks": 1, "threshold": 0.5, "threshold_by": "youden"}
     test = {"auc_a": 0.7, "auc_b": 0.8, "difference": 0.1, "low": -0.01, "high": 0.21, "p": 0.07}
     return {
         "command": "python -m monai_pipelines compare a b",
@@ -92,6 +93,16 @@ def test_the_page_tells_numbers_and_holds_its_picture(result: dict[str, Any], tm
     assert not re.search(r"(src|href)=\"(?!data:)", page)
     assert "Not the same test set" not in page
     assert "too narrow" not in page
+
+
+def test_thresholds_of_different_rules_are_told(result: dict[str, Any], tmp_path: Path) -> None:
+    write_comparison(tmp_path / "page.html", result)
+    assert "different rules" not in (tmp_path / "page.html").read_text()
+    result["runs"]["b"] |= {"threshold_by": "cost=5", "num_networks": 3}
+    write_comparison(tmp_path / "page.html", result)
+    page = (tmp_path / "page.html").read_text()
+    assert "B: the lowest cost, where a miss costs as much as 5 false alarms. Figures of what is predicted" in page
+    assert '<td data-label="Networks">3</td>' in page
 
 
 def test_unknown_patients_are_a_limit(result: dict[str, Any], tmp_path: Path) -> None:

@@ -128,7 +128,9 @@ def test_risk_coverage_by_hand():
     figure = risk_coverage_figure(curves)
     assert _legend(figure) == ["by probability: area 0.125", "by spread: area 0.375", "referred by chance: 0.250"]
     assert figure.axes[0].get_ylim()[1] > 0.5
-    assert risk_coverage_figure({"probability": {**curves["spread"], "risk": [0.0, 0.0]}}).axes[0].get_ylim()[1] > 0
+    for risk, top in (([0.0, 0.0], 0.02), ([1.0, 0.5], 1.0)):
+        figure = risk_coverage_figure({"probability": {**curves["spread"], "risk": risk}})
+        assert figure.axes[0].get_ylim()[1] == top
 
 
 def test_subgroups_have_a_line_each_and_undefined_ones_none():

@@ -113,6 +113,7 @@ def evaluated(tmp_path_factory):
             temperature=2.0,
             subgroups=["site"],
             members=members,
+            epoch=3,
         )
     return SimpleNamespace(**locals())
 
@@ -316,6 +317,12 @@ def test_unknown_subgroups_are_told_before_anything_is_read(tmp_path):
     with pytest.raises(KeyError, match="subgroups: no column site; there are label, name, patient"):
         report_evaluation(tmp_path, "T", _rows(datasets.test, 2), datasets, ["a", "b"], subgroups=["site"])
     assert not datasets.test.loads
+
+
+def test_subgroups_as_text_are_refused(tmp_path):
+    datasets = _datasets()
+    with pytest.raises(TypeError, match="subgroups: wanted a list of columns, got 'sex'"):
+        report_evaluation(tmp_path, "T", _rows(datasets.test, 2), datasets, ["a", "b"], subgroups="sex")
 
 
 def test_inference_lists_what_was_skipped(tmp_path):

@@ -71,6 +71,7 @@ def test_class_bars_by_hand():
     figure = class_figure({"train": {"a": 1234, "b": 0}, "test": {"a": 5, "b": 7}})
     assert [[bar.get_width() for bar in axes.patches] for axes in figure.axes] == [[1234, 0], [5, 7]]
     assert [axes.get_title() for axes in figure.axes] == ["Train", "Test"]
+    assert figure.axes[0].get_xlim() == figure.axes[1].get_xlim()
     assert _texts(figure.axes[0]) == ["1,234", "0"]
     low, high = figure.axes[0].get_ylim()
     assert low > high  # the first class is on top

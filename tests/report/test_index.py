@@ -13,7 +13,7 @@ from monai_pipelines.report.index import write_index
 def _run(folder: Path, auc: float | None, **more: Any) -> None:
     folder.mkdir(parents=True)
     metrics = {
-        **{"num_scans": 1200, "num_patients": 60, "shortcut": {"roc_auc": 0.6}, "intervals": {}},
+        **{"num_scans": 1200, "num_patients": 60, "shortcut": {"roc_auc": 0.6}, "intervals": {}, "threshold": 0.25},
         **{"metrics": {"roc_auc": auc, "accuracy": 0.75}, "run": {"seed": 7, "fingerprint": "f00d"}},
         **more,
     }
@@ -30,7 +30,7 @@ def _lines(page: str) -> list[list[str]]:
 
 def test_every_run_is_a_line(tmp_path: Path) -> None:
     _run(tmp_path / "lungs" / "seed-0", 0.9, intervals={"roc_auc": [0.85, 0.94]})
-    _run(tmp_path / "x & y", None, num_patients=None, shortcut=None, run={})
+    _run(tmp_path / "x & y", None, num_patients=None, shortcut=None, run={}, threshold=[0.4, 0.5], members=[{}] * 3)
     (tmp_path / "lungs" / "seed-0" / "evaluation.json").write_text('{"title": "Lungs <CT>"}')
     (tmp_path / "lungs" / "seed-0" / "configs").mkdir()
     (tmp_path / "lungs" / "seed-0" / "configs" / "metadata.json").write_text('{"name": "Lung CT classification"}')
@@ -39,10 +39,13 @@ def test_every_run_is_a_line(tmp_path: Path) -> None:
     page = file.read_text()
     assert _lines(page) == [
         [
-            *("Lungs &lt;CT&gt; lungs/seed-0", "Lung CT classification", "7", "1,200 60 patients"),
-            *("0.900 0.850 to 0.940", "0.750", "n/a", "0.600", "f00d"),
+            *("lungs/seed-0 Lungs &lt;CT&gt;", "Lung CT classification", "7", "one", "1,200 60 patients"),
+            *("0.900 0.850 to 0.940", "0.750", "n/a", "0.600", "0.250", "f00d"),
         ],
-        ["x &amp; y x &amp; y", "n/a", "n/a", "1,200", "n/a", "0.750", "n/a", "n/a", "n/a"],
+        [
+            *("x &amp; y x &amp; y", "n/a", "n/a", "ensemble of 3", "1,200", "n/a"),
+            *("0.750", "n/a", "n/a", "one a class", "n/a"),
+        ],
     ]
     assert re.findall('href="(.*?)"', page) == ["lungs/seed-0/report.html", "x%20%26%20y/report.html"]
     assert not re.search(r'(src|href)="[a-z]+:', page)
@@ -54,8 +57,16 @@ def test_what_is_sorted_by(tmp_path: Path) -> None:
     head = re.findall(r'<button type="button">(.*?)</button>', page)
     values = re.findall('data-value="(.*?)"', page)
     assert dict(zip(head, values, strict=True)) == {
-        **{"Run": "a", "Bundle": "", "Seed": "7", "Tested on": "1200", "ROC AUC": "", "Accuracy": "0.75"},
-        **{"ECE": "", "Shortcut": "0.6", "Chain": "f00d"},
+        **{
+            "Run": "a",
+            "Bundle": "",
+            "Seed": "7",
+            "Networks": "1",
+            "Tested on": "1200",
+            "ROC AUC": "",
+            "Accuracy": "0.75",
+        },
+        **{"ECE": "", "Shortcut": "0.6", "Threshold": "0.25", "Chain": "f00d"},
     }
 
 

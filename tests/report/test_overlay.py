@@ -33,7 +33,7 @@ def _volume() -> tuple[MetaTensor, Explanation]:
 def test_image_beside_its_overlay(channels: int) -> None:
     image = np.random.default_rng(0).integers(0, 256, (channels, 6, 9)).astype(np.uint8)
     map_ = np.linspace(0, 1, 54).reshape(6, 9)
-    figure = overlay_figure(image, _explanation(map_), "a $title$")
+    figure = overlay_figure(image, _explanation(map_), title="a $title$")
     left, right, bar = figure.axes
     np.testing.assert_array_equal(left.images[0].get_array(), image.transpose(1, 2, 0).squeeze())
     below, above = right.images
@@ -46,7 +46,10 @@ def test_image_beside_its_overlay(channels: int) -> None:
     assert above.get_extent() == below.get_extent()
     assert [text.get_text() for text in bar.get_yticklabels()] == ["0", "half", "most"]
     assert figure.get_suptitle() == r"a \$title\$"
-    assert figure.get_supxlabel() == "Grad-CAM at layer2: 4 x 4 cells, 2 x 2 pixels apart; it tells nothing finer"
+    assert figure.get_supxlabel().splitlines() == [
+        "Grad-CAM at layer2: 4 x 4 cells, 2 x 2 pixels apart; it tells nothing finer",
+        "White line: half of the map's maximum",
+    ]
 
 
 def test_volume_is_cut_through_the_maximum() -> None:
@@ -63,7 +66,39 @@ def test_volume_is_cut_through_the_maximum() -> None:
     assert axes[5].images[0].get_extent() == [0, 10 * 4, 12 * 5, 0]
     words = [[text.get_text() for text in own.texts] for own in axes[:6]]
     assert words == 2 * [["R", "A", "5 mm"], ["R", "S", "5 mm"], ["A", "S", "10 mm"]]
-    assert figure.get_supxlabel() == "Grad-CAM at layer2: 4 x 4 x 4 cells, 6 x 8 x 10 mm apart; it tells nothing finer"
+    assert figure.get_supxlabel().splitlines() == [
+        "Grad-CAM at layer2: 4 x 4 x 4 cells, 6 x 8 x 10 mm apart; it tells nothing finer",
+        "Planes through the map's maximum (background left out), white line: half of the map's maximum",
+    ]
+
+
+def test_planes_are_not_cut_through_masked_air() -> None:
+    image, explanation = _volume()
+    image[0] += 1
+    image[0, 5], image[0, :, :2] = -1, -1
+    explanation.map[:, :, 3] *= 0.1
+    explanation.map[1, 4:8, 3] = 0.8  # of voxels alike one in their middle
+    shown, *_ = overlay_figure(image, explanation).axes
+    np.testing.assert_allclose(shown.images[0].get_array(), np.asarray(image)[0, ::-1, ::-1, 3].T)
+    sagittal = overlay_figure(image, explanation).axes[2].images[0].get_array()
+    np.testing.assert_allclose(sagittal, np.asarray(image)[0, 1, ::-1, ::-1].T)
+
+
+def test_nothing_speaks_inside() -> None:
+    image, _ = _volume()
+    image[0, :2] = -1
+    map_ = np.zeros((8, 10, 12))
+    map_[:2] = 1
+    figure = overlay_figure(image, _explanation(map_), "disease")
+    assert figure.axes[4].get_title() == "Nothing inside speaks for disease"
+    np.testing.assert_allclose(figure.axes[2].images[0].get_array(), np.asarray(image)[0, 6, ::-1, ::-1].T)
+    assert figure.get_supxlabel().splitlines()[1] == "White line: half of the map's maximum"
+
+
+def test_what_is_not_predicted_has_little_that_speaks_for_it() -> None:
+    image, explanation = np.zeros((1, 8, 8), np.uint8), _explanation(np.eye(8))
+    titles = [overlay_figure(image, explanation, "$ill", called).axes[1].get_title() for called in (True, False)]
+    assert titles == [r"What speaks for \$ill", r"What little speaks for \$ill"]
 
 
 def test_line_of_the_half_runs_around_the_maximum() -> None:
@@ -83,10 +118,15 @@ def test_volume_that_tells_no_place_has_no_letters() -> None:
 
 
 def test_words_of_occlusion_and_of_an_empty_map() -> None:
-    explanation = _explanation(np.zeros((8, 8)), method="occlusion", stage=None, cells=(7, 7))
+    explanation = _explanation(np.zeros((8, 8)), method="occlusion", stage=None, cells=(9, 9), window_px=(5, 4))
     image = np.zeros((1, 8, 8), np.uint8)
-    told = "Occlusion sensitivity: 7 x 7 cells, 2 x 2 pixels apart; it tells nothing finer"
+    told = "Occlusion sensitivity: windows of 5 x 4 pixels, moved by 2 x 2; it tells nothing finer"
     assert resolution(image, explanation) == told
+    assert overlay_figure(image, explanation).get_supxlabel() == told
+    volume, _ = _volume()
+    explanation = _explanation(np.zeros((8, 10, 12)), method="occlusion", stage=None, window_px=(4, 5, 6))
+    assert "windows of 12 x 20 x 30 mm, moved by 6 x 8 x 10;" in resolution(volume, explanation)
+    explanation, image = _explanation(np.zeros((8, 8))), np.zeros((1, 8, 8), np.uint8)
     assert overlay_figure(image, explanation).axes[1].get_title() == "Nothing speaks for the class"
 
 

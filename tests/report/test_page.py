@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from monai_pipelines.metrics import classification_metrics
+from monai_pipelines.metrics import classification_metrics, temper
 from monai_pipelines.report import write_report
 from monai_pipelines.report.saved import save_picture
 from monai_pipelines.report.words import GROUPS, METHODS, rule_words, told_metrics
@@ -80,7 +80,7 @@ def test_full_report(tmp_path, monkeypatch):
         "The probabilities are as the network gives them: not calibrated.",
         "The probabilities are not calibrated.",
         "No subgroups were looked at",
-        "It was not checked whether patients or images stand in more than one split.",
+        "It was not checked whether patients or scans stand in more than one split.",
         "Run it again python -m x --y",
     ):
         assert wanted in page.text
@@ -106,7 +106,7 @@ def test_contents_lead_to_the_sections_there_are(tmp_path):
 def test_every_figure_is_told_and_none_twice(tmp_path):
     for num, rows in ((2, make_rows()), (3, make_rows(num_classes=3))):
         stored = write_report(tmp_path, title="T", rows=rows, class_names=["a", "b", "c"][:num])
-        assert sorted(stored["metrics"]) == sorted(
+        assert sorted(stored["metrics"].keys() - {"kappa_quadratic"}) == sorted(
             name for group in GROUPS.values() for name in group if name in stored["metrics"]
         )
         table = page_of(tmp_path).text.partition("Figure Model")[2].partition("Calibration Whether")[0]
@@ -176,6 +176,19 @@ def test_how_finely_a_map_tells_is_told(tmp_path, method, stage, mm_per_cell, to
         assert wanted in text
     assert "The maps show where the network looked in a few scans." in text
     assert "attention" not in text
+    assert f"{'log-odds of' if method == 'occlusion' else 'speak most for'} ill (whatever is predicted)" in text
+    assert "each map's own maximum" in text
+
+
+def test_the_class_that_a_map_explains_is_told(tmp_path):
+    results = {"method": "gradcam", "stage": "layer2", "cells": [8], "cell_px": [8.0], "mm_per_cell": None}
+    options = {"title": "T", "class_names": ["a", "b", "c"], "explanations": [{"results": results, "pictures": []}]}
+    for multilabel, told in ((False, "the predicted class"), (True, "the likeliest class")):
+        rows = make_rows(num_classes=3)
+        if multilabel:
+            rows = [{**row, "label": np.eye(3, dtype=int)[row["label"]].tolist()} for row in rows]
+        write_report(tmp_path, **options, rows=rows, multilabel=multilabel)
+        assert f"speak most for {told}." in page_of(tmp_path).text
 
 
 def test_model_below_the_shortcut_is_told(tmp_path):
@@ -239,7 +252,10 @@ def test_threshold_stands_beside_the_half(tmp_path):
     assert same["metrics_at_half"] is None
     text = page_of(tmp_path).text
     assert "Model at 0.5 Shortcut" in text
-    assert "0.5 was chosen before this evaluation; by which rule is not known." in text
+    assert "0.5 was given by hand. At 0.5 the same is predicted." in text
+    assert "from a probability of 0.5 on, a threshold given by hand" in text
+    assert "At 0.5 every figure is the same as at the threshold." in text
+    assert "chosen on few" not in text
 
 
 @pytest.mark.parametrize(
@@ -259,12 +275,24 @@ def test_calibration_stands_beside_what_it_was_before(tmp_path):
     stored = write_report(tmp_path, title="T", rows=make_rows(), class_names=CLASSES, temperature=2.5)
     before = stored["calibration"]["before"]
     text = page_of(tmp_path).text
-    assert "a temperature of 2.5 . Above 1: it had been too sure of itself." in text
+    told = "a temperature of 2.5 ; the images scored here had no say. Above 1: it had been too sure of itself."
+    assert told in text
     assert f"Brier score {before['brier']:.3f} {stored['metrics']['brier']:.3f} 95%" in text
     assert "calibrated by one number for all images" in text
     assert "not calibrated" not in text
     write_report(tmp_path, title="T", rows=make_rows(), class_names=CLASSES, temperature=0.9)
     assert "Below 1: it had been less sure than it could be." in page_of(tmp_path).text
+
+
+def test_calibration_that_did_not_help_is_told(tmp_path):
+    for temperature, helped in ((20.0, False), (0.5, True)):
+        rows = [{**row, "prob": temper([row["prob"]], temperature)[0]} for row in make_rows()]
+        stored = write_report(tmp_path, title="T", rows=rows, class_names=CLASSES, temperature=temperature)
+        before = stored["calibration"]["before"]
+        assert (stored["metrics"]["brier"] < before["brier"]) is helped
+        text = page_of(tmp_path).text
+        assert ("On these images it did not help: Brier score and Log loss got worse." in text) is not helped
+        assert ("the outputs hardly tell the classes apart" in text) is not helped
 
 
 def test_doubts_are_referred(tmp_path):
@@ -273,8 +301,9 @@ def test_doubts_are_referred(tmp_path):
     text = page_of(tmp_path).text
     for own in (stored["uncertainty"], stored["uncertainty_by_spread"]):
         first, tenth = own["referral"][0], own["referral"][2]
+        told = "" if tenth["accuracy"] > first["accuracy"] else ": here it does not help to refer them"
         assert (
             f"by {own['by']} Without the most uncertain 10% the accuracy is {tenth['accuracy']:.3f} instead of "
-            f"{first['accuracy']:.3f}, on the 36 scans left."
+            f"{first['accuracy']:.3f}, on the 36 scans left{told}."
         ) in text
         assert "10% 36 {accuracy:.3f} {balanced_accuracy:.3f} {recall:.3f} {specificity:.3f}".format(**tenth) in text

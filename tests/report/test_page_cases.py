@@ -39,7 +39,7 @@ def test_subgroups_have_a_table_and_a_figure_each(tmp_path):
         ({"patients_in_several_splits": 2}, "2 patients stand in more than one split.", False),
         (
             {"equal_files_in_several_splits": [{"images": ["a.png", "b.png"], "splits": ["train", "test"]}]},
-            "1 image stands in more than one split: a.png = b.png (train, test).",
+            "1 scan stands in more than one split: a.png = b.png (train, test).",
             False,
         ),
     ],
@@ -51,23 +51,48 @@ def test_splits_that_are_not_clean_are_told_at_the_top(tmp_path, audit, wanted, 
         "num_skipped": {"train": 3, "scored": 0},
         "checked": "files of 40 images",
     } | audit
-    stored = write_report(tmp_path, title="T", rows=make_rows(), class_names=CLASSES, audit=audit)
+    stored = write_report(tmp_path, title="T", rows=make_rows(), class_names=CLASSES, audit=audit, unit="scan")
     assert stored["audit"] == audit
     text = page_of(tmp_path).text
     assert wanted in text
     assert ("The splits are not clean" in text) is not clean
-    assert "Compared: files of 40 images." in text
+    assert "Compared: files of 40 scans." in text
     assert "It was not checked" not in text
 
 
 def test_members_of_an_ensemble_are_told(tmp_path):
-    members = [{"file": f"runs/{k}/best.pt", "epoch": k, "temperature": 1.25, "threshold": None} for k in (3, 4)]
-    stored = write_report(tmp_path, title="T", rows=make_rows(), class_names=CLASSES, members=members)
+    members = [{"file": f"runs/{k}/best.pt", "epoch": k, "temperature": 1.25678, "threshold": None} for k in (3, 4)]
+    options = {"title": "T", "rows": make_rows(), "class_names": CLASSES}
+    stored = write_report(tmp_path, **options, members=members)
     assert stored["members"] == members
     text = page_of(tmp_path).text
     assert "Each answer is the mean of 2 networks." in text
-    assert "runs/4/best.pt 4 1.25 not given" in text
+    assert "runs/4/best.pt 4 1.26 not given" in text
     assert "The mean of the networks' probabilities was not calibrated as a whole." in text
+    assert "Every number is from one ensemble of 2 networks and one set" in text
+    members = [{**member, "threshold": k} for member, k in zip(members, (0.3, 0.6), strict=True)]
+    for threshold, told in ((0.45, "had no say. It is the mean of the networks' thresholds."), (0.4, "given by hand.")):
+        write_report(tmp_path, **options, members=members, threshold=threshold)
+        assert f"{threshold} was {'chosen' if threshold == 0.45 else 'given'}" in page_of(tmp_path).text
+        assert told in page_of(tmp_path).text
+
+
+def test_what_was_evaluated_is_told_and_nothing_twice(tmp_path):
+    rows = [{**row, "spread": 0.1, "patient": None if k == 3 else row["patient"]} for k, row in enumerate(make_rows())]
+    run = {"seed": 7, "settings": {"seed": 7, "max_epochs": 3}}
+    options = {"title": "T", "class_names": CLASSES, "temperature": 2.0, "run": run}
+    assert write_report(tmp_path, **options, rows=rows, epoch=5)["run"] == run
+    text = page_of(tmp_path).text
+    for wanted in (
+        "The weights are those of epoch 5. Each answer is a mean over several views or dropout passes.",
+        "It is that of the probabilities before the temperature.",
+        "An image whose patient is not known counts as a patient of its own.",
+    ):
+        assert wanted in text
+    assert text.count("seed: 7") == 0
+    assert "seed 7" in text
+    write_report(tmp_path, **options, rows=make_rows())
+    assert "whose patient is not known" not in page_of(tmp_path).text
 
 
 def test_several_labels_each(tmp_path):
@@ -103,7 +128,7 @@ def test_several_labels_each(tmp_path):
     assert f"edema from 0.4 on {label[:, 1].sum()}" in text
     assert "Figure Model at the thresholds Model at 0.5" in text
     write_report(tmp_path, **options, threshold=0.4)
-    assert "0.4 was chosen before this evaluation" in page_of(tmp_path).text
+    assert "0.4 was given by hand." in page_of(tmp_path).text
 
 
 def test_pictures_classes_and_shortcuts_stand_in_the_page(tmp_path):

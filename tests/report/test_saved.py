@@ -120,11 +120,34 @@ def test_rebuilt_page_is_the_first_one_byte_for_byte(tmp_path, multilabel):
     assert _files(Path(moved)) == first
 
 
+def test_a_later_training_is_told_and_not_mixed_in(tmp_path, caplog):
+    (tmp_path / "history.json").write_text(
+        '[{"epoch": 1, "train": {"loss": 0.7}, "val": {"loss": 0.8, "roc_auc": 0.6}}]'
+    )
+    (tmp_path / "run.json").write_text(json.dumps({**RUN, "fingerprint": "f00d"}))
+    save_evaluation(tmp_path, _content(tmp_path))
+    metrics = rebuild_report(tmp_path)
+    page = (tmp_path / "report.html").read_bytes()
+    assert "trained again" not in caplog.text
+    (tmp_path / "history.json").write_text(
+        '[{"epoch": 1, "train": {"loss": 0.1}, "val": {"loss": 0.1, "roc_auc": 0.9}}]'
+    )
+    (tmp_path / "run.json").write_text(json.dumps({**RUN, "fingerprint": "beef"}))
+    assert rebuild_report(tmp_path) == metrics
+    assert metrics["run"]["fingerprint"] == "f00d"
+    assert (tmp_path / "report.html").read_bytes() == page
+    assert "trained again since it was evaluated" in caplog.text
+
+
 def test_what_cannot_be_rebuilt_is_told(tmp_path):
     with pytest.raises(ValueError, match=r"nothing: no run: wanted the output_dir of a training"):
         rebuild_report(tmp_path / "nothing")
     (tmp_path / "run.json").write_text(json.dumps(RUN))
     with pytest.raises(ValueError, match=r"not evaluated yet, there is no evaluation\.json: run train\.yaml with"):
+        rebuild_report(tmp_path)
+    save_evaluation(tmp_path, _content(tmp_path))
+    (tmp_path / "pictures" / "sample-0.png").unlink()
+    with pytest.raises(ValueError, match=r"sample-0\.png: the picture is gone: run the evaluation again"):
         rebuild_report(tmp_path)
     (tmp_path / "evaluation.json").write_text('{"title": "T", "rows": [{')
     with pytest.raises(ValueError, match=r"evaluation\.json: no JSON .*: run the evaluation again"):
