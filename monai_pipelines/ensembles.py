@@ -24,6 +24,7 @@ __all__ = ["MeanOfMembersd", "load_trained", "make_evaluator"]
 logger = logging.getLogger(__name__)
 
 Runs = str | Sequence[str | PathLike[str]]
+_NOT_YET = ("members", "epoch", "split", "temperature", "threshold", "threshold_by")
 
 
 def load_trained(
@@ -40,7 +41,8 @@ def load_trained(
 
     Returns:
         what `monai_pipelines.checkpoints.load_checkpoint` returns, and ``file`` and ``members``. For one run
-        ``members`` is None. For an ensemble it lists for each member ``file`` (as given), ``epoch``, ``temperature``
+        ``members`` is None; where its file is missing all but ``file`` is None: a config can be built before the
+        training. For an ensemble it lists for each member ``file`` (as given), ``epoch``, ``temperature``
         and ``threshold``; ``file`` is the first member's checkpoint, whose content the rest is, except that
         ``temperature`` is None (each member has its own), ``threshold`` the mean of the members' (None where one has
         none), ``threshold_by`` None (no rule chose it for the mean), and ``split`` holds the ``seen`` of all members,
@@ -51,6 +53,8 @@ def load_trained(
         FileNotFoundError, ChainMismatchError, ValueError: of a member, see `load_checkpoint`.
     """
     if ensemble is None:
+        if not Path(file).is_file():
+            return {"file": str(file), **dict.fromkeys(_NOT_YET)}
         return {**load_checkpoint(file, chain=chain, classes=classes), "file": str(file), "members": None}
     given = [part.strip() for part in (ensemble.split(",") if isinstance(ensemble, str) else map(str, ensemble))]
     files = [_checkpoint_file(name) for name in given]
