@@ -23,7 +23,7 @@ from scipy.ndimage import affine_transform
 from monai_pipelines import __version__
 from monai_pipelines.chains import did_you_mean
 from monai_pipelines.checkpoints import load_checkpoint
-from monai_pipelines.explain import Explanation, explain_class
+from monai_pipelines.explain import Explanation, explain_class, explained_classes
 from monai_pipelines.heads import probabilities
 from monai_pipelines.metrics import predicted_classes
 from monai_pipelines.report import overlay_figure
@@ -90,8 +90,8 @@ def explain_scan(
         logits = config.get_parsed_content("inferer")(batch, network)
     prob = probabilities(logits, multilabel, trained["temperature"]).double().cpu().numpy()
     called = predicted_classes(prob, trained["threshold"], multilabel)[0]
-    telling = int(prob[0].argmax()) if multilabel else 1 if len(classes) == 2 else int(called)
-    index = telling if class_name is None else classes.index(class_name)
+    telling = explained_classes(prob, trained["threshold"], multilabel)[0]
+    index = int(telling) if class_name is None else classes.index(class_name)
     found = explain_class(network, batch, index, method, stage, multilabel)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)

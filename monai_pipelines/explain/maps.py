@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from monai_pipelines.explain.stages import Stage, default_stage, stages
 from monai_pipelines.heads import class_logits, probabilities
+from monai_pipelines.metrics import predicted_classes
+from monai_pipelines.metrics.classification import Threshold
 
 METHODS = ("gradcam", "gradcam++", "occlusion")
 
@@ -122,6 +124,27 @@ def explain_class(
     hooked.gradients.clear()
     map_ = _upsampled(coarse[0, 0].detach().cpu().numpy(), chosen, tuple(image.shape[2:]))
     return Explanation(_scaled(map_), method, chosen.name, chosen.cells, chosen.step_px, float(prob[class_index]))
+
+
+def explained_classes(
+    prob: NDArray[np.float64], threshold: Threshold = None, multilabel: bool = False
+) -> NDArray[np.int64]:
+    """Which class of each image is to be explained: the second of two, else the predicted one; of labels the likeliest.
+
+    Args:
+        prob: (N, C) probabilities.
+        threshold, multilabel: of `monai_pipelines.metrics.predicted_classes`.
+
+    Returns:
+        (N,) class indices.
+
+    Example:
+        >>> explained_classes(np.array([[0.9, 0.1]])), explained_classes(np.array([[0.7, 0.1, 0.2]]))
+        (array([1]), array([0]))
+    """
+    if multilabel:
+        return prob.argmax(axis=1)
+    return np.ones(len(prob), int) if prob.shape[1] == 2 else predicted_classes(prob, threshold)
 
 
 def log_odds(logits: Tensor, multilabel: bool = False) -> Tensor:

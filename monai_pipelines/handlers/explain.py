@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from monai_pipelines.data import collate_batches
-from monai_pipelines.explain import METHODS, Explanation, explain_class, stages
+from monai_pipelines.explain import METHODS, Explanation, explain_class, explained_classes, stages
 from monai_pipelines.metrics import predicted_classes, uncertainty
 from monai_pipelines.report.overlay import cell_mm, overlay_figure
 
@@ -114,9 +114,7 @@ class ExplainImages:
         self.folder.mkdir(parents=True)
         prob = np.array(self._prob)
         predicted = predicted_classes(prob, self.threshold, self.multilabel)
-        explained = prob.argmax(1) if self.multilabel else predicted
-        if len(self.classes) == 2 and not self.multilabel:
-            explained = np.ones_like(predicted)
+        explained = explained_classes(prob, self.threshold, self.multilabel)
         cases: list[dict[str, Any]] = []
         mm: list[Any] = []
         for number, (why, index) in enumerate(self._choose(prob, predicted), start=1):

@@ -59,9 +59,9 @@ def metric_intervals(
     with the class and with others for the rest. For averages it is the mean over the classes that have the figure.
     Percentiles of the resamples are too narrow for a hundred patients, above all near 0 and 1 and for rare classes.
 
-    A figure of 0 or 1 in all resamples gets the exact (Clopper-Pearson) interval of as many patients, all wrong or all
-    right. ECE, which chance makes larger, goes from ``ECE - q``, with q the quantile of the sum of the absolute errors
-    of the bins, to ``ECE + t s``: cautious, and down to 0 where the model may well be calibrated.
+    A figure that is 0 or 1 gets the exact (Clopper-Pearson) interval of as many patients, all wrong or all right. ECE,
+    which chance makes larger, goes from ``ECE - q``, with q the quantile of the sum of the absolute errors of the bins,
+    to ``ECE + t s``: cautious, and down to 0 where the model may well be calibrated.
 
     Args:
         prob: (N, C) probabilities, C >= 2.
