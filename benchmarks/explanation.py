@@ -24,10 +24,10 @@ import torch
 from numpy.typing import NDArray
 from rich.progress import track
 
-from monai_pipelines.checkpoints import load_checkpoint
 from monai_pipelines.data import PreparedDataset
 from monai_pipelines.explain import METHODS, explain_class, stages
-from monai_pipelines.runs import inference_config
+from monai_pipelines.runs.checkpoint import load_checkpoint
+from monai_pipelines.runs.record import inference_config
 
 NEAR_MM = 20
 DISEASE = 1

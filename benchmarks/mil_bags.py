@@ -38,7 +38,8 @@ from scipy.spatial.distance import cdist
 from skimage.color import rgb2lab
 
 from monai_pipelines import load_chain
-from monai_pipelines.data import FeatureBag, feature_file, write_features
+from monai_pipelines.data import feature_file
+from monai_pipelines.features import FeatureBag, write_features
 from monai_pipelines.networks import TileBackbone
 
 ROOT = Path(__file__).parents[1]

@@ -21,7 +21,7 @@ def show(
     knob: Annotated[list[str] | None, typer.Option(help="Of the chain drawn, as name=value; repeatable.")] = None,
 ) -> None:
     """Print the steps, knobs and numbers of a chain or bundle."""
-    from monai_pipelines import show as showing
+    from monai_pipelines.commands import show as showing
 
     if (input is None) != (picture is None):
         raise typer.BadParameter("--picture FILE and --input SCAN go together")
@@ -51,8 +51,8 @@ def audit(
     """Count, measure and compare the images of a data set; exit status 1 if something must be mended first."""
     import json
 
-    from monai_pipelines.audit import audit_images, print_audit
     from monai_pipelines.data import list_images
+    from monai_pipelines.data.audit import audit_images, print_audit
 
     names = None if classes is None else [name.strip() for name in classes.split(",")]
     found = audit_images(list_images(source, names, patient_pattern, multilabel, extract_dir), similarity)
@@ -92,7 +92,7 @@ def compare(
     out: Annotated[Path | None, typer.Option(help="Folder for comparison.html and comparison.json.")] = None,
 ) -> None:
     """Compare two models on the same images: paired bootstrap of patients, DeLong's test."""
-    from monai_pipelines.comparing import compare_runs
+    from monai_pipelines.commands.compare import compare_runs
 
     compare_runs(run_a, run_b, out)
 
@@ -110,7 +110,7 @@ def explain(
     checkpoint: Annotated[Path | None, typer.Option(help="Default: best.pt of the run.")] = None,
 ) -> None:
     """Show what in one scan speaks for a class; of a volume also as NIfTI on the scan's own grid."""
-    from monai_pipelines.explaining import explain_scan
+    from monai_pipelines.explain.scan import explain_scan
 
     explain_scan(source, image, out, method=method, stage=stage, class_name=class_name, checkpoint=checkpoint)
 
@@ -139,8 +139,9 @@ def features(
     from collections import Counter
 
     from monai_pipelines import load_chain
-    from monai_pipelines.data import extract_features, find_slides
-    from monai_pipelines.data.features import read_backbone
+    from monai_pipelines.data import find_slides
+    from monai_pipelines.features import extract_features
+    from monai_pipelines.features.extraction import read_backbone
 
     knobs = _knobs(knob)
     if wrong := sorted(knobs.keys() & {"mpp", "tile_px", "name", "steps"}):

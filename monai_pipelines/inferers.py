@@ -16,7 +16,7 @@ from monai.inferers import SimpleInferer
 from torch.nn import functional
 from torch.nn.modules.dropout import _DropoutNd
 
-from monai_pipelines.heads import probabilities
+from monai_pipelines.probabilities import probabilities
 
 Precision = Literal["auto", "bf16", "fp32"]
 

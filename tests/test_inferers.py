@@ -8,9 +8,9 @@ import torch
 from monai.networks.nets import DenseNet, resnet10
 from torch import Tensor, nn
 
-from monai_pipelines.heads import probabilities
 from monai_pipelines.inferers import AutocastInferer, DropoutInferer, TestTimeInferer
 from monai_pipelines.networks import AttentionMIL, ImageClassifier
+from monai_pipelines.probabilities import probabilities
 
 
 class _Net(nn.Module):

@@ -17,13 +17,17 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "monai_pipelines"
 LAYERS = (  # bottom to top; a module imports from its own layer or below
     {"errors", "declared"},
-    {"images", "heads", "slides"},
-    {"transforms", "losses", "inferers", "phantoms", "metrics", "networks", "sampling", "explain"},
+    {"probabilities", "slides"},
+    {"transforms", "losses", "inferers", "phantoms", "metrics", "networks"},
     {"chains"},
-    {"checkpoints", "runs"},
+    {"runs"},
     {"data"},
-    {"handlers", "report", "ensembles"},
-    {"audit", "show", "explaining", "comparing"},
+    {"features"},
+    {"report"},
+    {"handlers"},
+    {"explain"},
+    {"engines"},
+    {"commands"},
     {"__init__", "__main__"},
 )
 HEIGHT = {module: height for height, layer in enumerate(LAYERS) for module in layer}

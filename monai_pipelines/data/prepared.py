@@ -18,9 +18,9 @@ from rich.progress import track
 from torch.utils.data import DataLoader
 
 from monai_pipelines.chains import Chain
-from monai_pipelines.checkpoints import save_plain
 from monai_pipelines.data.split import SPLITS, Cohort
 from monai_pipelines.errors import CohortError, ScanError
+from monai_pipelines.runs.checkpoint import save_plain
 
 logger = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ from scipy.ndimage import affine_transform
 from torch import Tensor, nn
 
 from monai_pipelines.explain.stages import Stage, default_stage, stages
-from monai_pipelines.heads import class_logits, probabilities
 from monai_pipelines.metrics import predicted_classes
 from monai_pipelines.metrics.classification import Threshold
+from monai_pipelines.probabilities import class_logits, probabilities
 
 METHODS = ("gradcam", "gradcam++", "occlusion")
 

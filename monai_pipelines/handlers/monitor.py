@@ -18,9 +18,9 @@ from ignite.engine import Engine, Events
 from monai.handlers import MLFlowHandler
 from torch.utils.tensorboard import SummaryWriter
 
-from monai_pipelines.heads import probabilities
+from monai_pipelines.probabilities import probabilities
 from monai_pipelines.report.figures import confusion_figure, history_figure
-from monai_pipelines.report.images import images_figure
+from monai_pipelines.report.pictures import images_figure
 from monai_pipelines.report.tensorboard import add_pr_curves
 
 logger = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ from ignite.handlers import ProgressBar
 from torch.optim.lr_scheduler import CyclicLR, OneCycleLR, ReduceLROnPlateau
 
 from monai_pipelines.chains import Chain
-from monai_pipelines.handlers.checkpoints import Checkpoints
 from monai_pipelines.handlers.guards import ClipGradients, StopOnNaN
+from monai_pipelines.handlers.keep_best import Checkpoints
 from monai_pipelines.handlers.monitor import Monitor
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from monai_pipelines.heads import class_logits
+from monai_pipelines.probabilities import class_logits
 
 Weight = Tensor | Sequence[float] | None
 

@@ -7,9 +7,9 @@ from monai.losses import DiceLoss
 from torch import Tensor
 from torch.nn import functional
 
-from monai_pipelines.heads import probabilities
 from monai_pipelines.losses.base import ClassificationLoss, Weight
 from monai_pipelines.losses.entropy import FocalLoss
+from monai_pipelines.probabilities import probabilities
 
 
 class SoftDiceLoss(ClassificationLoss):

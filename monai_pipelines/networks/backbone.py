@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_pipelines.networks.imagenet import HEADS, misfits, monai_name
-from monai_pipelines.transforms.normalize import IMAGENET
+from monai_pipelines.transforms.image2d.normalize import IMAGENET
 
 NUM_LISTED = 10  # misfits in a message
 

@@ -8,8 +8,8 @@ from monai_pipelines.phantoms.histology import histology_tile, write_histology_t
 from monai_pipelines.phantoms.pathmnist import write_pathmnist
 from monai_pipelines.phantoms.retina import FundusPhoto, fundus_photo
 from monai_pipelines.phantoms.scanners import SCANNERS, Scanner
+from monai_pipelines.phantoms.slide_cohort import write_slides
 from monai_pipelines.phantoms.slide_file import write_pyramid
-from monai_pipelines.phantoms.slides import write_slides
 from monai_pipelines.phantoms.thorax import ThoraxScan, thorax_phantom
 from monai_pipelines.phantoms.xray import ChestXray, chest_xray
 from monai_pipelines.phantoms.xray_cohort import write_chest_xray_cohort

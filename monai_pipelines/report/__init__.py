@@ -1,6 +1,5 @@
 """What a run leaves to be looked at: predictions, figures and one page."""
 
-from monai_pipelines.report.attention import attention_figure, tiles_figure, write_geojson
 from monai_pipelines.report.curves import (
     decision_figure,
     pr_figure,
@@ -11,14 +10,12 @@ from monai_pipelines.report.curves import (
 )
 from monai_pipelines.report.embedding import embed, embedding_figure
 from monai_pipelines.report.figures import class_figure, confusion_figure, history_figure
-from monai_pipelines.report.images import images_figure, slices_figure
-from monai_pipelines.report.overlay import overlay_figure
 from monai_pipelines.report.page import read_history, write_report
+from monai_pipelines.report.pictures import images_figure, slices_figure
 from monai_pipelines.report.predictions import write_predictions
 from monai_pipelines.report.saved import rebuild_report
 
 __all__ = [
-    "attention_figure",
     "class_figure",
     "confusion_figure",
     "decision_figure",
@@ -26,7 +23,6 @@ __all__ = [
     "embedding_figure",
     "history_figure",
     "images_figure",
-    "overlay_figure",
     "pr_figure",
     "read_history",
     "rebuild_report",
@@ -35,8 +31,6 @@ __all__ = [
     "roc_figure",
     "slices_figure",
     "subgroup_figure",
-    "tiles_figure",
-    "write_geojson",
     "write_predictions",
     "write_report",
 ]

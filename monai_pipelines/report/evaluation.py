@@ -22,8 +22,8 @@ from monai_pipelines.data.overlap import audit_splits
 from monai_pipelines.metrics import shortcut_baselines
 from monai_pipelines.metrics.classification import Threshold
 from monai_pipelines.report.embedding import embed, embedding_figure, principal_components, stratified_indices
-from monai_pipelines.report.images import images_figure
 from monai_pipelines.report.page import DPI, png_bytes
+from monai_pipelines.report.pictures import images_figure
 from monai_pipelines.report.predictions import class_name, write_predictions
 from monai_pipelines.report.results import class_table, confident_mistakes
 from monai_pipelines.report.saved import rebuild_report, save_evaluation, save_picture

@@ -9,8 +9,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from monai_pipelines.report.images import slices_figure, thumbnail
 from monai_pipelines.report.page import png_bytes, read_history, write_report
+from monai_pipelines.report.pictures import slices_figure, thumbnail
 from monai_pipelines.report.results import plain_data
 
 logger = logging.getLogger(__name__)

@@ -1,7 +1,6 @@
 """Transform steps, array and dictionary (``d``), to be named in chains or used alone."""
 
-from monai_pipelines.transforms.color2d import RandColor2D, RandColor2Dd
-from monai_pipelines.transforms.intensity3d import (
+from monai_pipelines.transforms.ct.intensity import (
     RandBrightness3D,
     RandBrightness3Dd,
     RandContrast3D,
@@ -9,19 +8,20 @@ from monai_pipelines.transforms.intensity3d import (
     RandNoise3D,
     RandNoise3Dd,
 )
-from monai_pipelines.transforms.load2d import LoadImage2D, LoadImage2Dd, LoadXray, LoadXrayd
-from monai_pipelines.transforms.load_ct import LoadCT, LoadCTd
-from monai_pipelines.transforms.lungs import SegmentLungs, SegmentLungsd
-from monai_pipelines.transforms.mask_lungs import LungHistogram, LungHistogramd, MaskLungs, MaskLungsd
-from monai_pipelines.transforms.measure2d import MeasureImage, MeasureImaged
-from monai_pipelines.transforms.normalize import NormalizeImage, NormalizeImaged
-from monai_pipelines.transforms.resample_ct import ResampleCT, ResampleCTd
-from monai_pipelines.transforms.resize2d import ResizeImage, ResizeImaged
-from monai_pipelines.transforms.retina import CropRetina, CropRetinad
-from monai_pipelines.transforms.spatial2d import RandSpatial2D, RandSpatial2Dd
-from monai_pipelines.transforms.spatial3d import RandSpatial3D, RandSpatial3Dd
-from monai_pipelines.transforms.stain import NormalizeStain, NormalizeStaind, RandStain, RandStaind
-from monai_pipelines.transforms.window import WindowHU, WindowHUd
+from monai_pipelines.transforms.ct.load import LoadCT, LoadCTd
+from monai_pipelines.transforms.ct.lungs import SegmentLungs, SegmentLungsd
+from monai_pipelines.transforms.ct.mask_lungs import LungHistogram, LungHistogramd, MaskLungs, MaskLungsd
+from monai_pipelines.transforms.ct.resample import ResampleCT, ResampleCTd
+from monai_pipelines.transforms.ct.spatial import RandSpatial3D, RandSpatial3Dd
+from monai_pipelines.transforms.ct.window import WindowHU, WindowHUd
+from monai_pipelines.transforms.image2d.color import RandColor2D, RandColor2Dd
+from monai_pipelines.transforms.image2d.load import LoadImage2D, LoadImage2Dd, LoadXray, LoadXrayd
+from monai_pipelines.transforms.image2d.measure import MeasureImage, MeasureImaged
+from monai_pipelines.transforms.image2d.normalize import NormalizeImage, NormalizeImaged
+from monai_pipelines.transforms.image2d.resize import ResizeImage, ResizeImaged
+from monai_pipelines.transforms.image2d.retina import CropRetina, CropRetinad
+from monai_pipelines.transforms.image2d.spatial import RandSpatial2D, RandSpatial2Dd
+from monai_pipelines.transforms.image2d.stain import NormalizeStain, NormalizeStaind, RandStain, RandStaind
 
 __all__ = [
     "CropRetina",

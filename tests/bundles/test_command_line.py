@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from monai_pipelines.declared import declared_path
-from monai_pipelines.explaining import explain_scan
+from monai_pipelines.explain.scan import explain_scan
 
 ROOT = declared_path("bundles").parent
 

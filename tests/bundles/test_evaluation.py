@@ -16,7 +16,7 @@ import torch
 from monai.bundle import ConfigWorkflow
 from monai.utils import set_determinism
 
-from monai_pipelines.comparing import compare_runs
+from monai_pipelines.commands.compare import compare_runs
 from monai_pipelines.declared import declared_path
 from monai_pipelines.report import rebuild_report
 from tests.bundles.conftest import CASES

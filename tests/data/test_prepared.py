@@ -15,9 +15,10 @@ import torch
 from monai.data import MetaTensor, PersistentDataset
 from monai.transforms import ScaleIntensityRange
 
-from monai_pipelines import Chain, checkpoints, load_chain
+from monai_pipelines import Chain, load_chain
 from monai_pipelines.data import PreparedDataset
 from monai_pipelines.errors import CohortError
+from monai_pipelines.runs import checkpoint as checkpoints
 
 CHAIN = """
 window_hu: [-1000, 400]

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from monai_pipelines.explain import METHODS, explain_class, stages
 from monai_pipelines.explain.maps import log_odds
-from monai_pipelines.heads import probabilities
 from monai_pipelines.networks import ImageClassifier
+from monai_pipelines.probabilities import probabilities
 
 RESNET = {"n_input_channels": 1, "conv1_t_stride": 2, "bias_downsample": False, "widen_factor": 0.125}
 

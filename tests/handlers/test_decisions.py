@@ -14,12 +14,12 @@ from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 from torch import nn
 
-from monai_pipelines.checkpoints import load_checkpoint, save_plain
-from monai_pipelines.ensembles import MeanOfMembersd
+from monai_pipelines.engines.ensembles import MeanOfMembersd
 from monai_pipelines.handlers import CollectPredictions
-from monai_pipelines.heads import Probabilitiesd, probabilities
 from monai_pipelines.losses import CrossEntropyLoss
 from monai_pipelines.metrics import choose_threshold, fit_temperature, predicted_classes
+from monai_pipelines.probabilities import Probabilitiesd, probabilities
+from monai_pipelines.runs.checkpoint import load_checkpoint, save_plain
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
 

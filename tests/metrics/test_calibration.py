@@ -9,8 +9,8 @@ import torch
 from scipy.stats import binomtest
 from sklearn.calibration import calibration_curve
 
-from monai_pipelines.heads import probabilities
 from monai_pipelines.metrics import classification_metrics, fit_temperature, reliability, temper
+from monai_pipelines.probabilities import probabilities
 
 KINDS = ["one logit", "two classes", "five classes", "several labels"]
 

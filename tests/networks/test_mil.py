@@ -13,7 +13,7 @@ from monai.networks.nets import ResNet
 from monai.networks.utils import convert_to_torchscript
 from torch import Tensor, nn
 
-from monai_pipelines.handlers.predictions import CollectFeatures
+from monai_pipelines.handlers.collect import CollectFeatures
 from monai_pipelines.networks import AttentionMIL, TileBackbone, last_linear
 
 OPTIONS = [(pooling, branches) for pooling in ("gated", "attention") for branches in (1, 3)] + [("mean", 1), ("max", 1)]

@@ -1,0 +1,64 @@
+"""How images become batches, and how a batch reaches the network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from monai.data import DataLoader
+from monai.engines import PrepareBatch
+
+from monai_pipelines.chains import Chain
+from monai_pipelines.data.arrays import collate_batches
+from monai_pipelines.data.sampling import loader_order
+
+
+class PrepareImages(PrepareBatch):
+    """Move image and label to the device, augment the whole batch there, each image with its own draws, and finish it.
+
+    Args:
+        augmentation: a chain that works on batches; None changes nothing.
+        finish: the end of the fixed chain (`Chain.since`), done after the augmentation; None where nothing is left.
+    """
+
+    def __init__(self, augmentation: Chain | None = None, finish: Chain | None = None) -> None:
+        self.augmentation, self.finish = augmentation, finish
+
+    def __call__(
+        self,
+        batchdata: dict[str, Any],
+        device: str | torch.device | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        image = torch.as_tensor(batchdata["image"]).as_subclass(torch.Tensor)
+        image = image.to(device=device, non_blocking=non_blocking, **kwargs)
+        for chain in (self.augmentation, self.finish):
+            if chain is not None:
+                image = torch.as_tensor(chain(image)).as_subclass(torch.Tensor)
+        label = batchdata.get("label")
+        return image, None if label is None else label.to(device=device, non_blocking=non_blocking)
+
+
+def make_loader(
+    dataset: Any, batch_size: int, sampling: str | None = None, num_workers: int = 0, seed: int = 0
+) -> DataLoader:
+    """The data loader of a bundle.
+
+    Worker processes are used with a GPU only: on the CPU the network needs the cores, and prepared images load fast.
+
+    Args:
+        dataset: a `PreparedDataset`, `ArrayDataset`, `FeatureBags` or `TileBags`; its ``collate``, where it has one,
+            makes the batches.
+        batch_size: images.
+        sampling: None: in order, all of them; "shuffle", "weighted" or "balanced" for training, see
+            `loader_order`; a last batch that is not full is then dropped, unless it is the only one.
+        num_workers: processes that load.
+        seed: of the order.
+    """
+    order = {"batch_size": batch_size}
+    if sampling is not None:
+        order = loader_order(dataset.labels, sampling, batch_size, seed)
+    cuda = torch.cuda.is_available()
+    collate = getattr(dataset, "collate", collate_batches)
+    return DataLoader(dataset, **order, num_workers=num_workers if cuda else 0, pin_memory=cuda, collate_fn=collate)

@@ -1,0 +1,1 @@
+"""MONAI's engines, wired once for every bundle."""

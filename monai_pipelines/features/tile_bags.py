@@ -1,0 +1,183 @@
+"""Slides as bags of tiles drawn from them, for networks that are trained end to end."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import zlib
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import track
+from torch.utils.data import DataLoader, Dataset
+
+from monai_pipelines.chains import Chain
+from monai_pipelines.data.prepared import Splits, UsableItems, as_is, why_unusable
+from monai_pipelines.data.slide_table import slide_source
+from monai_pipelines.data.split import Cohort
+from monai_pipelines.errors import ScanError
+from monai_pipelines.features.bags import measure_slide, pad_bags
+from monai_pipelines.runs.checkpoint import save_plain
+from monai_pipelines.slides import Tiles, TileSize, open_slide
+
+logger = logging.getLogger(__name__)
+
+Item = dict[str, Any]
+
+
+class TileBags(UsableItems):
+    """Slides as bags of tiles: listed once, drawn and read each time.
+
+    An item is that of ``data`` with ``bag`` (n, 3, H, W) uint8, ``coords`` (n, 2) int64 numpy, ``level0_px``,
+    ``tile_px``, ``mpp``, ``slide_mpp``, and, where it is asked for alone, the thumbnail as ``image`` (3, h, w) uint8,
+    its ``downsample``, and what a network has to beat as ``shortcut``.
+
+    Args:
+        data: datalist: ``image`` (path of the slide), ``name``, and ``mpp`` where the slide does not tell.
+        chain: slide -> tiles, with the steps of ``slide_tiles``: up to "sample" it lists them, then it draws and reads.
+        cache_dir: folder for the lists; None keeps them in memory.
+        on_error: "raise" one `CohortError` that lists every bad slide, or "skip" them; see ``skipped``.
+        num_workers: processes that list.
+        redraw: draw tiles anew each time, for training; else a slide, known by its name, gives the same tiles always.
+
+    Attributes:
+        data: the usable items.
+        skipped: ``{**item, "skipped": reason}`` for the others.
+
+    Raises:
+        CohortError: bad slides under "raise"; no usable slide.
+    """
+
+    collate = staticmethod(pad_bags)
+
+    def __init__(
+        self,
+        data: Sequence[Item],
+        chain: Chain,
+        cache_dir: str | PathLike[str] | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
+        num_workers: int = 0,
+        redraw: bool = False,
+    ) -> None:
+        own = deepcopy(chain)  # the random numbers of the caller's go on as they would
+        lists = _TileLists(data, own.until("sample"), Path(cache_dir) if cache_dir else None)
+        loader = DataLoader(lists, batch_size=None, num_workers=num_workers, collate_fn=as_is)
+        self.lists, self.draw, self.redraw = lists, own.since("sample"), redraw
+        super().__init__(data, chain, track(loader, "listing tiles", total=len(data)), on_error)
+
+    def part(self, split: str) -> Self:
+        """The items whose ``split`` this is, nothing listed anew; it draws on its own."""
+        part = super().part(split)
+        part.draw = deepcopy(self.draw)
+        return part
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Item]:
+        return [self._item(index) for index in indices]
+
+    def _item(self, index: int) -> Item:
+        item, tiles = self.data[index], self._results[index]
+        if not self.redraw:
+            self.draw.set_random_state(seed=zlib.crc32(item["name"].encode()))
+        bag = self.draw(tiles)
+        told = ("coords", "level0_px", "tile_px", "mpp", "slide_mpp")
+        return {**item, "bag": bag.as_tensor(), **{key: bag.meta[key] for key in told}}
+
+    def _transform(self, index: int) -> Item:
+        slide, num_tiles = self._results[index].slide, len(self._results[index])
+        tissue = self.lists.plan(self.data[index])["tissue"]
+        thumbnail, downsample = tissue.meta["thumbnail"], float(tissue.meta["downsample"])
+        return {
+            **self._item(index),
+            "image": torch.from_numpy(thumbnail).permute(2, 0, 1),
+            "downsample": downsample,
+            "shortcut": measure_slide(thumbnail, tissue[0].numpy(), downsample, slide.mpp, slide.size, num_tiles),
+        }
+
+
+class TileSplits(Splits[TileBags]):
+    """The `TileBags` of each split of a cohort, listed together; those of training are drawn anew each time.
+
+    Args:
+        cohort: with the datalists ``train``, ``validation`` and ``test``.
+        chain, cache_dir, on_error, num_workers: of the `TileBags`.
+
+    Attributes:
+        train, validation, test: `TileBags`.
+    """
+
+    def __init__(
+        self,
+        cohort: Cohort,
+        chain: Chain,
+        cache_dir: str | PathLike[str] | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(cohort)
+        self.chain, self.cache_dir = chain, cache_dir
+        self.on_error, self.num_workers = on_error, num_workers
+
+    def _prepare(self, data: list[Item]) -> TileBags:
+        return TileBags(data, self.chain, self.cache_dir, self.on_error, self.num_workers)
+
+    def _draw_anew(self, train: TileBags) -> None:
+        train.redraw = True
+
+
+class _TileLists(Dataset):
+    """Item i: (all tiles of the slide, None), or (None, why it cannot be used)."""
+
+    def __init__(self, data: Sequence[Mapping[str, Any]], chain: Chain, cache_dir: Path | None) -> None:
+        self.data, self.chain, self.cache_dir = list(data), chain, cache_dir
+        self.fingerprint = chain.fingerprint()
+        if cache_dir:
+            cache_dir.mkdir(parents=True, exist_ok=True)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def plan(self, item: Mapping[str, Any]) -> Item:
+        return self.chain({"image": item["image"], "mpp": item.get("mpp")})
+
+    def __getitem__(self, index: int) -> tuple[Tiles | None, str | None]:
+        item = self.data[index]
+        try:
+            file = self._file(item)
+            if file is not None and (kept := _load(file)) is not None:
+                coords, size, slide_mpp = kept
+                return Tiles(open_slide(item["image"], slide_mpp), coords, size), None
+            tiles: Tiles = self.plan(item)["image"]
+        except (ScanError, OSError) as error:
+            return None, why_unusable(error, item["image"])
+        except Exception as error:
+            error.add_note(f"while listing the tiles of {item['image']}")
+            raise
+        if file is not None:
+            listed = {"coords": torch.from_numpy(tiles.coords), "size": list(tiles.size), "slide_mpp": tiles.slide.mpp}
+            save_plain(listed, file)
+        return tiles, None
+
+    def _file(self, item: Mapping[str, Any]) -> Path | None:
+        path = Path(item["image"])
+        if self.cache_dir is None or not path.exists():  # the chain tells what is missing
+            return None
+        key = repr((self.fingerprint, str(path.resolve()), slide_source(item)))
+        return self.cache_dir / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.pt"
+
+
+def _load(file: Path) -> tuple[NDArray[np.int64], TileSize, float] | None:
+    """Coordinates, size of tile and um per pixel of a slide; None where there is no list, or a damaged one."""
+    if not file.exists():
+        return None
+    try:
+        kept = torch.load(file, weights_only=True)
+        return kept["coords"].numpy(), TileSize(*kept["size"]), kept["slide_mpp"]
+    except Exception:  # what a damaged pickle raises depends on the damage
+        logger.warning("%s is damaged: the tiles are listed anew", file)
+        return None

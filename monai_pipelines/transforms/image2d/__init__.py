@@ -1,0 +1,1 @@
+"""Steps for 2D images."""

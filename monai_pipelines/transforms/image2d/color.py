@@ -1,0 +1,225 @@
+"""Random colour of images, and the base of all random 2D steps."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from torch import Tensor
+
+from monai_pipelines.transforms.ct.intensity import RandVolume, RandVolumed
+from monai_pipelines.transforms.image2d.normalize import require_unit
+
+GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in Pillow and torchvision
+CHUNK_BYTES = 2**23  # of floating-point pixels: about what stays in a CPU's cache
+
+
+class RandImage(RandVolume):
+    """Base of the random 2D steps: one independent draw for each image, then an application that draws nothing.
+
+    A single image (C, H, W) or a batch (B, C, H, W), uint8 or floating point in [0, 1], numpy array or tensor, comes
+    back as a tensor on the same device (a MetaTensor as a MetaTensor): float32 in [0, 1] for uint8, else of the same
+    dtype; half types are computed in float32. A batch gets the draws that its images would get one after the other. An
+    image for which nothing is drawn (None) keeps its values to the bit.
+    """
+
+    spatial_dims = 2
+    wanted = "an image (C, H, W) or a batch (B, C, H, W)"
+
+    @abstractmethod
+    def _change(self, images: Tensor, draws: Sequence[Any]) -> Tensor:
+        """Apply one draw, none of them None, to each of (B, C, H, W) in [0, 1], float32 or float64."""
+
+    def _keep(self, image: Tensor, draw: Any) -> Tensor:
+        """An image (C, H, W) for which nothing was drawn that computes new values."""
+        return image
+
+    def _apply(self, batch: Tensor, draws: Sequence[Any]) -> Tensor:
+        if all(draw is None for draw in draws):
+            return self._unit(batch)
+        return self._fill(batch, draws, [i for i, d in enumerate(draws) if d is not None], batch.shape[2:])
+
+    def _fill(self, batch: Tensor, draws: Sequence[Any], changed: Sequence[int], size: Sequence[int]) -> Tensor:
+        """Write the `changed` images, a chunk at a time, and the kept ones into one new tensor (B, C, *size)."""
+        dtype = torch.float32 if batch.dtype == torch.uint8 else batch.dtype
+        out = _empty((*batch.shape[:2], *size), dtype, batch.device)
+        for i in set(range(len(batch))).difference(changed):
+            out[i] = self._unit(self._keep(batch[i], draws[i]))
+        step = len(batch) if batch.is_cuda else max(torch.get_num_threads(), CHUNK_BYTES // (4 * batch[0].numel()))
+        for start in range(0, len(changed), step):
+            chunk = list(changed[start : start + step])
+            images = self._unit(batch[chunk]).to(torch.promote_types(dtype, torch.float32))
+            out[chunk] = self._change(images, [draws[i] for i in chunk]).to(dtype)
+        return out
+
+
+def _empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """As `torch.empty`; on the CPU from NumPy, which asks for huge pages: a large one is filled four times as fast."""
+    if device.type != "cpu":
+        return torch.empty(shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.empty(math.prod(shape) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(shape)
+
+
+class ColorDraw(NamedTuple):
+    """What `RandColor2D` drew for one image: factors, 1 for no change, and a part of the colour circle."""
+
+    brightness: float = 1.0
+    contrast: float = 1.0
+    saturation: float = 1.0
+    hue_turns: float = 0.0
+
+
+class RandColor2D(RandImage):
+    """Vary brightness, contrast, saturation and hue of images at random.
+
+    In this order, with the factors b, c, s and the turn h::
+
+        x = x * b
+        x = x * c + mean(grey(x)) * (1 - c)
+        x = clip(x * s + grey(x) * (1 - s), 0, 1)
+        hue(x) = hue(x) + h, at the same HSV saturation and value
+
+    where grey is 0.299 R + 0.587 G + 0.114 B and the mean is that of the image. It is clipped once, not after each
+    part. One channel is its own grey: it has no saturation and no hue to vary, and these are left out.
+
+    Draws, for each image and each part on its own, whether (the part's probability) and how much (uniform).
+
+    Args:
+        brightness: x for a factor in ``[max(0, 1 - x), 1 + x]``, or ``(low, high)``; 0 for none.
+        brightness_prob: its probability, 0..1.
+        contrast: likewise.
+        contrast_prob: its probability, 0..1.
+        saturation: likewise; a factor of 0 leaves grey.
+        saturation_prob: its probability, 0..1.
+        hue_turns: x, up to 0.5, for ``[-x, x]``, or ``(low, high)``: parts of the colour circle.
+        hue_prob: its probability, 0..1.
+
+    Returns:
+        [0, 1] of the input's shape, (C, H, W) or (B, C, H, W) with one or three channels; float32 for uint8, else of
+        the input's dtype.
+
+    Raises:
+        ValueError: an argument out of range, an input that is no image or batch, with neither 1 nor 3 channels, or
+            floating point outside [0, 1].
+        TypeError: neither uint8 nor floating point.
+
+    Example:
+        >>> import torch
+        >>> RandColor2D(brightness=(0.5, 0.5), brightness_prob=1, contrast=0)(torch.full((1, 1, 2), 0.5))
+        tensor([[[0.2500, 0.2500]]])
+
+    Reference:
+        torchvision's `ColorJitter`, which draws once for a whole batch and shuffles the order. MONAI has no
+        saturation and no hue.
+    """
+
+    def __init__(
+        self,
+        brightness: float | Sequence[float] = 0.1,
+        brightness_prob: float = 0.5,
+        contrast: float | Sequence[float] = 0.1,
+        contrast_prob: float = 0.5,
+        saturation: float | Sequence[float] = 0.1,
+        saturation_prob: float = 0.5,
+        hue_turns: float | Sequence[float] = 0.02,
+        hue_prob: float = 0.5,
+    ) -> None:
+        super().__init__()
+        self.probs = (brightness_prob, contrast_prob, saturation_prob, hue_prob)
+        ranges = (
+            _range("brightness", brightness, 1, (0, float("inf"))),
+            _range("contrast", contrast, 1, (0, float("inf"))),
+            _range("saturation", saturation, 1, (0, float("inf"))),
+            _range("hue_turns", hue_turns, 0, (-0.5, 0.5)),
+        )
+        self.low, self.high = np.array(ranges).T
+        for name, prob in zip(ColorDraw._fields, self.probs, strict=True):
+            if not 0 <= prob <= 1:
+                raise ValueError(f"RandColor2D: {name.removesuffix('_turns')}_prob must lie in 0..1, got {prob}")
+
+    def _draw(self) -> ColorDraw | None:
+        whether, where = self.R.random_sample((2, 4))
+        values = self.low + (self.high - self.low) * where
+        draw = ColorDraw(*np.where(whether < self.probs, values, ColorDraw()).tolist())
+        return None if draw == ColorDraw() else draw
+
+    def _apply(self, batch: Tensor, draws: Sequence[ColorDraw | None]) -> Tensor:
+        if batch.shape[1] not in (1, 3):
+            raise ValueError(f"RandColor2D: wanted 1 or 3 channels, got {batch.shape[1]} (drop alpha when reading)")
+        require_unit("RandColor2D", batch)
+        return super()._apply(batch, draws)
+
+    def _change(self, images: Tensor, draws: Sequence[ColorDraw]) -> Tensor:
+        b, c, s, hue = torch.tensor(draws, dtype=images.dtype, device=images.device).T[..., None, None, None]
+        if images.shape[1] == 1:
+            return torch.addcmul(images.mean((2, 3), keepdim=True) * b * (1 - c), images, b * c).clamp_(0, 1)
+        grey = _grey(images)
+        offset = grey.mul_(b).mean((2, 3), keepdim=True) * (1 - c)
+        out = torch.addcmul(grey.mul_(c * (1 - s)).add_(offset), images, b * c * s).clamp_(0, 1)
+        turned = [i for i, draw in enumerate(draws) if draw.hue_turns]
+        if turned:
+            out[turned] = _turn_hue(out[turned], hue[turned, 0])
+        return out
+
+
+def _range(
+    name: str, value: float | Sequence[float], centre: float, bounds: tuple[float, float]
+) -> tuple[float, float]:
+    """``(low, high)`` of a jitter given as one number or as the range itself."""
+    if isinstance(value, int | float):
+        if value < 0:
+            raise ValueError(f"RandColor2D: {name} must be 0 or more (it holds for both directions), got {value}")
+        low, high = max(centre - value, bounds[0]) if centre else centre - value, centre + value
+    else:
+        if len(value) != 2:
+            raise ValueError(f"RandColor2D: {name} must be one number or (low, high), got {list(value)}")
+        low, high = value
+    if not bounds[0] <= low <= high <= bounds[1]:
+        raise ValueError(f"RandColor2D: {name} must rise within {bounds[0]}..{bounds[1]}, got {low}..{high}")
+    return float(low), float(high)
+
+
+def _grey(images: Tensor) -> Tensor:
+    red, green, blue = images.split(1, dim=1)
+    return (red * GREY[0]).add_(green, alpha=GREY[1]).add_(blue, alpha=GREY[2])
+
+
+def _turn_hue(images: Tensor, turns: Tensor) -> Tensor:
+    """Add `turns` (B, 1, 1) to the hue of (B, 3, H, W), which stays in its hexagon of HSV."""
+    red, green, blue = images.unbind(1)
+    high = torch.maximum(torch.maximum(red, green), blue)
+    chroma = high - torch.minimum(torch.minimum(red, green), blue)
+    sixths = (red - green).add_(chroma, alpha=4)  # of the circle, times chroma
+    sixths.lerp_((blue - red).add_(chroma, alpha=2), high.clone().eq_(green))  # a `where`, several times as fast
+    sixths.lerp_(green - blue, high.clone().eq_(red))
+    hue = sixths.div_(chroma.clamp_min(torch.finfo(chroma.dtype).tiny).mul_(6)).add_(turns + 1)
+    out = torch.empty_like(images)
+    for channel, start in enumerate((5 / 6, 3 / 6, 1 / 6)):
+        at = (hue + start).frac_()
+        missing = torch.minimum(2 / 3 - at, at).mul_(6).clamp_(0, 1)
+        torch.addcmul(high, chroma, missing, value=-1, out=out[:, channel])
+    return out
+
+
+class RandColor2Dd(RandVolumed):
+    """`RandColor2D` for dictionaries; all keys get the same draw.
+
+    Args:
+        keys: images of the same size.
+        allow_missing_keys: whether a key may be missing.
+        knobs: the arguments of `RandColor2D`.
+
+    Example:
+        >>> import torch
+        >>> item = {"image": torch.zeros(3, 2, 2, dtype=torch.uint8), "label": 1}
+        >>> RandColor2Dd("image")(item)["image"].dtype
+        torch.float32
+    """
+
+    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False, **knobs: Any) -> None:
+        super().__init__(keys, RandColor2D(**knobs), allow_missing_keys)

@@ -1,0 +1,100 @@
+"""Loading of 2D images: photographs and tiles in 8 bits, X-rays with the depth they have."""
+
+from __future__ import annotations
+
+from os import PathLike
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import Transform
+from numpy.typing import NDArray
+
+from monai_pipelines.transforms.image2d.decode import DecodedImage, decode_image
+from monai_pipelines.transforms.keyed import EachKeyd
+
+
+class LoadImage2D(Transform):
+    """Read a photograph or a tile from a file of any kind, in 8 bits; see `decode_image`.
+
+    Deeper files (16-bit PNG and TIFF, DICOM) are rounded to 8 bits, so that a folder of mixed kinds comes in one
+    dtype: ``round(255 * x)``. `LoadXray` keeps the depth.
+
+    Differs from `monai.transforms.LoadImage`: rows come first; EXIF orientation, CMYK, palettes, transparency and the
+    photometric interpretation of DICOM are honoured; a truncated JPEG is an error.
+
+    Args:
+        channels: 3 for RGB (a grey is repeated), 1 for grey (the luma of colours, ITU-R BT.601).
+
+    Returns:
+        `MetaTensor` (channels, H, W) uint8; ``affine`` maps row and column to mm where a DICOM file tells their
+        distance, else it is the identity; ``meta["file_type"]`` is png, jpeg, tiff, dicom, bmp or other.
+
+    Raises:
+        ScanError: names the file, what was wanted, what came and the way out.
+
+    Example:
+        >>> from pydicom.data import get_testdata_file
+        >>> image = LoadImage2D(channels=3)(get_testdata_file("examples_palette.dcm"))
+        >>> image.shape, image.dtype, image.meta["file_type"]
+        (torch.Size([3, 350, 800]), torch.uint8, 'dicom')
+    """
+
+    def __init__(self, channels: Literal[1, 3] = 3) -> None:
+        if channels not in (1, 3):
+            raise ValueError(f"LoadImage2D: channels must be 1 (grey) or 3 (RGB), got {channels!r}")
+        self.channels: Literal[1, 3] = channels
+
+    def __call__(self, path: str | PathLike[str]) -> MetaTensor:
+        decoded = decode_image(path, self.channels)
+        pixels = decoded.pixels
+        return _tensor(pixels if pixels.dtype == np.uint8 else np.rint(pixels * 255).astype(np.uint8), decoded)
+
+
+class LoadXray(Transform):
+    """Read an X-ray from a file of any kind as a viewer shows it; see `decode_image`.
+
+    DICOM: modality LUT, VOI LUT or window, MONOCHROME1 inverted. 8-bit files become ``x / 255``, so that a folder of
+    mixed kinds comes in one dtype.
+
+    Returns:
+        `MetaTensor` (1, H, W) float32 in [0, 1], bone bright; ``affine`` and ``meta`` as `LoadImage2D` has them.
+
+    Raises:
+        ScanError: names the file, what was wanted, what came and the way out.
+
+    Example:
+        >>> from pydicom.data import get_testdata_file
+        >>> image = LoadXray()(get_testdata_file("JPGExtended.dcm"))
+        >>> image.shape, image.dtype, image.pixdim.tolist()
+        (torch.Size([1, 1024, 256]), torch.float32, [2.26, 2.26])
+
+    Reference: DICOM PS3.3 C.11.1 (modality LUT), C.11.2 (VOI LUT).
+    """
+
+    def __call__(self, path: str | PathLike[str]) -> MetaTensor:
+        decoded = decode_image(path, 1)
+        pixels = decoded.pixels
+        return _tensor(pixels if pixels.dtype == np.float32 else pixels / np.float32(255), decoded)
+
+
+class LoadImage2Dd(EachKeyd):
+    """`LoadImage2D` for dictionaries: each of ``keys`` holds a path."""
+
+    def __init__(self, keys: KeysCollection, channels: Literal[1, 3] = 3, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, LoadImage2D(channels), allow_missing_keys)
+
+
+class LoadXrayd(EachKeyd):
+    """`LoadXray` for dictionaries: each of ``keys`` holds a path."""
+
+    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, LoadXray(), allow_missing_keys)
+
+
+def _tensor(pixels: NDArray[Any], decoded: DecodedImage) -> MetaTensor:
+    values = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+    affine = torch.diag(torch.tensor([*(decoded.spacing_mm or (1, 1)), 1, 1], dtype=torch.float64))
+    return MetaTensor(values, affine=affine, meta={"file_type": decoded.file_type})

@@ -1,0 +1,152 @@
+"""Two runs from their files: matched, checked, told."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from monai_pipelines.commands.compare import compare_runs
+from monai_pipelines.metrics import classification_metrics, compare_predictions
+from monai_pipelines.report import write_predictions
+
+CLASSES = ("healthy", "ill")
+
+
+def _rows(seed: int = 0, strength: float = 1.0, num: int = 40) -> list[dict[str, Any]]:
+    """Two images of each patient, both of one class."""
+    rng = np.random.default_rng(seed)
+    label = np.arange(num) // 2 % 2
+    ill = 1 / (1 + np.exp(-rng.normal(strength * (2 * label - 1), 1)))
+    return [
+        {"image": f"{k}.nii", "patient": f"p{k // 2}", "label": int(label[k]), "prob": [1 - ill[k], ill[k]]}
+        for k in range(num)
+    ]
+
+
+def _run(folder: Path, rows: list[dict[str, Any]], classes: Any = CLASSES, threshold: Any = None, **more: Any) -> Path:
+    """What an evaluation leaves, as far as it is compared."""
+    folder.mkdir()
+    several = np.ndim(rows[0]["label"]) == 1
+    write_predictions(folder / "predictions.csv", rows, classes, threshold, several)
+    metrics = {"classes": dict.fromkeys(classes), "threshold": threshold, "run": {"seed": 3, "fingerprint": "f00d"}}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    if more:
+        (folder / "evaluation.json").write_text(json.dumps(more))
+    return folder
+
+
+def _flat(capsys: pytest.CaptureFixture[str]) -> str:
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_figures_are_those_of_the_predictions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows_a, rows_b = _rows(0, 0.2), _rows(1, 2.0)
+    a, b = _run(tmp_path / "a", rows_a, threshold=0.4), _run(tmp_path / "b", rows_b[::-1], title="Better", unit="scan")
+    result = compare_runs(a, b, tmp_path / "out" / "here")
+    prob_a, prob_b = (np.array([row["prob"] for row in rows]) for rows in (rows_a, rows_b))
+    label, groups = [row["label"] for row in rows_a], [row["patient"] for row in rows_a]
+    want = compare_predictions(prob_a, prob_b, label, groups, threshold_a=0.4)
+    for name, own in want["metrics"].items():
+        got = {key: value for key, value in result["metrics"][name].items() if key != "better"}
+        assert got == pytest.approx(own)
+    assert result["metrics"]["accuracy"]["a"] == classification_metrics(prob_a, label, threshold=0.4)["accuracy"]
+    assert result["delong"] == {"ill": pytest.approx(want["delong"][0])}
+    assert (result["num_scans"], result["num_patients"]) == (40, 20)
+    assert result["runs"]["b"] == {
+        **{"folder": str(b), "title": "Better", "unit": "scan", "seed": 3, "fingerprint": "f00d"},
+        **{"threshold": None, "num_scans": 40, "num_only": 0, "classes": [*CLASSES]},
+        **{"num_networks": 1, "threshold_by": None},
+    }
+    assert (result["metrics"]["roc_auc"]["better"], result["metrics"]["brier"]["better"]) == ("b", "b")
+    assert json.loads((tmp_path / "out" / "here" / "comparison.json").read_text()) == result
+    told = _flat(capsys)
+    assert "40 images in common, 20 patients" in told
+    assert re.search(r"ROC AUC (\d\.\d{3} ){2}\+0\.\d{3} \+0\.\d{3} to \+0\.\d{3} (< )?0\.\d{3} B ", told)
+    assert "B is better in ROC AUC;" in told
+    assert "of 20 tests" in told
+    assert "chosen by different rules: A: none that is known; B: none, 0.5." in told
+    assert f"wrote {tmp_path / 'out' / 'here' / 'comparison.html'}" in told
+
+
+def test_images_of_one_run_only_are_left_out_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = _rows()
+    unread = [{"image": "x.nii", "label": 0, "skipped": "no lungs"}, {"image": "y.nii", "prob": [0.5, 0.5]}]
+    result = compare_runs(_run(tmp_path / "a", [*rows, *unread]), _run(tmp_path / "b", rows[6:]), tmp_path / "out")
+    assert (result["num_scans"], result["num_patients"]) == (34, 17)
+    assert [run["num_only"] for run in result["runs"].values()] == [6, 0]
+    assert "40 images, 6 of them not in the other run and left out" in _flat(capsys)
+    page = (tmp_path / "out" / "comparison.html").read_text()
+    assert "6 of 40 images of A and 0 of 34 of B" in page
+
+
+def test_patients_of_either_run_are_taken(tmp_path: Path) -> None:
+    rows = _rows()
+    unknown = [{**row, "patient": None} for row in rows]
+    known, plain = _run(tmp_path / "known", rows), _run(tmp_path / "plain", unknown)
+    assert compare_runs(plain, known)["num_patients"] == 20
+    assert compare_runs(plain, _run(tmp_path / "b", unknown))["num_patients"] is None
+
+
+def test_several_labels_each_and_many_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng, names = np.random.default_rng(0), ["edema", "nodule", "effusion"]
+    label, prob = rng.integers(0, 2, (30, 3)), rng.random((2, 30, 3))
+    runs = [
+        _run(
+            tmp_path / f"several{k}",
+            [{"image": f"{i}", "label": label[i].tolist(), "prob": prob[k, i].tolist()} for i in range(30)],
+            names,
+            [0.4, 0.5, 0.6],
+        )
+        for k in range(2)
+    ]
+    result = compare_runs(*runs)
+    assert "DeLong, ROC AUC of effusion: " in _flat(capsys)
+    assert result["multilabel"]
+    assert [*result["delong"]] == names
+    want = classification_metrics(prob[0], label, threshold=[0.4, 0.5, 0.6])
+    assert {name: own["a"] for name, own in result["metrics"].items()} == pytest.approx(want)
+    many = [
+        _run(
+            tmp_path / f"many{k}",
+            [{"image": f"{i}", "label": i % 2, "prob": (prob[k, i] / prob[k, i].sum()).tolist()} for i in range(30)],
+            names,
+        )
+        for k in range(2)
+    ]
+    result = compare_runs(*many, tmp_path / "out")
+    assert result["delong"]["effusion"]["p"] is None  # has no image
+    assert "ROC AUC of effusion" not in _flat(capsys)
+    assert "n/a" in (tmp_path / "out" / "comparison.html").read_text()
+
+
+def test_runs_that_cannot_be_compared_are_told(tmp_path: Path) -> None:
+    rows = _rows()
+    a = _run(tmp_path / "a", rows)
+    other = [{**row, "label": 1 - row["label"]} if k < 3 else row for k, row in enumerate(rows)]
+    moved = [{**row, "patient": "p99"} if k == 7 else row for k, row in enumerate(rows)]
+    named = [{**row, "image": f"other/{row['image']}"} for row in rows]
+    cases: list[tuple[list[dict[str, Any]], Any, str]] = [
+        (rows, ("ill", "healthy"), r"same classes, got \['healthy', 'ill'\] in A and \['ill', 'healthy'\] in B"),
+        (other, CLASSES, "3 of 40 images have another label in B than in A, such as 0.nii"),
+        (moved, CLASSES, "1 of 40 images have another patient in B than in A, such as 7.nii"),
+        (named, CLASSES, "no image in common, A has 40 like 0.nii and B 40 like other/0.nii"),
+        ([*rows, rows[5]], CLASSES, "5.nii is there twice"),
+        ([{**row, "label": None} for row in rows], CLASSES, "no scored image"),
+    ]
+    for k, (wrong, classes, message) in enumerate(cases):
+        with pytest.raises(ValueError, match=message):
+            compare_runs(a, _run(tmp_path / f"b{k}", wrong, classes))
+
+
+def test_what_is_no_evaluated_run_is_told(tmp_path: Path) -> None:
+    inside = _run(tmp_path / "seed-0", _rows())
+    with pytest.raises(FileNotFoundError, match=rf"found no metrics.json; did you mean {inside}\?"):
+        compare_runs(inside, tmp_path)
+    (inside / "predictions.csv").unlink()
+    with pytest.raises(FileNotFoundError, match=r"found no predictions.csv; evaluate it first"):
+        compare_runs(inside, inside)

@@ -1,0 +1,351 @@
+"""The audit: what is planted is found, what is different is not."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance
+from scipy.ndimage import gaussian_filter
+
+from monai_pipelines.data import list_images, read_images
+from monai_pipelines.data.audit import Audit, audit_images, print_audit
+from monai_pipelines.errors import CohortError
+
+
+def _picture(seed: int, size: tuple[int, int] = (64, 64)) -> Image.Image:
+    """Blobs of colour, another for each seed."""
+    noise = np.random.default_rng(seed).standard_normal((*size, 3))
+    blobs = gaussian_filter(noise, (3, 3, 0.5))
+    return Image.fromarray(np.uint8(255 * (blobs - blobs.min()) / np.ptp(blobs)))
+
+
+def _save(folder: Path, name: str, image: Image.Image, **options: object) -> None:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    image.save(folder / name, **options)
+
+
+def _cohort(folder: Path, number: int = 6) -> Path:
+    """Different images: two classes, three splits, two images a patient."""
+    seed = 0
+    for split in ("train", "val", "test"):
+        for name in "ab":
+            for k in range(number):
+                seed += 1
+                _save(folder, f"{split}/{name}/{split}{name}{k // 2}_{k}.png", _picture(seed))
+    return folder
+
+
+def _audit(folder: Path, similarity: float = 0.95) -> Audit:
+    return audit_images(list_images(folder, patient_pattern=r"(\w+)_\w+\."), similarity, num_workers=2)
+
+
+def _copy(folder: Path, source: str, target: str) -> None:
+    (folder / target).write_bytes((folder / source).read_bytes())
+
+
+def test_a_sound_cohort(tmp_path: Path) -> None:
+    audit = _audit(_cohort(tmp_path))
+    assert audit.to_mend == []
+    assert audit.exact == audit.near == []
+    assert audit.counts == {split: {"a": 6, "b": 6} for split in ("train", "validation", "test")}
+    assert audit.imbalance == {"train": 1, "validation": 1, "test": 1}
+    assert audit.sizes["a"] == {"height": [64, 64, 64], "width": [64, 64, 64], "num_sizes": 1}
+    assert audit.file_types == {"a": {"png": 18}, "b": {"png": 18}}
+    assert audit.colours == {"a": {"colour": 18}, "b": {"colour": 18}}
+
+
+def test_counts_sizes_and_types_by_class(tmp_path: Path) -> None:
+    for k in range(9):
+        _save(tmp_path, f"a/{k}_x.jpg", _picture(k, (40 + k, 90)).convert("L"))
+    for k in range(3):
+        _save(tmp_path, f"b/{k}_x.png", _picture(20 + k))
+    _copy(tmp_path, "b/0_x.png", "b/3_x.jpg")
+    audit = _audit(tmp_path)
+    assert audit.counts == {"all": {"a": 9, "b": 4}}
+    assert audit.imbalance["all"] == 9 / 4
+    assert audit.sizes["a"] == {"height": [40, 44, 48], "width": [90, 90, 90], "num_sizes": 9}
+    assert audit.file_types == {"a": {"jpeg": 9}, "b": {"png": 4}}, "by content, not by name"
+    assert audit.colours == {"a": {"grey": 9}, "b": {"colour": 4}}
+
+
+def test_unreadable_among_many(tmp_path: Path) -> None:
+    folder = _cohort(tmp_path)
+    whole = (folder / "train/a/traina0_0.png").read_bytes()
+    (folder / "train/a/traina0_0.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "test/b/testb0_9.png").write_text("no image")
+    audit = _audit(folder)
+    assert set(audit.unreadable) == {"train/a/traina0_0.png", "test/b/testb0_9.png"}
+    assert all(audit.unreadable.values())
+    assert audit.to_mend == ["2 unreadable images"]
+    assert audit.counts["test"] == {"a": 6, "b": 7}
+
+
+def test_patient_in_two_splits_is_listed_not_refused(tmp_path: Path) -> None:
+    folder = _cohort(tmp_path)
+    _save(folder, "test/a/traina1_x.png", _picture(900))
+    audit = _audit(folder)
+    assert audit.patients_in_several_splits == [
+        {"test": ["test/a/traina1_x.png"], "train": ["train/a/traina1_2.png", "train/a/traina1_3.png"]}
+    ]
+    assert audit.to_mend == ["1 patients in several splits"]
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "told", "mend"),
+    [
+        ("train/a/traina0_0.png", "test/a/testa0_9.png", "two splits", ["1 groups of equal images in several splits"]),
+        (
+            "train/a/traina0_0.png",
+            "train/b/trainb0_9.png",
+            "two classes",
+            ["1 groups of equal images in several classes"],
+        ),
+        ("train/a/traina0_0.png", "train/a/traina1_9.png", "several patients", []),
+        ("train/a/traina0_0.png", "train/a/traina0_9.png", "one patient", []),
+    ],
+)
+def test_equal_images(tmp_path: Path, source: str, target: str, told: str, mend: list[str]) -> None:
+    folder = _cohort(tmp_path)
+    _copy(folder, source, target)
+    audit = _audit(folder)
+    (group,) = audit.exact
+    assert sorted(group.images) == sorted([source, target])
+    assert (group.told, group.similarity, audit.near, audit.to_mend) == (told, 1, [], mend)
+
+
+def test_equal_pixels_in_other_files(tmp_path: Path) -> None:
+    """Another compression, a grey image saved as colour: the same pixels."""
+    folder = _cohort(tmp_path, 2)
+    grey = _picture(77).convert("L")
+    _save(folder, "train/a/p1_1.png", grey, compress_level=1)
+    _save(folder, "train/a/p1_2.tif", grey)
+    _save(folder, "train/a/p1_3.png", grey.convert("RGB"), compress_level=9)
+    (group,) = _audit(folder).exact
+    assert [Path(name).name for name in group.images] == ["p1_1.png", "p1_2.tif", "p1_3.png"]
+
+
+def test_without_a_split_equal_images_of_two_patients_are_to_be_mended(tmp_path: Path) -> None:
+    for k in range(3):
+        _save(tmp_path, f"a/p{k}_0.png", _picture(k))
+        _save(tmp_path, f"b/q{k}_0.png", _picture(10 + k))
+    _copy(tmp_path, "a/p0_0.png", "a/p0_1.png")
+    assert _audit(tmp_path).to_mend == []
+    _copy(tmp_path, "a/p0_0.png", "a/p1_1.png")
+    assert _audit(tmp_path).to_mend == ["1 groups of equal images of several patients, which a drawn split may part"]
+
+
+def _jpeg(image: Image.Image) -> Image.Image:
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=40)
+    return Image.open(file)
+
+
+CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "compressed": _jpeg,
+    "smaller": lambda image: image.resize((40, 40), Image.Resampling.BICUBIC),
+    "brighter": lambda image: ImageEnhance.Brightness(image).enhance(1.15),
+    "flatter": lambda image: ImageEnhance.Contrast(image).enhance(0.7),
+    "grey": lambda image: image.convert("L"),
+    **{f"turned {way.name}": lambda image, way=way: image.transpose(way) for way in Image.Transpose},  # type: ignore[misc]
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_near_duplicates(tmp_path: Path, change: str) -> None:
+    folder = _cohort(tmp_path)
+    changed = CHANGES[change](Image.open(folder / "train/a/traina0_0.png"))
+    _save(folder, "test/b/testb0_9.png", changed)
+    audit = _audit(folder)
+    assert audit.exact == []
+    (group,) = audit.near
+    assert sorted(group.images) == ["test/b/testb0_9.png", "train/a/traina0_0.png"]
+    assert group.told == "two classes, two splits"
+    assert 0.95 <= group.similarity <= 1
+    assert audit.to_mend == [], "they are to be looked at"
+
+
+def test_threshold_groups_and_order(tmp_path: Path) -> None:
+    folder = _cohort(tmp_path)
+    first = _picture(500, (80, 80))
+    for k, way in enumerate([None, Image.Transpose.ROTATE_90, Image.Transpose.FLIP_LEFT_RIGHT]):
+        _save(folder, f"train/a/x{k}_0.png", first.transpose(way) if way is not None else first)
+    _copy(folder, "train/a/x0_0.png", "train/b/y_0.png")
+    second = _picture(501, (80, 80))
+    _save(folder, "train/a/z_0.png", second)
+    _save(folder, "train/a/z_1.png", second.crop((2, 2, 78, 78)))
+    audit = _audit(folder)
+    (group,) = audit.near
+    assert {Path(name).name for name in group.images} == {"x0_0.png", "x1_0.png", "x2_0.png", "y_0.png"}
+    assert audit.exact[0].across_classes
+    loose = _audit(folder, similarity=0.6)
+    assert [len(found.images) for found in loose.near] == [4, 2], "the worse first"
+    assert 0.6 <= loose.near[1].similarity < 0.95
+    with pytest.raises(ValueError, match="similarity must lie in 0 to 1, got 3"):
+        _audit(folder, similarity=3)
+
+
+def test_blank_images_are_equal_or_different_never_near(tmp_path: Path) -> None:
+    folder = _cohort(tmp_path)
+    for k, shade in enumerate((250, 250, 251, 252)):
+        _save(folder, f"train/a/blank_{k}.png", Image.new("RGB", (32, 32), (shade,) * 3))
+    audit = _audit(folder)
+    assert [len(group.images) for group in audit.exact] == [2]
+    assert audit.near == []
+
+
+def test_pairs_are_found_over_several_blocks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = _cohort(tmp_path)
+    mirrored = Image.open(folder / "train/a/traina0_0.png").transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+    _save(folder, "test/b/testb0_9.png", mirrored)
+    whole = _audit(folder)
+    monkeypatch.setattr("monai_pipelines.data.audit._BLOCK", 5)
+    assert _audit(folder) == whole
+
+
+def test_several_labels_an_image(tmp_path: Path) -> None:
+    for k in range(4):
+        _save(tmp_path, f"{k}.png", _picture(k))
+    rows = ["0.png,A|B,train", "1.png,A,train", "2.png,No Finding,test", "3.png,B,test", "lost.png,A,test"]
+    (tmp_path / "table.csv").write_text("\n".join(["image,label,split", *rows]))
+    audit = audit_images(list_images(tmp_path, multilabel=True))
+    assert audit.counts == {
+        "train": {"A": 2, "B": 1, "none of them": 0},
+        "test": {"A": 0, "B": 1, "none of them": 1},
+    }
+    assert audit.imbalance == {"train": None, "test": None}
+    assert audit.problems == ["line 6: lost.png: no such file or folder"]
+    assert audit.to_mend == ["1 problems of the source"]
+
+
+def test_plain_data_without_patients(tmp_path: Path) -> None:
+    """Names of files are told, for they are to be mended; who the patient is, is not."""
+    rows = []
+    for k in range(4):
+        _save(tmp_path, f"{k}.png", _picture(k % 3))
+        rows.append(f"{k}.png,{'ab'[k % 2]},Jane Doe,{'train' if k < 2 else 'test'}")
+    (tmp_path / "table.csv").write_text("\n".join(["image,label,patient,split", *rows]))
+    audit = audit_images(list_images(tmp_path))
+    text = json.dumps(audit.to_dict())
+    assert "Jane" not in text
+    again = json.loads(text)
+    assert again["patients_in_several_splits"] == [{"train": ["0.png", "1.png"], "test": ["2.png", "3.png"]}]
+    assert again["exact"][0]["images"] == ["0.png", "3.png"]
+    assert again["to_mend"] == audit.to_mend
+
+
+def test_tables_are_cut_and_say_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    folder = _cohort(tmp_path, 2)
+    for k in range(25):
+        (folder / f"train/a/bad_{k}.png").write_text("no image")
+    print_audit(_audit(folder))
+    out = capsys.readouterr().out
+    assert "Unreadable images: 25" in out
+    assert "... and 5 more" in out
+    assert "To mend: 25 unreadable images. To look at: 0 groups of near duplicates." in out
+    assert "13.5" in out, "27 images against 2"
+
+
+# ---- the command
+
+
+def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, out = _cohort(tmp_path / "data"), tmp_path / "out"
+
+    def run(*arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["monai_pipelines", "audit", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            import_module("monai_pipelines.__main__").main()
+        return int(end.value.code or 0)
+
+    pattern = ("--patient-pattern", r"(\w+)_\w+\.")
+    assert run(folder, "--classes", "b, a", *pattern, "--out", out) == 0
+    assert list(json.loads((out / "audit.json").read_text())["counts"]["train"]) == ["b", "a"]
+    _copy(folder, "train/a/traina0_0.png", "test/a/testa0_9.png")
+    assert run(folder, *pattern) == 1
+    assert "1 groups of equal images in several splits" in capsys.readouterr().out
+    assert run(folder, "--classes", "a,c") == 1
+    assert run(tmp_path / "lost") == 1
+    assert "no such file or folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("folder", "similarity", "num_exact", "num_near"),
+    [
+        ("chest_xray", 0.95, 2, 0),
+        ("fundus", 0.95, 0, 0),
+        ("histology/nct_crc_tiles", 0.5, 0, 0),
+        pytest.param("histology/lc25000_colon", 0.5, 0, 7, id="pre-augmented"),
+    ],
+)
+@pytest.mark.slow
+def test_real_files(shared_data: Path, folder: str, similarity: float, num_exact: int, num_near: int) -> None:
+    """As looked at by eye, pair by pair."""
+    audit = audit_images(list_images(shared_data / folder), similarity)
+    assert (len(audit.exact), len(audit.near), audit.unreadable) == (num_exact, num_near, {})
+
+
+# ---- what read_images refuses
+
+
+@pytest.mark.parametrize(
+    ("split", "problem"),
+    [
+        ("holdout", "unknown split 'holdout', wanted train, validation or test"),
+        ("", "unknown split '', wanted train, validation or test"),
+        ("train", "class 'b' has no patient in test"),
+    ],
+)
+def test_splits_that_cannot_be_used_are_to_be_mended(tmp_path: Path, split: str, problem: str) -> None:
+    rows = [f"{c}{k}.png,{c},{('train', 'train', 'val', 'test')[k]}" for c in "ab" for k in range(4)]
+    rows[-1] = f"b3.png,b,{split}"
+    for k, row in enumerate(rows):
+        _save(tmp_path, row.partition(",")[0], _picture(k))
+    (tmp_path / "table.csv").write_text("\n".join(["image,label,split", *rows]))
+    listing = list_images(tmp_path)
+    audit = audit_images(listing)
+    with pytest.raises(CohortError) as error:
+        read_images(tmp_path)
+    assert audit.problems == error.value.problems
+    assert problem in audit.problems[0]
+    assert audit.to_mend == ["1 problems of the source"]
+    assert listing.problems == [], "not changed"
+
+
+def test_a_class_of_two_patients_is_to_be_mended(tmp_path: Path) -> None:
+    for k in range(4):
+        _save(tmp_path, f"a/p{k}_0.png", _picture(k))
+        _save(tmp_path, f"b/q{k // 2}_{k}.png", _picture(10 + k))
+    assert _audit(tmp_path).problems == [
+        "class 'b' has fewer than 3 patients: it cannot be in train, validation and test"
+    ]
+
+
+def test_threads_share_one_filter_of_warnings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Filters are global: were each thread to set and restore them, one would undo another's."""
+    threads = set()
+
+    class Watched(warnings.catch_warnings):
+        def __enter__(self) -> list[warnings.WarningMessage] | None:
+            threads.add(threading.current_thread())
+            return super().__enter__()
+
+    folder = _cohort(tmp_path)
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x09\0"  # nine entries, and none there: Pillow warns
+    _save(folder, "test/b/testb0_9.jpg", _picture(99), exif=exif)
+    monkeypatch.setattr(warnings, "catch_warnings", Watched)
+    before = list(warnings.filters)
+    assert _audit(folder).unreadable == {}
+    assert threads == {threading.main_thread()}
+    assert warnings.filters == before

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from monai.data import DataLoader
+
+from monai_pipelines.data.sampling import BalancedBatchSampler, loader_order, sample_weights
+
+COUNTS = (3, 50, 11)
+LABELS = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], COUNTS))
+
+
+@pytest.mark.parametrize(
+    ("labels", "batch_size"), list(itertools.product([LABELS, [7, 7, 7], np.arange(20)], [1, 2, 3, 8, 64, 100]))
+)
+def test_batches_are_full_and_balanced(labels: np.ndarray, batch_size: int) -> None:
+    sampler = BalancedBatchSampler(labels, batch_size)
+    classes = np.unique(labels)
+    for _ in range(3):
+        batches = list(sampler)
+        assert len(batches) == len(sampler) == int(np.ceil(len(labels) / batch_size))
+        for batch in batches:
+            assert len(batch) == batch_size
+            counts = Counter(np.asarray(labels)[batch].tolist())
+            numbers = [counts[c] for c in classes]
+            assert max(numbers) - min(numbers) <= 1
+
+
+def test_no_sample_comes_twice_before_all_came_once() -> None:
+    sampler = BalancedBatchSampler(LABELS, batch_size=7, seed=3)
+    visits = np.concatenate([batch for _ in range(20) for batch in sampler])
+    for c, count in enumerate(COUNTS):
+        mine = visits[LABELS[visits] == c]
+        assert len(mine) == pytest.approx(len(visits) / 3, abs=1)
+        whole = mine[: len(mine) // count * count].reshape(-1, count)
+        assert len(whole) > 5
+        assert (np.sort(whole, axis=1) == np.flatnonzero(c == LABELS)).all()
+
+
+def test_order_follows_from_seed_and_epoch() -> None:
+    def epochs(seed: int, first: int = 0) -> list[list[list[int]]]:
+        sampler = BalancedBatchSampler(LABELS, 8, seed)
+        sampler.epoch = first
+        return [list(sampler) for _ in range(3)]
+
+    one = epochs(1)
+    assert one == epochs(1)
+    assert one != epochs(2)
+    assert one[0] != one[1] != one[2]
+    assert epochs(1, first=2)[0] == one[2]
+
+
+def test_sample_weights() -> None:
+    weights = sample_weights(LABELS)
+    assert [weights[c == LABELS].sum() for c in range(3)] == pytest.approx([1, 1, 1])
+    # classes of 3, 1 and 0 positives, one sample without any: each sample weighs as its rarest
+    several = [[1, 0, 0], [1, 1, 0], [1, 0, 0], [0, 0, 0]]
+    for given in [several, np.array(several, dtype=np.float32), torch.tensor(several)]:
+        assert sample_weights(given).tolist() == pytest.approx([1 / 3, 1, 1 / 3, 1])
+    with pytest.raises(ValueError, match=r"labels must be \(N,\) or \(N, C\), got shape \(\)"):
+        sample_weights(3)
+
+
+@pytest.mark.parametrize("sampling", ["shuffle", "weighted", "balanced"])
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_loader_takes_the_arguments(sampling: str, num_workers: int) -> None:
+    def epochs(seed: int) -> list[list[int]]:
+        data = torch.arange(len(LABELS))
+        loader = DataLoader(data, num_workers=num_workers, **loader_order(LABELS, sampling, 8, seed))
+        assert len(loader) == 8
+        return [torch.cat(list(loader)).tolist() for _ in range(3)]
+
+    one = epochs(1)
+    assert one == epochs(1)
+    assert one != epochs(2)
+    assert one[0] != one[1]
+    counts = Counter(LABELS[np.concatenate(one)].tolist())
+    if sampling == "shuffle":
+        assert all(sorted(epoch) == list(range(64)) for epoch in one)
+    else:  # 192 draws, a third for each class; three standard deviations of a binomial are 20
+        assert all(abs(counts[c] - 64) < (20 if sampling == "weighted" else 3) for c in range(3))
+
+
+def test_many_labels() -> None:
+    """Of 110 samples of the first class 10 are also of the second: they count as the second, and raise both."""
+    groups = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 1], [0, 0, 0]])
+    labels = np.repeat(groups, [100, 10, 5, 5], axis=0)
+    sampler = loader_order(labels, "weighted", 8)["sampler"]
+    counts = labels[list(itertools.chain(*(sampler for _ in range(10))))].sum(axis=0)
+    shares = np.array([100 / 110 + 1, 1, 1]) / (100 / 110 + 3)  # of 1200 draws
+    assert counts == pytest.approx(1200 * shares, abs=3 * np.sqrt(1200 / 4))
+    assert loader_order(labels, "shuffle", 8)["shuffle"]
+    with pytest.raises(ValueError, match=r"labels \(N,\), got shape \(120, 3\) .*use sampling 'weighted'"):
+        loader_order(labels, "balanced", 8)
+
+
+@pytest.mark.parametrize("sampling", ["shuffle", "weighted", "balanced"])
+def test_sizes_of_batches(sampling: str) -> None:
+    def sizes(batch_size: int) -> list[int]:
+        return [len(batch) for batch in DataLoader(range(64), **loader_order(LABELS, sampling, batch_size))]
+
+    assert sizes(7) == [7] * (10 if sampling == "balanced" else 9)
+    assert sizes(64) == [64]
+    assert sizes(100) == [100 if sampling == "balanced" else 64]
+
+
+def test_errors() -> None:
+    with pytest.raises(ValueError, match="sampling must be one of shuffle, weighted, balanced, got 'even'"):
+        loader_order([0, 1], "even", 2)
+    with pytest.raises(ValueError, match="batch_size must be 1 or more, got 0"):
+        BalancedBatchSampler([0, 1], 0)
+    with pytest.raises(ValueError, match=r"got shape \(0,\)"):
+        BalancedBatchSampler([], 2)

@@ -1,0 +1,325 @@
+"""Last and best checkpoint, early stopping, resuming."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from torch import nn
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau, StepLR
+
+from monai_pipelines import load_chain
+from monai_pipelines.data import ArrayDataset, make_loader
+from monai_pipelines.errors import ChainMismatchError
+from monai_pipelines.handlers import LoadCheckpoint
+from monai_pipelines.runs.checkpoint import load_checkpoint, save_plain
+
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
+NAN = math.nan
+MakeRun = Callable[..., Any]
+Scans = Callable[[int, int], list[dict[str, Any]]]
+
+SCHEDULERS = {
+    "step": lambda optimizer, total_steps: StepLR(optimizer, 1, 0.5),
+    "plateau": lambda optimizer, total_steps: ReduceLROnPlateau(optimizer, factor=0.5, patience=0),
+    "one cycle": lambda optimizer, total_steps: OneCycleLR(optimizer, 0.1, total_steps),
+}
+
+
+def _load(file: Path) -> dict[str, Any]:
+    return torch.load(file, weights_only=True)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Equal to the last bit; NaN equals NaN."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_equal(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    return a == b or (a != a and b != b)
+
+
+# ---- best
+
+
+@pytest.mark.parametrize(
+    ("script", "best"),
+    [
+        ([(0.6, 1.0), (0.9, 1.0), (0.8, 0.1)], 2),
+        ([(NAN, 1.0), (0.2, 1.0), (0.1, 1.0)], 2),
+        ([(0.2, 1.0), (NAN, 0.1), (0.1, 1.0)], 1),
+        ([(NAN, 1.0), (NAN, 0.1), (NAN, 0.5)], 2),
+        ([(0.8, 0.5), (0.8, 0.4), (0.8, 0.6)], 2),
+        ([(0.8, 0.5), (0.8, 0.5), (0.8, NAN)], 1),
+        ([(0.8, NAN), (0.8, 0.5), (0.8, 0.6)], 2),
+        ([(0.0, 0.5), (0.0, 0.9), (0.0, 0.9)], 1),
+    ],
+    ids=["highest", "nan first", "nan later", "nan always", "tie by loss", "tie", "tie, loss nan first", "zero"],
+)
+def test_best_epoch(make_run: MakeRun, tmp_path: Path, script: list[tuple[float, float]], best: int) -> None:
+    weights: list[dict[str, torch.Tensor]] = []
+    run = make_run(script=script)
+    run.trainer.add_event_handler(
+        Events.EPOCH_COMPLETED, lambda: weights.append({k: v.clone() for k, v in run.network.state_dict().items()})
+    )
+    run.trainer.run()
+    checkpoint = _load(tmp_path / "best.pt")
+    assert checkpoint["epoch"] == best
+    assert _equal(checkpoint["model"], weights[best - 1])
+    assert checkpoint["metrics"]["roc_auc"] == pytest.approx(script[best - 1][0], nan_ok=True)
+    last = _load(tmp_path / "last.pt")
+    assert last["epoch"] == 3
+    assert _equal(last["model"], weights[2])
+    assert last["best"]["epoch"] == best
+
+
+def test_best_epoch_by_loss(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run(script=[(0.9, 1.0), (0.8, 0.4), (0.95, NAN)], key_metric="loss").trainer.run()
+    assert _load(tmp_path / "best.pt")["epoch"] == 2
+
+
+@pytest.mark.parametrize(("key_metric", "best"), [("brier", 2), ("log_loss", 2), ("ece", 2), ("mcc", 3), ("npv", 3)])
+def test_best_epoch_by_other_figures(make_run: MakeRun, tmp_path: Path, key_metric: str, best: int) -> None:
+    """The lowest error, the highest agreement."""
+    run = make_run(key_metric=key_metric)
+    values = iter([0.3, 0.2, 0.4])
+    run.evaluator.add_event_handler(
+        Events.EPOCH_COMPLETED, lambda engine: engine.state.metrics.update({key_metric: next(values)})
+    )
+    run.trainer.run()
+    assert _load(tmp_path / "best.pt")["epoch"] == best
+
+
+def test_every_figure_of_a_validation_chooses_and_no_other(make_run: MakeRun) -> None:
+    run = make_run(max_epochs=1)
+    run.trainer.run()
+    for name in run.evaluator.state.metrics:
+        make_run(key_metric=name)
+    grades = {"classes": ["none", "mild", "severe"], "num_logits": 3}
+    make_run(key_metric="kappa_quadratic", **grades)
+    make_run(key_metric="roc_auc_micro", multilabel=True)
+    for name, options in (("kappa_quadratic", {}), ("kappa_quadratic", {**grades, "multilabel": True}), ("auc", {})):
+        with pytest.raises(ValueError, match=rf"chosen by one of loss, accuracy, .*, got '{name}'"):
+            make_run(key_metric=name, **options)
+
+
+def test_best_epoch_where_the_validation_set_lacks_a_class(make_run: MakeRun, scans: Scans, tmp_path: Path) -> None:
+    """No ROC AUC in any epoch: the loss decides."""
+    healthy = [item for item in scans(8, 2) if item["label"] == 0]
+    run = make_run(val_data=healthy)
+    losses: list[float] = []
+    run.trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: losses.append(run.evaluator.state.metrics["loss"]))
+    run.trainer.run()
+    best = _load(tmp_path / "best.pt")
+    assert math.isnan(best["metrics"]["roc_auc"])
+    assert best["epoch"] == losses.index(min(losses)) + 1
+
+
+def test_monais_own_saver_keeps_nan_for_ever(tmp_path: Path) -> None:
+    """The surprise that `Checkpoints` is there for."""
+    from monai.handlers import CheckpointSaver
+
+    engine: Any = Engine(lambda engine, batch: None)
+    engine.state.key_metric_name = "auc"
+    saver = CheckpointSaver(str(tmp_path), {"net": nn.Linear(1, 1)}, save_key_metric=True)
+    saver.attach(engine)
+    script = iter([NAN, 0.5, 0.9])
+    # before the saver's own handler
+    engine._event_handlers[Events.EPOCH_COMPLETED].insert(
+        0, (lambda engine: engine.state.metrics.update(auc=next(script)), (engine,), {})
+    )
+    engine.run([0], max_epochs=3)
+    (kept,) = tmp_path.glob("*.pt")
+    assert "nan" in kept.name
+
+
+def test_content_of_checkpoints(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run(max_epochs=1).trainer.run()
+    chain = load_chain("lung_ct")
+    for name in ("best.pt", "last.pt"):
+        checkpoint = _load(tmp_path / name)
+        assert checkpoint["chain"] == chain.describe()
+        assert checkpoint["fingerprint"] == chain.fingerprint()
+        assert checkpoint["classes"] == ["healthy", "disease"]
+        assert set(checkpoint["versions"]) == {"monai_pipelines", "monai", "torch"}
+        assert {"loss", "roc_auc", "accuracy"} <= set(checkpoint["metrics"])
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("best.pt", "last.pt", "history.json", "history.png", "tensorboard")
+    }
+
+
+# ---- early stopping
+
+
+@pytest.mark.parametrize(
+    ("script", "patience", "stopped"),
+    [
+        ([0.5, 0.6, 0.6, 0.6, 0.9, 0.9], 2, 4),
+        ([0.5, 0.4, 0.6, 0.5, 0.4, 0.9], 2, 5),
+        ([0.5, 0.4, 0.4, 0.4, 0.4, 0.4], None, 6),
+        ([NAN, NAN, 0.1, 0.1, 0.1, 0.1], 2, 5),
+    ],
+)
+def test_early_stopping(make_run: MakeRun, script: list[float], patience: int | None, stopped: int) -> None:
+    run = make_run(max_epochs=6, script=[(auc, 1.0) for auc in script], patience=patience)
+    run.trainer.run()
+    assert run.trainer.state.epoch == stopped
+
+
+def test_patience_counts_validations(make_run: MakeRun) -> None:
+    run = make_run(max_epochs=8, script=[(0.5, 1.0)] * 8, patience=2, val_interval=2)
+    run.trainer.run()
+    assert run.trainer.state.epoch == 6  # validated after 2, 4 and 6
+
+
+@pytest.mark.parametrize("patience", [0, -1, "null", 1.5])
+def test_patience_is_a_number_of_validations(make_run: MakeRun, patience: Any) -> None:
+    with pytest.raises(ValueError, match="patience must be 1 or more, or null"):
+        make_run(patience=patience)
+
+
+# ---- resume
+
+
+class _Cut(Exception):
+    """The power goes."""
+
+
+def _cut(engine: Engine) -> None:
+    raise _Cut
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_resumed_run_equals_the_uninterrupted_one(make_run: MakeRun, tmp_path: Path, scheduler: str) -> None:
+    """Weights too, to the last bit: batches come in a fixed order and nothing is augmented."""
+    script = [(0.5, 1.0), (0.7, 0.8), (0.6, 0.9), (0.6, 0.9), (0.9, 0.9)]
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    options = {"max_epochs": 5, "scheduler": SCHEDULERS[scheduler], "script": script, "threshold_by": "youden"}
+    run = make_run(output_dir=whole, **options)
+    run.trainer.run()
+
+    first = make_run(output_dir=halves, **options)
+    first.trainer.add_event_handler(Events.ITERATION_COMPLETED(once=14), _cut)  # within epoch 4
+    with pytest.raises(_Cut):
+        first.trainer.run()
+    second = make_run(output_dir=halves, seed=99, resume=True, **options)
+    assert (second.trainer.state.epoch, second.trainer.state.iteration) == (3, 12)
+    assert second.handlers.checkpoints.num_without_better == 1
+    epochs: list[int] = []
+    second.trainer.add_event_handler(Events.EPOCH_STARTED, lambda engine: epochs.append(engine.state.epoch))
+    second.trainer.run()
+
+    assert epochs == [4, 5]
+    assert second.trainer.state.iteration == run.trainer.state.iteration == 20
+    a, b = _load(whole / "last.pt"), _load(halves / "last.pt")
+    assert [record["epoch"] for record in b["history"]] == [1, 2, 3, 4, 5]
+    assert {key for key in a if not _equal(a[key], b[key])} == set()
+    assert _equal(_load(whole / "best.pt"), _load(halves / "best.pt"))
+    assert (whole / "history.json").read_text() == (halves / "history.json").read_text()
+
+
+@pytest.mark.parametrize("scheduler", ["step", "one cycle"])
+def test_finished_run_goes_on_with_more_epochs(make_run: MakeRun, tmp_path: Path, scheduler: str) -> None:
+    """Where the schedule follows the number of epochs, the longer one counts."""
+    make_run(max_epochs=2, scheduler=SCHEDULERS[scheduler]).trainer.run()
+    run = make_run(max_epochs=4, scheduler=SCHEDULERS[scheduler], resume=True)
+    run.trainer.run()
+    straight = make_run(max_epochs=4, scheduler=SCHEDULERS[scheduler], output_dir=tmp_path / "straight")
+    straight.trainer.run()
+    last, wanted = _load(tmp_path / "last.pt"), _load(tmp_path / "straight" / "last.pt")
+    assert [record["epoch"] for record in last["history"]] == [1, 2, 3, 4]
+    assert [r["lr"] for r in last["history"][2:]] == pytest.approx([r["lr"] for r in wanted["history"][2:]])
+
+
+@pytest.mark.parametrize("sampling", ["shuffle", "weighted", "balanced"])
+def test_resumed_training_has_another_order_than_its_first_epochs(make_run: MakeRun, sampling: str) -> None:
+    def order(resume: bool) -> list[str]:
+        run = make_run(max_epochs=3 if resume else 1, resume=resume)
+        run.trainer.data_loader = make_loader(dataset, 4, sampling, seed=5)
+        if resume:
+            run.handlers.checkpoints.resume(run.trainer)
+        return [name for batch in run.trainer.data_loader for name in batch["name"]]
+
+    dataset = ArrayDataset(torch.zeros(32, 1, 2, 2, dtype=torch.uint8), [0, 1] * 16)
+    make_run(max_epochs=1).trainer.run()
+    assert order(resume=False) == order(resume=False)
+    assert order(resume=True) == order(resume=True) != order(resume=False)
+
+
+def test_nothing_to_resume(make_run: MakeRun, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"last\.pt: nothing to resume; start without --resume"):
+        make_run(resume=True)
+
+
+def test_resume_as_the_command_line_gives_it(make_run: MakeRun) -> None:
+    make_run(resume="false", max_epochs=1).trainer.run()
+    assert make_run(resume="true").trainer.state.epoch == 1
+    with pytest.raises(ValueError, match="resume must be true or false, got 'yes'"):
+        make_run(resume="yes")
+
+
+def test_finished_run_is_not_resumed(make_run: MakeRun) -> None:
+    make_run(max_epochs=2).trainer.run()
+    with pytest.raises(ValueError, match="already trained 2 of 2 epochs; raise max_epochs to go on"):
+        make_run(max_epochs=2, resume=True)
+
+
+def test_another_chain_is_not_resumed(make_run: MakeRun) -> None:
+    make_run(max_epochs=1).trainer.run()
+    with pytest.raises(ChainMismatchError, match=r"window\.window_hu: 'lung' there, 'bone' here"):
+        make_run(resume=True, chain=load_chain("lung_ct", window_hu="bone"))
+
+
+# ---- loading
+
+
+@pytest.fixture
+def best(make_run: MakeRun, tmp_path: Path) -> Path:
+    make_run(max_epochs=1).trainer.run()
+    return tmp_path / "best.pt"
+
+
+def test_load_checkpoint_handler(best: Path, make_run: MakeRun) -> None:
+    run = make_run(max_epochs=2, seed=5)
+    assert not _equal(run.network.state_dict(), _load(best)["model"])
+    LoadCheckpoint(best, run.network, load_chain("lung_ct"), ["healthy", "disease"]).attach(run.evaluator)
+    run.evaluator.run()
+    assert _equal(run.network.state_dict(), _load(best)["model"])
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "given"),
+    [
+        (ChainMismatchError, r"resample\.size: \[128, 128, 128\] there, \[64, 64, 64\] here", {"size": (64, 64, 64)}),
+        (ValueError, r"trained for classes \['healthy', 'disease'\], used with \['ill', 'well'\]", {"classes": 1}),
+        (ValueError, r"weights of another network than Linear as configured \(name the overlay", {"network": 1}),
+    ],
+)
+def test_load_checkpoint_checks(best: Path, error: type[Exception], message: str, given: dict[str, Any]) -> None:
+    network = nn.Linear(64, 2) if "network" in given else None
+    classes = ["ill", "well"] if "classes" in given else None
+    chain = load_chain("lung_ct", size=given["size"]) if "size" in given else None
+    with pytest.raises(error, match=message) as told:
+        load_checkpoint(best, network, chain, classes)
+    assert str(best) in str(told.value)
+
+
+def test_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"best\.pt: no such checkpoint; train first"):
+        load_checkpoint(tmp_path / "best.pt")
+
+
+def test_other_library_version_is_a_warning(best: Path, caplog: pytest.LogCaptureFixture) -> None:
+    checkpoint = _load(best)
+    checkpoint["chain"]["versions"]["monai"] = "1.0"
+    save_plain(checkpoint, best)
+    load_checkpoint(best, chain=load_chain("lung_ct"))
+    assert "another library version: monai 1.0 then" in caplog.text
