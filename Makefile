@@ -33,11 +33,11 @@ WITH_BACKBONE := --backbone_weights $(BACKBONE)
 demo: $(BACKBONE) $(DATA)-new/.complete
 endif
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test nightly lint bench clean
 
 demo: $(DATA)/.complete
 	$(RUN_BUNDLE) --config_file "['$(TRAIN)']" $(TRAINED) $(WITH_BACKBONE)
-	$(RUN_BUNDLE) --config_file "['$(TRAIN)','$(CONFIGS)/evaluate.yaml']" $(TRAINED) $(WITH_BACKBONE)
+	$(RUN_BUNDLE) --run_id evaluate --config_file "['$(TRAIN)']" $(TRAINED) $(WITH_BACKBONE)
 	$(RUN_BUNDLE) --config_file "['$(CONFIGS)/inference.yaml','$(CONFIGS)/demo.yaml']" --dataset_dir $(IMAGES) \
 		--output_dir $(DEMO)/inference --checkpoint $(DEMO)/best.pt $(CACHE) $(WITH_BACKBONE)
 	@echo
@@ -64,6 +64,9 @@ $(DEMO)/backbone-$(SEED)/best.pt: | $(INSTALLED)
 
 test: lint
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadgroup
+
+nightly: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadgroup -m nightly
 
 lint: $(INSTALLED)
 	$(PY) -m ruff check .

@@ -1,11 +1,11 @@
-"""Images per second of augment_image2d for a batch, beside MONAI's per-sample dictionary transforms.
+"""Images per second of `augment_image2d` on a batch, against MONAI's per-sample dictionary transforms.
 
-Both get a uint8 batch and give a float32 batch in [0, 1], with the same parts at the same probabilities and limits:
+Both turn a uint8 batch into a float32 batch in [0, 1], with the same operations at the same probabilities and limits:
 flip, rotation, scale, shift, brightness, contrast. MONAI's are `RandFlipd`, `RandRotated`, `RandZoomd`, `RandAffined`
-for the shift, `RandScaleIntensityd`, and for contrast the nearest there is, the gamma curve of `RandAdjustContrastd`.
-"one affine" is the fastest way to write it: one `RandAffined` draws rotation, scale and shift together, for as many
-images as get any of the three here; the last row also turns MONAI's metadata off. Saturation, hue and stains have no
-equal among MONAI's dictionary transforms: "all colour" and "+ stain" are this project's alone.
+for the shift, `RandScaleIntensityd`, and for contrast the closest match, the gamma curve of `RandAdjustContrastd`.
+"one affine" is the fastest variant: one `RandAffined` draws rotation, scale and shift together, for as many images as
+get any of the three here; "no metadata" also turns MONAI's metadata off. MONAI has no dictionary transforms for
+saturation, hue and stains: "all color" and "+ stain" exist in this project only.
 `ours_faster_by` is the method's median over that of the first row.
 """
 
@@ -45,7 +45,7 @@ COLUMNS = (
 
 
 def ours(**knobs: float) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The project's chain on the whole batch."""
+    """`augment_image2d` on the whole batch."""
     chain = load_chain("augment_image2d", **knobs)
     return lambda batch: chain({"image": batch})["image"]
 
@@ -83,7 +83,6 @@ def monai(side: int, one_affine: bool = False, track_meta: bool = True) -> Calla
 
 
 def main() -> None:
-    """Take turns, tell the medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batch", type=int, default=128)
@@ -95,8 +94,8 @@ def main() -> None:
         "MONAI transforms": monai(args.side),
         "MONAI transforms, one affine": monai(args.side, one_affine=True),
         "MONAI transforms, one affine, no metadata": monai(args.side, one_affine=True, track_meta=False),
-        "monai_pipelines augment_image2d, all colour": ours(),
-        "monai_pipelines augment_image2d, all colour + stain": ours(stain_sigma=0.05),
+        "monai_pipelines augment_image2d, all color": ours(),
+        "monai_pipelines augment_image2d, all color + stain": ours(stain_sigma=0.05),
     }
     first = next(iter(methods))
     shape = (args.batch, 3, args.side, args.side)

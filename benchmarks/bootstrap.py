@@ -1,9 +1,9 @@
-"""Seconds for the bootstrap intervals of all figures: at once, and by a Python loop over scikit-learn's functions.
+"""Time for bootstrap intervals of all metrics: `metric_intervals` against a loop over scikit-learn's functions.
 
-Each method draws patients with replacement and computes all figures of each resample. "monai_pipelines" is
-`metric_intervals`. "scikit-learn loop" repeats the drawn rows and calls scikit-learn's functions, each once for all
-classes where it can (precision, recall and F1 come from one call); a few resamples are timed (`timed`), and scaled to
-all. Rounds take turns; `seconds` is the median. `peak_mb` is the most memory that the process has had so far.
+Each method resamples patients with replacement and computes all metrics of each resample. "scikit-learn loop" repeats
+the rows of the resampled patients and calls scikit-learn's functions, each once for all classes where possible
+(precision, recall and F1 come from one call); a few resamples are timed (`timed`), and scaled to all. Rounds
+alternate; `seconds` is the median. `peak_mb` is the peak memory of the process so far.
 """
 
 from __future__ import annotations
@@ -27,46 +27,45 @@ from sklearn import metrics as sk
 from monai_pipelines.metrics import metric_intervals
 
 COLUMNS = (
-    *("date", "method", "classes", "figures", "seconds", "min_s", "max_s", "times_ours", "timed", "resamples"),
+    *("date", "method", "classes", "metrics", "seconds", "min_s", "max_s", "times_ours", "timed", "resamples"),
     *("images", "patients", "peak_mb", "machine", "command"),
 )
 
 
-def loop_figures(prob: np.ndarray, label: np.ndarray) -> list[float]:
-    """Figures of a resample by scikit-learn, of the whole and of each class."""
+def sklearn_metrics(prob: np.ndarray, label: np.ndarray) -> list[float]:
+    """Metrics of a resample by scikit-learn, overall and of each class."""
     num = prob.shape[1]
-    called, truths = prob.argmax(1), np.eye(num, dtype=int)[label]
-    figures = [sk.accuracy_score(label, called), sk.balanced_accuracy_score(label, called)]
-    figures += [sk.matthews_corrcoef(label, called), sk.cohen_kappa_score(label, called)]
-    figures += [sk.log_loss(label, prob), sk.brier_score_loss(label, prob, labels=range(num))]
-    per_class = [*sk.precision_recall_fscore_support(label, called, labels=range(num), zero_division=0)[:3]]
-    tables = sk.multilabel_confusion_matrix(label, called, labels=range(num))
-    spared, alarms, missed = tables[:, 0, 0], tables[:, 0, 1], tables[:, 1, 0]
-    per_class += [spared / (spared + alarms), spared / np.maximum(spared + missed, 1)]
-    per_class.append([sk.matthews_corrcoef(truths[:, k], called == k) for k in range(num)])
+    predicted, truths = prob.argmax(1), np.eye(num, dtype=int)[label]
+    metrics = [sk.accuracy_score(label, predicted), sk.balanced_accuracy_score(label, predicted)]
+    metrics += [sk.matthews_corrcoef(label, predicted), sk.cohen_kappa_score(label, predicted)]
+    metrics += [sk.log_loss(label, prob), sk.brier_score_loss(label, prob, labels=range(num))]
+    per_class = [*sk.precision_recall_fscore_support(label, predicted, labels=range(num), zero_division=0)[:3]]
+    tables = sk.multilabel_confusion_matrix(label, predicted, labels=range(num))
+    tn, fp, fn = tables[:, 0, 0], tables[:, 0, 1], tables[:, 1, 0]
+    per_class += [tn / (tn + fp), tn / np.maximum(tn + fn, 1)]
+    per_class.append([sk.matthews_corrcoef(truths[:, k], predicted == k) for k in range(num)])
     per_class.append([sk.brier_score_loss(truths[:, k], prob[:, k]) for k in range(num)])
     per_class += [sk.roc_auc_score(truths, prob, average=None), sk.average_precision_score(truths, prob, average=None)]
     for values in per_class:
-        figures += [*values, np.mean(values)] if num > 2 else [*values]
-    stated, right = (prob.max(1), called == label) if num > 2 else (prob[:, 1], label)
+        metrics += [*values, np.mean(values)] if num > 2 else [*values]
+    stated, correct = (prob.max(1), predicted == label) if num > 2 else (prob[:, 1], label)
     bins = np.searchsorted(np.linspace(0, 1, 11)[1:-1], stated)
-    figures.append(float(np.abs(np.bincount(bins, stated - right)).sum() / len(label)))
+    metrics.append(float(np.abs(np.bincount(bins, stated - correct)).sum() / len(label)))
     if num > 2:
-        figures.append(sk.cohen_kappa_score(label, called, weights="quadratic"))
-        figures += [sk.roc_auc_score(truths, prob, average="micro")]
-        figures += [sk.average_precision_score(truths, prob, average="micro")]
-    return figures
+        metrics.append(sk.cohen_kappa_score(label, predicted, weights="quadratic"))
+        metrics += [sk.roc_auc_score(truths, prob, average="micro")]
+        metrics += [sk.average_precision_score(truths, prob, average="micro")]
+    return metrics
 
 
 def main() -> None:
-    """Take turns, tell the medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--patients", type=int, default=3_000)
     parser.add_argument("--classes", type=int, nargs="+", default=(2, 9))
     parser.add_argument("--resamples", type=int, default=2_000)
-    parser.add_argument("--timed", type=int, default=4, help="resamples of the loop that are timed in each round")
+    parser.add_argument("--timed", type=int, default=4, help="resamples of the loop to time in each round")
     parser.add_argument("--csv", type=Path, default=Path(__file__).parent / "results" / "bootstrap.csv")
     args = parser.parse_args()
     machine = f"{platform.machine()}, {os.cpu_count()} CPUs, numpy {np.__version__}, scikit-learn {sklearn.__version__}"
@@ -85,27 +84,27 @@ def main() -> None:
             times["monai_pipelines"].append(time.perf_counter() - start)
             start = time.perf_counter()
             for _ in range(args.timed):
-                drawn = np.concatenate([rows[k] for k in rng.integers(args.patients, size=args.patients)])
-                figures = loop_figures(prob[drawn], label[drawn])
+                resample = np.concatenate([rows[k] for k in rng.integers(args.patients, size=args.patients)])
+                metrics = sklearn_metrics(prob[resample], label[resample])
             times["scikit-learn loop"].append((time.perf_counter() - start) / args.timed * args.resamples)
         counts = {
             "monai_pipelines": len(intervals.metrics) + sum(map(len, intervals.per_class)),
-            "scikit-learn loop": len(figures),
+            "scikit-learn loop": len(metrics),
         }
         ours = statistics.median(times["monai_pipelines"])
         peak = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         with args.csv.open("a", newline="", encoding="utf-8") as file:
-            out_file = csv.writer(file, lineterminator="\n")
+            writer = csv.writer(file, lineterminator="\n")
             if new:
-                out_file.writerow(COLUMNS)
+                writer.writerow(COLUMNS)
                 new = False
             for name, values in times.items():
                 median = statistics.median(values)
                 row = [name, num, counts[name], *(round(value, 2) for value in (median, min(values), max(values)))]
                 row += [round(median / ours, 1), args.resamples if name == "monai_pipelines" else args.timed]
                 row += [args.resamples, args.images, args.patients, peak, machine]
-                out_file.writerow([datetime.date.today(), *row, shlex.join(["python", *sys.argv])])
-                print(f"{num} classes, {name:18} {counts[name]:3} figures {median:9.2f} s  x{median / ours:.0f}")
+                writer.writerow([datetime.date.today(), *row, shlex.join(["python", *sys.argv])])
+                print(f"{num} classes, {name:18} {counts[name]:3} metrics {median:9.2f} s  x{median / ours:.0f}")
 
 
 if __name__ == "__main__":

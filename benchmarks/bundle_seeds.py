@@ -1,11 +1,11 @@
-"""A bundle over several seeds: test figures with 95% intervals by patient, beside the strongest shortcut's.
+"""A bundle over several seeds: test metrics with 95% intervals by patient, beside the strongest shortcut's.
 
 On phantoms, new ones for each seed (`make demo`):
     .venv/bin/python benchmarks/bundle_seeds.py BUNDLE --seeds 0 1 2
-On images of your own, after --name what the table is to call them:
+On your images, called "my images" in the table:
     .venv/bin/python benchmarks/bundle_seeds.py BUNDLE --data FOLDER --name "my images" --options "--max_epochs 30"
 
-Appends a row for each seed to the bundle's docs/results.csv and rewrites the tables made from it.
+Appends a row per seed to the bundle's docs/results.csv and rewrites the table made from it.
 """
 
 from __future__ import annotations
@@ -25,34 +25,33 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parents[1]
-FIGURES = ("roc_auc", "accuracy")
+METRICS = ("roc_auc", "accuracy")
 COLUMNS = (
     *("date", "data", "config", "seed", "num_images", "num_patients"),
-    *(f"{figure}{end}" for figure in FIGURES for end in ("", "_low", "_high")),
+    *(f"{metric}{end}" for metric in METRICS for end in ("", "_low", "_high")),
     *("shortcut", "shortcut_roc_auc", "sensitivity", "specificity", "seconds", "machine", "command"),
 )
 START, END = "<!-- results: start -->", "<!-- results: end -->"
 
 
 def docs(bundle: str) -> Path:
-    """Where a bundle's results and page are."""
+    """The folder of a bundle's results and page."""
     return ROOT / "bundles" / bundle / "docs"
 
 
 def run_demo(bundle: str, seed: int, folder: Path) -> str:
-    """`make demo` with its own seed; returns the command."""
+    """`make demo` with a seed; returns the command."""
     command = ["make", "demo", f"BUNDLE={bundle}", f"SEED={seed}"]
     subprocess.run([*command, f"DEMO={folder}"], cwd=ROOT, check=True)
     return shlex.join(command)
 
 
 def run_data(bundle: str, seed: int, folder: Path, data: Path, options: str) -> str:
-    """Train with the demo's overlay and evaluate; returns the command of the training without its paths."""
+    """Train with the demo's overlay and evaluate; returns the training command without its paths."""
     configs = ROOT / "bundles" / bundle / "configs"
-    names = ["train", "demo"]
-    for entry in (names, [*names, "evaluate"]):
-        files = str([str(configs / f"{name}.yaml") for name in entry])
-        command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", files]
+    files = str([str(configs / f"{name}.yaml") for name in ("train", "demo")])
+    for run_id in ("run", "evaluate"):
+        command = [sys.executable, "-m", "monai.bundle", "run", "--run_id", run_id, "--config_file", files]
         command += ["--bundle_root", str(configs.parent), "--dataset_dir", str(data), "--output_dir", str(folder)]
         subprocess.run([*command, "--seed", str(seed), *shlex.split(options)], cwd=ROOT, check=True)
     shown = "['configs/train.yaml','configs/demo.yaml']"
@@ -60,29 +59,27 @@ def run_data(bundle: str, seed: int, folder: Path, data: Path, options: str) -> 
 
 
 def row(bundle: str, seed: int, folder: Path, data: str, command: str, seconds: float) -> dict[str, object]:
-    """The figures of a run."""
-    metrics = json.loads((folder / "metrics.json").read_text())
-    own = metrics["metrics"]
-    shortcut, theirs = max(metrics["shortcuts"].items(), key=lambda named: named[1]["roc_auc"])
+    """The results of a run."""
+    evaluation = json.loads((folder / "metrics.json").read_text())
+    metrics, intervals = evaluation["metrics"], evaluation["intervals"]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    intervals = {name: metrics["intervals"][name] for name in FIGURES}
     return {
         "date": datetime.date.today(),
         "data": data,
         "config": "demo.yaml",
         "seed": seed,
-        "num_images": metrics["num_scans"],
-        "num_patients": metrics["num_patients"] or "unknown",
-        **{name: round(own[name], 4) for name in FIGURES},
+        "num_images": evaluation["num_images"],
+        "num_patients": evaluation["num_patients"] or "unknown",
+        **{name: round(metrics[name], 4) for name in METRICS},
         **{
             f"{name}_{end}": round(v, 4)
-            for name in FIGURES
+            for name in METRICS
             for end, v in zip(("low", "high"), intervals[name], strict=True)
         },
-        "shortcut": shortcut,
-        "shortcut_roc_auc": round(theirs["roc_auc"], 4),
-        "sensitivity": round(own["recall"], 4),
-        "specificity": round(own["specificity"], 4),
+        "shortcut": evaluation["shortcut_name"],
+        "shortcut_roc_auc": round(evaluation["shortcut"]["roc_auc"], 4),
+        "sensitivity": round(metrics["recall"], 4),
+        "specificity": round(metrics["specificity"], 4),
         "seconds": round(seconds),
         "machine": f"{os.environ.get('OMP_NUM_THREADS', os.cpu_count())} threads, {platform.machine()}, {device}",
         "command": command,
@@ -97,7 +94,7 @@ def table(rows: list[dict[str, str]]) -> str:
              "|---|---|---|---|---|---|---|"]  # fmt: skip
     for r in rows:
         auc, accuracy = (
-            f"{float(r[f]):.3f} ({float(r[f + '_low']):.3f} to {float(r[f + '_high']):.3f})" for f in FIGURES
+            f"{float(r[f]):.3f} ({float(r[f + '_low']):.3f} to {float(r[f + '_high']):.3f})" for f in METRICS
         )
         lines.append(
             f"| {r['data']} | {r['seed']} | {r['num_images']} ({r['num_patients']}) | **{auc[:5]}**{auc[5:]} "
@@ -113,7 +110,7 @@ def read_results(bundle: str) -> list[dict[str, str]]:
 
 
 def write_table(bundle: str) -> None:
-    """Put the table made from results.csv between the marks of the bundle's page."""
+    """Write the table of results.csv between the marks of the bundle's page."""
     page = docs(bundle) / "README.md"
     before, _, rest = page.read_text(encoding="utf-8").partition(START)
     made = table(read_results(bundle))
@@ -127,14 +124,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--data", type=Path)
     parser.add_argument("--name", default="phantoms")
-    parser.add_argument("--options", default="", help="of the bundle, for --data")
+    parser.add_argument("--options", default="", help="overrides for the bundle, with --data")
     parser.add_argument("--runs", type=Path, default=Path("runs/seeds"))
     args = parser.parse_args()
     file = docs(args.bundle) / "results.csv"
     for seed in args.seeds:
         folder = ROOT / args.runs / args.bundle / args.name.replace(" ", "_") / str(seed)
         if folder.exists():
-            raise SystemExit(f"{folder} exists: what lies there would be used again, and the time would be none")
+            raise SystemExit(f"{folder} exists: remove it, its files would be reused and the time be wrong")
         start = time.perf_counter()
         if args.data is None:
             command = run_demo(args.bundle, seed, folder)

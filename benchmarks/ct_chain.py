@@ -1,11 +1,11 @@
-"""A DICOM chest CT of 250 x 512 x 512 to the network's 128^3: this project's chain beside plain MONAI transforms.
+"""A DICOM chest CT of 250 x 512 x 512 to the network's 128^3: `lung_ct` against plain MONAI transforms.
 
     python benchmarks/ct_chain.py [--rounds 5] [--csv benchmarks/results/ct_chain.csv]
 
-Both read the same phantom series (warm file cache), find the lungs, window, crop to the lungs and resize. The methods
-take turns in one process; medians and the ratio of medians are told, and appended to the CSV with machine and date.
-MONAI has no lung segmentation of its own: its chain gets the published recipe's mask at full resolution (threshold,
-largest components, closing); both chains are also timed without any mask.
+Both read the same phantom series (warm file cache), segment the lungs, window, crop to the lungs and resize. Methods
+alternate in one process; medians and their ratio are appended to the CSV with machine and date. MONAI has no lung
+segmentation, so its chain uses a published recipe at full resolution (threshold, largest components, closing); both
+chains are also timed without a mask.
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ def recipe_lungs(hu: np.ndarray) -> np.ndarray:
 
 
 def add_mask(data: dict[str, Any]) -> dict[str, Any]:
-    """Put the recipe's mask beside the image."""
+    """Add the recipe's mask to the item."""
     mask = recipe_lungs(data["image"][0].numpy())
     return {**data, "lungs": MetaTensor(torch.from_numpy(mask[None].astype(np.float32)), affine=data["image"].affine)}
 
 
 class Monai:
-    """Plain MONAI dictionary transforms for the same job, with or without the recipe's mask."""
+    """The same with MONAI's dictionary transforms, with or without the recipe's mask."""
 
     def __init__(self, mask: bool) -> None:
         self.mask = mask
@@ -87,7 +87,7 @@ class Monai:
                 anti_aliasing=[True, False] if mask else [True],
             )
         ]
-        self.rest = Compose(
+        self.prepare = Compose(
             [
                 Spacingd(keys, pixdim=(1, 1, 1), mode=modes),
                 *crop,
@@ -98,17 +98,16 @@ class Monai:
 
     def __call__(self, series: str) -> torch.Tensor:
         data = self.load({"image": series})
-        return self.rest(add_mask(data) if self.mask else data)["image"]
+        return self.prepare(add_mask(data) if self.mask else data)["image"]
 
 
 def ours(mask: bool) -> Callable[[str], torch.Tensor]:
-    """The project's chain; without the mask the whole scan is resampled."""
+    """`lung_ct`; without the mask the whole scan is resampled."""
     off = None if mask else {"lungs": None, "measure": None, "mask": None}
     return load_chain("lung_ct", steps=off, size=SIZE)
 
 
 def main() -> None:
-    """Write the series, take turns, tell the medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--slices", type=int, default=250)

@@ -1,13 +1,13 @@
-"""Features of 256-pixel tiles by ResNet-50: this project's way beside plain float32.
+"""Features of 256-pixel tiles by ResNet-50: `extract_features` against plain float32.
 
     python benchmarks/feature_extraction.py [--rounds 5] [--tiles 32] [--csv benchmarks/results/feature_extraction.csv]
 
-Plain float32 is what most code does: tiles to float32 in [0, 1], normalised, channels first, `torch.no_grad`. Ours is
-what `extract_features` does: uint8 tiles, channels last, `torch.inference_mode`, bfloat16 where that is faster for a
-frozen network (CUDA, CPUs with AMX or AVX512-BF16). Both precisions are told. Reading the slide is left out.
+Plain float32 is what most code does: tiles to float32 in [0, 1], normalized, channels first, `torch.no_grad`.
+`extract_features` uses uint8 tiles, channels last, `torch.inference_mode`, and bfloat16 where that is faster for a
+frozen network (CUDA, CPUs with AMX or AVX512-BF16); both precisions are timed. Reading the slide is not included.
 
-The methods take turns; medians of tiles/s, whether this CPU has AMX, and how far the features are from plain float32
-(largest difference over the largest feature) are told and appended to the CSV.
+Methods alternate. Appended to the CSV: median tiles/s, whether this CPU has AMX, and the deviation of the features from
+plain float32 (largest difference over the largest feature).
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ MEAN, STD = torch.tensor([0.485, 0.456, 0.406])[:, None, None], torch.tensor([0.
 
 
 def network() -> torch.nn.Module:
-    """The ResNet-50 of the literature, the same weights each time."""
+    """The published ResNet-50, always with the same weights."""
     torch.manual_seed(0)
     return resnet50(spatial_dims=2, n_input_channels=3, conv1_t_stride=2, bias_downsample=False).eval()
 
 
 def plain(device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
-    """As most code does it."""
+    """What most code does."""
     net = network().to(device)
     net.fc = torch.nn.Identity()
     mean, std = MEAN.to(device), STD.to(device)
@@ -52,7 +52,7 @@ def plain(device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def ours(device: torch.device, precision: Precision) -> Callable[[torch.Tensor], torch.Tensor]:
-    """As `extract_features` does it."""
+    """What `extract_features` does."""
     backbone = TileBackbone(network()).to(device).to(memory_format=torch.channels_last).eval()
     inferer = AutocastInferer(precision)
 
@@ -64,10 +64,9 @@ def ours(device: torch.device, precision: Precision) -> Callable[[torch.Tensor],
 
 
 def main() -> None:
-    """Take turns, tell the medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--tiles", type=int, default=32, help="of a batch, timed once in each round")
+    parser.add_argument("--tiles", type=int, default=32, help="in a batch, timed once per round")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--csv", type=Path, default=Path(__file__).parent / "results" / "feature_extraction.csv")
     args = parser.parse_args()
@@ -75,16 +74,17 @@ def main() -> None:
     amx = bool(torch.cpu.get_capabilities().get("amx_bf16"))
     auto: Precision = "bf16" if fast_bf16(device.type, gradients=False) else "fp32"
     print(f"AMX: {'yes' if amx else 'no'}; auto is {auto} on {device}")
-    drawn = torch.randint(256, (args.tiles, 256, 256, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    tiles = drawn.permute(0, 3, 1, 2)  # channels last in memory, as they are read
+    noise = torch.randint(256, (args.tiles, 256, 256, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    tiles = noise.permute(0, 3, 1, 2)  # channels last in memory, as slides are read
     methods = {
         "plain float32": plain(device),
         "monai_pipelines, auto": ours(device, auto),
         "monai_pipelines, bf16": ours(device, "bf16"),
         "monai_pipelines, fp32": ours(device, "fp32"),
     }
-    wanted = methods["plain float32"](tiles)
-    far = {name: float((infer(tiles) - wanted).abs().max() / wanted.abs().max()) for name, infer in methods.items()}
+    reference = methods["plain float32"](tiles)
+    scale = reference.abs().max()
+    deviation = {name: float((infer(tiles) - reference).abs().max() / scale) for name, infer in methods.items()}
     rates: dict[str, list[float]] = {name: [] for name in methods}
     for _ in range(args.rounds):
         for name, infer in methods.items():
@@ -103,9 +103,9 @@ def main() -> None:
         for name, values in rates.items():
             rate = statistics.median(values)
             times = rate / statistics.median(rates["plain float32"])
-            row = [name, *(round(v, 2) for v in (rate, min(values), max(values), times)), f"{far[name]:.1e}"]
-            tried = [args.rounds, args.tiles, machine, shlex.join(["python", *sys.argv])]
-            out.writerow([datetime.date.today(), *row, *tried])
+            row = [name, *(round(v, 2) for v in (rate, min(values), max(values), times)), f"{deviation[name]:.1e}"]
+            conditions = [args.rounds, args.tiles, machine, shlex.join(["python", *sys.argv])]
+            out.writerow([datetime.date.today(), *row, *conditions])
             print(f"{name:24} {row[1]:8} tiles/s ({row[2]}-{row[3]})  {row[4]} times plain  difference {row[5]}")
 
 

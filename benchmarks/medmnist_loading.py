@@ -1,15 +1,15 @@
-"""One epoch of a PathMNIST-sized set (90,000 x 28 x 28 x 3): the data beside the training, and beside PIL per image.
+"""One epoch of a data set of PathMNIST's size (90,000 x 28 x 28 x 3): time for the data, against training and PIL.
 
     python benchmarks/medmnist_loading.py [--rounds 5] [--batches 100] [--csv benchmarks/results/medmnist_loading.csv]
 
-Ours: all images in memory, a batch of 128 gathered at once, augmented at once (`augment_image2d`) and normalised.
-The plain loader does what torchvision's tutorials do, written here without torchvision: PIL image, flip, jitter of
-brightness, contrast and saturation, to tensor, normalise, `default_collate`. "Flip and jitter" is the same for both;
-"all" is the chain with its defaults (flip, rotation, scale, shift, brightness, contrast, saturation, hue).
-Training: ResNet-18 with the small stem, Adam, one step of 128 in float32 or under bfloat16 autocast.
+Ours: all images in memory; a batch of 128 is gathered, augmented (`augment_image2d`) and normalized as a whole. The
+plain loader follows torchvision's tutorials, here without torchvision: PIL image, flip, jitter of brightness, contrast
+and saturation, to tensor, normalize, `default_collate`. "Flip and jitter" is the same for both; "all" is the chain with
+its defaults (flip, rotation, scale, shift, brightness, contrast, saturation, hue). Training: ResNet-18 with the small
+stem, Adam, one step of 128 in float32 or with bfloat16 autocast.
 
-The methods take turns; each times some batches (some steps) and is scaled to the 703 batches of an epoch. Medians,
-images/s and the data's share of data + training (one process, nothing overlaps) are told, and appended to the CSV.
+Methods alternate; each is timed on some batches (or steps) and scaled to the 703 batches of an epoch. Appended to the
+CSV: medians, images/s, and the data's share of data + training (one process, nothing overlaps).
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class PlainDataset(Dataset):
 
 
 def ours(images: np.ndarray, labels: np.ndarray, augmentation: Chain) -> Iterator[torch.Tensor]:
-    """Batches ready for the network, without end."""
+    """Endless batches, ready for the network."""
     dataset = ArrayDataset(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels)
     loader = DataLoader(dataset, BATCH, shuffle=True, drop_last=True, collate_fn=collate_batches)
     normalize = NormalizeImage(0.5, 0.5)
@@ -75,7 +75,7 @@ def ours(images: np.ndarray, labels: np.ndarray, augmentation: Chain) -> Iterato
 
 
 def plain(images: np.ndarray, labels: np.ndarray, num_workers: int) -> Iterator[torch.Tensor]:
-    """Batches of the plain loader, without end."""
+    """Endless batches of the plain loader."""
     dataset = PlainDataset(images, labels)
     loader = DataLoader(
         dataset, BATCH, shuffle=True, drop_last=True, num_workers=num_workers, collate_fn=default_collate
@@ -107,19 +107,17 @@ def training(bfloat16: bool) -> Callable[[], None]:
 
 
 def main() -> None:
-    """Take turns, tell the medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batches", type=int, default=100, help="of data, timed in each round")
-    parser.add_argument("--steps", type=int, default=4, help="of training, timed in each round")
+    parser.add_argument("--batches", type=int, default=100, help="of data, timed per round")
+    parser.add_argument("--steps", type=int, default=4, help="of training, timed per round")
     parser.add_argument("--csv", type=Path, default=Path(__file__).parent / "results" / "medmnist_loading.csv")
     args = parser.parse_args()
-    made = np.random.default_rng(0)
-    images = made.integers(0, 256, (NUM_IMAGES, 28, 28, 3), dtype=np.uint8)
-    labels = made.integers(0, 9, NUM_IMAGES)
-    same = load_chain("augment_image2d", **FLIP_AND_JITTER)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (NUM_IMAGES, 28, 28, 3), dtype=np.uint8)
+    labels = rng.integers(0, 9, NUM_IMAGES)
     sources = {
-        "ours, flip and jitter": ours(images, labels, same),
+        "ours, flip and jitter": ours(images, labels, load_chain("augment_image2d", **FLIP_AND_JITTER)),
         "ours, all": ours(images, labels, load_chain("augment_image2d")),
         "PIL per image, 0 workers, flip and jitter": plain(images, labels, 0),
         "PIL per image, 2 workers, flip and jitter": plain(images, labels, 2),
@@ -132,7 +130,7 @@ def main() -> None:
     epochs: dict[str, list[float]] = {name: [] for name in methods}
     for round_ in range(args.rounds + 1):
         for name, (do, count) in methods.items():
-            if name in sources and "2 workers" in name:  # they would work on while others are timed
+            if name in sources and "2 workers" in name:  # workers would keep working while others are timed
                 source = plain(images, labels, 2)
                 next(source)
                 do = source.__next__
@@ -143,10 +141,10 @@ def main() -> None:
                 epochs[name].append((time.perf_counter() - start) / count * EPOCH)
             if "2 workers" in name:
                 source.close()
-    tell(args, epochs)
+    write_results(args, epochs)
 
 
-def tell(args: argparse.Namespace, epochs: dict[str, list[float]]) -> None:
+def write_results(args: argparse.Namespace, epochs: dict[str, list[float]]) -> None:
     """Print the medians and append them to the CSV."""
     seconds = {name: statistics.median(values) for name, values in epochs.items()}
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
@@ -163,8 +161,8 @@ def tell(args: argparse.Namespace, epochs: dict[str, list[float]]) -> None:
             for kind in ("float32", "bfloat16"):
                 share = seconds[name] / (seconds[name] + seconds[f"training, {kind}"])
                 row.append("" if name.startswith("training") else round(share, 4))
-            tried = [args.rounds, args.batches, args.steps]
-            out.writerow([datetime.date.today(), *row, *tried, machine, shlex.join(["python", *sys.argv])])
+            conditions = [args.rounds, args.batches, args.steps]
+            out.writerow([datetime.date.today(), *row, *conditions, machine, shlex.join(["python", *sys.argv])])
             shares = "" if name.startswith("training") else f"  share {row[5]:.1%} of float32, {row[6]:.1%} of bfloat16"
             print(f"{name:42} {row[1]:7} s/epoch ({row[2]}-{row[3]}) {row[4]:7} images/s{shares}")
 

@@ -1,17 +1,16 @@
-"""Attention MIL on bags of real tiles: is the bag's answer right, and does attention find the tiles that make it so?
+"""Attention MIL on bags of real tiles: are bags classified correctly, and does attention find the positive tiles?
 
     python benchmarks/mil_bags.py TILES colon_n colon_aca [--seeds 0 1 2]
 
-TILES is a folder with a folder of tiles for each class. A negative bag holds tiles of the first class named, in a
-positive one 10% are of the second. For each seed the tiles are split into four pools: one trains the tile network, by
-the demo of the bundle colorectal_histology_classification, the others fill the bags for training, validation and test;
-then histology_slide_classification's demo trains and evaluates on the bags' features, with gated attention and with the
-mean of the tiles; the epoch of lowest validation loss counts. A bag's tiles lie on a grid, which stands for its slide.
-Tiles of nearly the same colours are kept in one pool: sets hold turned and mirrored copies (LC25000 has twenty of each
-photograph).
+TILES has one folder of tiles per class. Negative bags have tiles of the first class named, positive bags 10% of the
+second. For each seed the tiles are split into four pools: one trains the tile network, by the demo of
+colorectal_histology_classification, the others fill the bags for training, validation and test; the demo of
+histology_slide_classification then trains and evaluates on the bags' features, with gated attention and with mean
+pooling, selecting the epoch by validation loss. A bag's tiles are laid out on a grid, as its slide. Tiles of nearly
+the same colors stay in one pool: data sets contain rotated and mirrored copies (LC25000 has twenty of each photograph).
 
-Bags share the tiles of their pool, so the intervals, which take bags as independent, are too narrow: look at the spread
-over the seeds. Appends a row for each seed and pooling to benchmarks/results/mil_bags.csv.
+Bags share the tiles of their pool, so the intervals, which treat bags as independent, are too narrow: look at the
+spread over the seeds. Appends a row per seed and pooling to benchmarks/results/mil_bags.csv.
 """
 
 from __future__ import annotations
@@ -47,11 +46,11 @@ TILE_BUNDLE, SLIDE_BUNDLE = (
     ROOT / "bundles" / name for name in ("colorectal_histology_classification", "histology_slide_classification")
 )
 LABELS = ("normal", "tumour")  # of the bags
-POOLS = {"backbone": 0.3, "train": 0.3, "validation": 0.15, "test": 0.25}  # part of the tiles
+POOLS = {"backbone": 0.3, "train": 0.3, "validation": 0.15, "test": 0.25}  # share of the tiles
 NUM_BAGS = {"train": 100, "validation": 40, "test": 60}
-TILE_PX, MPP, SHRINK = 224, 0.5, 8  # of a tile in its bag's made-up slide; shrunken for the thumbnail
-BACKBONE_EPOCHS = 125  # as many steps as the demo makes with its six times as many tiles
-NEAR = 0.2  # standard deviations: copies in LC25000 lie below, most other tiles above
+TILE_PX, MPP, SHRINK = 224, 0.5, 8  # of a tile in its bag's artificial slide; SHRINK for the thumbnail
+BACKBONE_EPOCHS = 125  # as many steps as the demo, which has six times as many tiles
+NEAR = 0.2  # standard deviations: copies in LC25000 are below, most other tiles above
 COLUMNS = (
     *("date", "tiles", "pooling", "seed", "num_bags", "bag_tiles", "positive_tiles"),
     *("roc_auc", "roc_auc_low", "roc_auc_high", "accuracy", "tile_auc", "tile_auc_low", "tile_auc_high"),
@@ -59,8 +58,8 @@ COLUMNS = (
 )
 
 
-def alike(files: Sequence[Path]) -> NDArray[np.int64]:
-    """The same number for tiles of nearly the same colours: quantiles of L*, a* and b*, in standard deviations."""
+def color_groups(files: Sequence[Path]) -> NDArray[np.int64]:
+    """Group of each tile; tiles of nearly the same colors (standardized quantiles of L*, a* and b*) share one."""
     points = np.linspace(0.02, 0.98, 25)
     lab = [rgb2lab(np.asarray(Image.open(file).convert("RGB"))).reshape(-1, 3) for file in files]
     quantiles = np.array([np.quantile(values, points, axis=0).ravel() for values in lab])
@@ -70,7 +69,7 @@ def alike(files: Sequence[Path]) -> NDArray[np.int64]:
 
 
 def split(groups: NDArray[np.int64], rng: np.random.Generator) -> dict[str, list[int]]:
-    """Indices of the tiles of each pool, groups whole."""
+    """Indices of the tiles in each pool; groups are not split."""
     order = rng.permutation(np.unique(groups))
     sizes = np.array([(groups == group).sum() for group in order])
     ends = np.cumsum([*POOLS.values()]) * len(groups)
@@ -81,19 +80,19 @@ def split(groups: NDArray[np.int64], rng: np.random.Generator) -> dict[str, list
 def run_bundle(bundle: Path, log: Path, **options: object) -> dict[str, object]:
     """Train and evaluate the bundle's demo; returns the content of metrics.json."""
     configs = [str(bundle / "configs" / f"{name}.yaml") for name in ("train", "demo")]
-    told = [part for name, value in options.items() for part in (f"--{name}", "$None" if value is None else str(value))]
+    options = {"bundle_root": bundle, "config_file": configs, "output_dir": log.parent, "num_workers": 0, **options}
+    arguments = [a for name, v in options.items() for a in (f"--{name}", "$None" if v is None else str(v))]
     log.parent.mkdir(parents=True)
     with log.open("w") as output:
-        for files in (configs, [*configs, str(bundle / "configs" / "evaluate.yaml")]):
-            command = [sys.executable, "-m", "monai.bundle", "run", "--bundle_root", str(bundle)]
-            command += ["--config_file", str(files), "--output_dir", str(log.parent), "--num_workers", "0", *told]
+        for run_id in ("run", "evaluate"):
+            command = [sys.executable, "-m", "monai.bundle", "run", "--run_id", run_id, *arguments]
             if subprocess.run(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT).returncode:
                 raise SystemExit(f"{shlex.join(command)}\nfailed: see {log}")
     return json.loads((log.parent / "metrics.json").read_text())
 
 
 def train_backbone(files: Sequence[Path], groups: Sequence[int], seed: int, folder: Path) -> Path:
-    """Train the tile network on copies of the tiles, groups told as slides; returns its weights."""
+    """Train the tile network on copies of the tiles, groups as slides; returns its weights."""
     classes = sorted({file.parent.name for file in files})
     for number, (file, group) in enumerate(zip(files, groups, strict=True)):
         copy = folder / "tiles" / file.parent.name / f"slide-{group:05d}_{number}{file.suffix}"
@@ -114,7 +113,7 @@ def tile_backbone(weights: Path) -> TileBackbone:
 
 @torch.inference_mode()
 def features(files: Sequence[Path], backbone: TileBackbone) -> NDArray[np.float32]:
-    """Features (N, D) of the tiles, read as in the backbone's training."""
+    """Features (N, D) of the tiles, read as in the training of the backbone."""
     read = load_chain("histology_tile", size=[96, 96]).until("normalize")
     tiles = torch.stack([read({"image": str(file)})["image"].as_tensor() for file in files])
     return torch.cat([backbone(part) for part in tiles.split(64)]).numpy()
@@ -138,10 +137,12 @@ def write_bags(
     folder: Path,
 ) -> None:
     """Write table.csv, features and outlines of the positive tiles; half of the bags of each pool are positive."""
-    pictures = [np.asarray(Image.open(file).convert("RGB").resize((TILE_PX, TILE_PX)).reduce(SHRINK)) for file in files]
+    thumbnails = [
+        np.asarray(Image.open(file).convert("RGB").resize((TILE_PX, TILE_PX)).reduce(SHRINK)) for file in files
+    ]
     columns = int(np.ceil(num_tiles**0.5))
-    place = np.array([divmod(k, columns)[::-1] for k in range(num_tiles)])
-    width, height = (place.max(axis=0) + 1) * TILE_PX
+    cells = np.array([divmod(k, columns)[::-1] for k in range(num_tiles)])
+    width, height = (cells.max(axis=0) + 1) * TILE_PX
     side, rows = TILE_PX // SHRINK, []
     (folder / "annotations").mkdir()
     for pool, num_bags in NUM_BAGS.items():
@@ -154,11 +155,11 @@ def write_bags(
             chosen = rng.permutation(np.concatenate(drawn))
             name = f"bag-{len(rows):04d}"
             thumbnail = np.full((height // SHRINK, width // SHRINK, 3), 255, np.uint8)
-            for (x, y), tile in zip(place * side, chosen, strict=True):
-                thumbnail[y : y + side, x : x + side] = pictures[tile]
+            for (x, y), tile in zip(cells * side, chosen, strict=True):
+                thumbnail[y : y + side, x : x + side] = thumbnails[tile]
             bag = FeatureBag(
                 features=vectors[chosen],
-                coords=place * TILE_PX,
+                coords=cells * TILE_PX,
                 level0_px=TILE_PX,
                 tile_px=96,
                 mpp=MPP * TILE_PX / 96,
@@ -178,7 +179,7 @@ def write_bags(
 
 
 def write_rows(file: Path, rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> None:
-    """Append rows to a table, made if missing."""
+    """Append rows to a table; create it if missing."""
     new = not file.exists()
     with file.open("a", newline="", encoding="utf-8") as out:
         writer = csv.DictWriter(out, columns, lineterminator="\n")
@@ -187,16 +188,17 @@ def write_rows(file: Path, rows: Sequence[Mapping[str, object]], columns: Sequen
         writer.writerows(rows)
 
 
-def row(metrics: Mapping[str, object]) -> dict[str, object]:
-    """The figures of a run on bags."""
-    found = {"tile_auc": None, "tile_auc_interval": (None, None)}
-    for explanation in metrics["explanations"]:
-        found |= explanation
-    ends = {"roc_auc": metrics["intervals"]["roc_auc"], "tile_auc": found["tile_auc_interval"]}
-    figures = {**metrics["metrics"], "tile_auc": found["tile_auc"], "shortcut_roc_auc": metrics["shortcut"]["roc_auc"]}
-    figures |= {f"{name}_{end}": value for name in ends for end, value in zip(("low", "high"), ends[name], strict=True)}
-    kept = {name: value if value is None else round(value, 4) for name, value in figures.items() if name in COLUMNS}
-    return {"num_bags": metrics["num_scans"], "shortcut": metrics["shortcut_name"], **kept}
+def row(evaluation: Mapping[str, object]) -> dict[str, object]:
+    """The results of a run on bags."""
+    tiles = {"tile_auc": None, "tile_auc_interval": (None, None)}
+    for explanation in evaluation["explanations"]:
+        tiles |= explanation
+    ends = {"roc_auc": evaluation["intervals"]["roc_auc"], "tile_auc": tiles["tile_auc_interval"]}
+    values = {**evaluation["metrics"], "tile_auc": tiles["tile_auc"]}
+    values["shortcut_roc_auc"] = evaluation["shortcut"]["roc_auc"]
+    values |= {f"{name}_{end}": value for name in ends for end, value in zip(("low", "high"), ends[name], strict=True)}
+    rounded = {name: value if value is None else round(value, 4) for name, value in values.items() if name in COLUMNS}
+    return {"num_bags": evaluation["num_images"], "shortcut": evaluation["shortcut_name"], **rounded}
 
 
 def main() -> None:
@@ -211,27 +213,27 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "mil_bags")
     args = parser.parse_args()
     classes = [sorted((args.tiles / name).iterdir()) for name in (args.negative, args.positive)]
-    files = [file for own in classes for file in own]
-    positive = np.repeat([False, True], [len(own) for own in classes])
-    groups = [alike(own) for own in classes]
+    files = [file for members in classes for file in members]
+    positive = np.repeat([False, True], [len(members) for members in classes])
+    groups = [color_groups(members) for members in classes]
     for seed in args.seeds:
         folder, rng = args.runs / str(seed), np.random.default_rng(seed)
         if folder.exists():
             raise SystemExit(f"{folder} exists: remove it, or choose another --runs")
-        parts = [split(own, rng) for own in groups]
+        parts = [split(of_class, rng) for of_class in groups]
         pools = {pool: parts[0][pool] + [len(classes[0]) + k for k in parts[1][pool]] for pool in POOLS}
         source = np.concatenate([groups[0], groups[1] + len(files)])
-        own = pools["backbone"]
-        weights = train_backbone([files[k] for k in own], source[own].tolist(), seed, folder / "backbone")
+        pool = pools["backbone"]
+        weights = train_backbone([files[k] for k in pool], source[pool].tolist(), seed, folder / "backbone")
         vectors = features(files, tile_backbone(weights))
         write_bags(files, positive, vectors, pools, args.bag_tiles, args.positive_tiles, rng, folder)
         for pooling in ("gated", "mean"):
             options = {"dataset_dir": folder, "features_dir": folder / "features", "backbone_weights": weights}
-            options |= {"seed": seed, "pooling": pooling, "best_by": "loss"}
-            metrics = run_bundle(SLIDE_BUNDLE, folder / pooling / "log.txt", **options)
+            options |= {"seed": seed, "pooling": pooling, "key_metric": "loss"}
+            evaluation = run_bundle(SLIDE_BUNDLE, folder / pooling / "log.txt", **options)
             result = {
                 **{"date": datetime.date.today(), "tiles": args.tiles.name, "pooling": pooling, "seed": seed},
-                **{"bag_tiles": args.bag_tiles, "positive_tiles": args.positive_tiles, **row(metrics)},
+                **{"bag_tiles": args.bag_tiles, "positive_tiles": args.positive_tiles, **row(evaluation)},
                 "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
                 "command": f"python benchmarks/mil_bags.py TILES {args.negative} {args.positive} --seeds {seed}",
             }

@@ -1,11 +1,11 @@
-"""Milliseconds for a training step of attention MIL on bags of unequal size: in one masked batch, or bag by bag.
+"""Time for a training step of attention MIL on bags of unequal size: one masked batch, or bag by bag.
 
-Each step is forward, backward and AdamW on the same bags of features, in bf16 autocast where that is fast, otherwise in
-float32. "one masked batch" is `AttentionMIL` on bags padded with zeros; "bag by bag" the same network on one bag at a
-time, gradients summed, one step of AdamW; "a step for each bag" has batches of one bag and a step of AdamW after each,
-as CLAM trains. "dense, padded" has the same layers, computes the padding too and masks its attention. "MONAI MILModel"
-is its attention pooling on the padded bags: it knows no mask, so its answer depends on the padding, and it has fewer
-layers (no embedding, no gate, 128 hidden units). `batch_faster_by` is the method's median over that of the first row.
+A step is forward, backward and AdamW on the same bags of features, with bf16 autocast where that is fast, otherwise in
+float32. "one masked batch": `AttentionMIL` on bags padded with zeros. "bag by bag": the same network on one bag at a
+time, gradients summed, one AdamW step. "a step for each bag": batches of one bag, an AdamW step after each, as CLAM
+trains. "dense, padded": the same layers, computed on the padding too, with masked attention. "MONAI MILModel": its
+attention pooling on the padded bags; it takes no mask, so its output depends on the padding, and it has fewer layers
+(no embedding, no gate, 128 hidden units). `batch_faster_by` is the method's median over that of the first row.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ COLUMNS = (
 
 
 class Dense(nn.Module):
-    """The layers of an `AttentionMIL` on all of the padded batch."""
+    """The layers of an `AttentionMIL`, applied to the whole padded batch."""
 
     def __init__(self, network: AttentionMIL) -> None:
         super().__init__()
@@ -50,12 +50,12 @@ class Dense(nn.Module):
 
 
 def monai_model(num_features: int) -> nn.Module:
-    """MONAI's MILModel on features given as images of one pixel: its backbone passes them on."""
+    """MONAI's MILModel on features as one-pixel images, with an identity backbone."""
     return MILModel(num_classes=2, mil_mode="att", backbone=nn.Flatten(), backbone_num_features=num_features)
 
 
 def train(network: nn.Module, device: str, bf16: bool, each: bool = False) -> Callable[..., None]:
-    """A function that does one training step on (inputs, labels) pieces; `each`: one for each piece."""
+    """A function for one training step on (inputs, labels) pieces; with `each`, one step per piece."""
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
 
     def step(pieces: list[tuple[tuple[Tensor, ...], Tensor]]) -> None:
@@ -74,11 +74,10 @@ def train(network: nn.Module, device: str, bf16: bool, each: bool = False) -> Ca
 
 
 def main() -> None:
-    """Take turns, tell the medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--bags", type=int, default=16)
-    parser.add_argument("--tiles", type=int, nargs=2, default=(2000, 10000), help="fewest and most in a bag")
+    parser.add_argument("--tiles", type=int, nargs=2, default=(2000, 10000), help="minimum and maximum per bag")
     parser.add_argument("--features", type=int, default=1024)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--csv", type=Path, default=Path(__file__).parent / "results" / "mil_step.csv")

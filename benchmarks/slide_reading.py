@@ -1,16 +1,16 @@
-"""Tiles per second of a slide, beside OpenSlide and MONAI's readers, and the time of the plan of its tiles.
+"""Tiles per second from a slide, against OpenSlide and MONAI's readers, and the time to plan its tiles.
 
     python benchmarks/slide_reading.py [--rounds 5] [--csv benchmarks/results/slide_reading.csv]
 
-Slides of 20,000 x 20,000 pixels, levels 1/4/16 of JPEG tiles (4:2:0, quality 80), made here: a disc of tissue on white,
-with 1000 tiles in it, read row by row in batches of 100. Tiles of 256 px at 0.5 um per pixel are read in four ways:
-"aligned", from tiles of 256 px at 0.5 um; "shrunk", of 256 px at 0.25 um; "unaligned", of 240 px at 0.5 um;
-"fraction", of 256 px at 0.23 um: 557 px make 256, where PIL's box filter takes pixels whole or not at all.
-OpenSlide: `read_region` for each tile, to RGB, and PIL's box filter where it shrinks. MONAI: `WSIReader.get_data` at
-the same places; `MaskedPatchWSIDataset` with OpenSlide, item by item at 1000 of its places, whose list is not timed.
+Slides of 20,000 x 20,000 pixels, levels 1/4/16 of JPEG tiles (4:2:0, quality 80), are generated: a disc of tissue on
+white with 1000 tiles in it, read row by row in batches of 100. Tiles of 256 px at 0.5 um per pixel are read from four
+files: "aligned", with tiles of 256 px at 0.5 um; "shrunk", of 256 px at 0.25 um; "unaligned", of 240 px at 0.5 um;
+"fraction", of 256 px at 0.23 um: 557 px become 256, where PIL's box filter includes pixels whole or not at all.
+OpenSlide: `read_region` for each tile, to RGB, and PIL's box filter for shrinking. MONAI: `WSIReader.get_data` at the
+same positions; `MaskedPatchWSIDataset` with OpenSlide, item by item at 1000 of its positions, listing not timed.
 
-The methods take turns; each opens the slide anew in every round. Medians are told and appended to the CSV, with the
-difference of the pixels from OpenSlide's in grey levels. "plan": thumbnail, tissue mask and list of tiles.
+Methods alternate; each reopens the slide in every round. Medians are appended to the CSV, with the difference from
+OpenSlide's pixels in gray levels. "plan": thumbnail, tissue mask and list of tiles.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ COLUMNS = (
 
 
 class Picture:
-    """One level, drawn where it is asked for: a texture over and over in the cells of a disc, white elsewhere.
+    """One level, drawn on demand: a repeated texture in the cells of a disc, white elsewhere.
 
     Args:
         texture: (TEXTURE, TEXTURE, 3) of level 0.
@@ -63,17 +63,17 @@ class Picture:
         self.downsample, self.cell_px = downsample, cell_px
         self.shape = (SIDE // downsample, SIDE // downsample, 3)
 
-    def __getitem__(self, place: tuple[slice, slice]) -> np.ndarray:
-        rows, columns = (np.arange(*side.indices(self.shape[0])) for side in place)
+    def __getitem__(self, area: tuple[slice, slice]) -> np.ndarray:
+        rows, columns = (np.arange(*side.indices(self.shape[0])) for side in area)
         tissue = in_tissue(*np.ix_(*(side * self.downsample // self.cell_px for side in (rows, columns))), self.cell_px)
-        drawn = self.texture[np.ix_(rows % len(self.texture), columns % len(self.texture))]
-        return np.where(tissue[..., None], drawn, np.uint8(243))
+        texture = self.texture[np.ix_(rows % len(self.texture), columns % len(self.texture))]
+        return np.where(tissue[..., None], texture, np.uint8(243))
 
 
 def in_tissue(row: np.ndarray, column: np.ndarray, cell_px: int) -> np.ndarray:
-    """Whether cells lie in the disc of a good 1000 cells."""
-    centre = SIDE / cell_px / 2 - 0.5
-    return (row - centre) ** 2 + (column - centre) ** 2 < 18.2**2
+    """Whether cells lie in the disc, which has just over 1000 cells."""
+    center = SIDE / cell_px / 2 - 0.5
+    return (row - center) ** 2 + (column - center) ** 2 < 18.2**2
 
 
 def openslide_tiles(path: Path, coords: np.ndarray, level0_px: int) -> Iterator[np.ndarray]:
@@ -88,7 +88,7 @@ def openslide_tiles(path: Path, coords: np.ndarray, level0_px: int) -> Iterator[
 
 
 def our_tiles(path: Path, coords: np.ndarray, num_threads: int) -> Iterator[np.ndarray]:
-    """This project's."""
+    """`Slide.read_tiles`."""
     slide = open_slide(path)
     size = slide.tile_size(TILE, MPP)
     for batch in batches(coords):
@@ -96,7 +96,7 @@ def our_tiles(path: Path, coords: np.ndarray, num_threads: int) -> Iterator[np.n
 
 
 def monai_tiles(path: Path, coords: np.ndarray) -> Iterator[np.ndarray]:
-    """`WSIReader` at the same places."""
+    """`WSIReader` at the same positions."""
     reader = WSIReader("openslide", level=0)
     with reader.read(str(path)) as slide:
         for batch in batches(coords):
@@ -105,16 +105,16 @@ def monai_tiles(path: Path, coords: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def masked_patches(path: Path) -> Callable[[], Iterator[np.ndarray]]:
-    """`MaskedPatchWSIDataset` at 1000 of its places."""
-    made = MaskedPatchWSIDataset(
+    """`MaskedPatchWSIDataset` at 1000 of its positions."""
+    patches = MaskedPatchWSIDataset(
         [{"image": str(path)}], patch_size=TILE, patch_level=0, mask_level=2, reader="openslide"
     )
-    places = np.linspace(0, len(made) - 1, NUM_TILES).astype(int).tolist()
-    return lambda: (made[place]["image"] for place in places)
+    indices = np.linspace(0, len(patches) - 1, NUM_TILES).astype(int).tolist()
+    return lambda: (patches[index]["image"] for index in indices)
 
 
 def batches(coords: np.ndarray) -> list[np.ndarray]:
-    """As they go to a network."""
+    """Coordinates in batches of BATCH."""
     return np.array_split(coords, NUM_TILES // BATCH)
 
 
@@ -124,7 +124,6 @@ def plan(path: Path) -> Iterator[np.ndarray]:
 
 
 def main() -> None:
-    """Take turns, tell the medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--csv", type=Path, default=Path(__file__).parent / "results" / "slide_reading.csv")
@@ -156,16 +155,16 @@ def main() -> None:
                 start = time.perf_counter()
                 deque(read(), maxlen=0)
                 times[key].append(time.perf_counter() - start)
-    tell(args, times, differences)
+    write_results(args, times, differences)
 
 
 def difference(tiles: Iterator[np.ndarray], others: Iterator[np.ndarray]) -> tuple[float, int]:
-    """Mean and largest, in grey levels."""
-    far = [np.abs(a.astype(np.int16) - b) for a, b in zip(tiles, others, strict=True)]
-    return round(float(np.mean(far)), 2), max(int(d.max()) for d in far)
+    """Mean and maximum, in gray levels."""
+    distances = [np.abs(a.astype(np.int16) - b) for a, b in zip(tiles, others, strict=True)]
+    return round(float(np.mean(distances)), 2), max(int(d.max()) for d in distances)
 
 
-def tell(args: argparse.Namespace, times: dict, differences: dict) -> None:
+def write_results(args: argparse.Namespace, times: dict, differences: dict) -> None:
     """Print the medians and append them to the CSV."""
     machine = f"{platform.machine()}, openslide {openslide.__library_version__}, Python {platform.python_version()}"
     args.csv.parent.mkdir(parents=True, exist_ok=True)

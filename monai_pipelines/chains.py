@@ -23,15 +23,15 @@ from monai_pipelines.transforms.keyed import EachKeyd
 
 
 class Chain(Compose):
-    """A flat `monai.transforms.Compose` of named steps that can tell what it does.
+    """A flat `monai.transforms.Compose` of named steps that can describe itself.
 
     Called with a dictionary it works as any MONAI dictionary transform; called with anything else (a path, an array,
-    a tensor) it works on that alone and returns the result alone.
+    a tensor) it transforms that value and returns the result.
 
     Args:
         steps: name -> transform, in order.
         description: plain data; see `describe`.
-        key: the dictionary key that stands for the bare input.
+        key: the dictionary key of a bare input.
     """
 
     def __init__(self, steps: Mapping[str, Callable], description: dict[str, Any], key: str = "image") -> None:
@@ -54,26 +54,26 @@ class Chain(Compose):
         return json.loads(json.dumps(self._description))
 
     def until(self, step: str) -> Chain:
-        """The steps before ``step`` as a chain of its own: what is done once, and kept."""
+        """The steps before ``step`` as a chain: what is done once and cached."""
         return self._part(0, self._index(step))
 
     def since(self, step: str) -> Chain:
-        """``step`` and all after it as a chain of its own: what is done to each batch."""
+        """``step`` and all after it as a chain: what is done to each batch."""
         return self._part(self._index(step), len(self.step_names))
 
     def then(self, name: str, step: Callable, described: Mapping[str, Any]) -> Chain:
-        """This chain and one more step, such as the frozen network that makes features of what the chain gives.
+        """This chain followed by one more step, such as the frozen network that turns its output into features.
 
         Args:
             name: of the step.
-            step: works on the value of `key`.
-            described: the step as plain data, part of `describe` and of `fingerprint`.
+            step: applied to the value of `key`.
+            described: the step as plain data, part of `describe` and `fingerprint`.
 
         Raises:
-            ValueError: a step of this name is there.
+            ValueError: the name is taken.
         """
         if name in self.step_names:
-            raise ValueError(f"chain {self._description['name']}: there is a step {name!r} already; name it otherwise")
+            raise ValueError(f"chain {self._description['name']}: step {name!r} exists already; choose another name")
         steps = {**self._description["steps"], name: _plain(described)}
         return Chain({**self.steps, name: EachKeyd(self.key, step)}, {**self._description, "steps": steps}, self.key)
 
@@ -88,8 +88,8 @@ class Chain(Compose):
 
     def fingerprint(self) -> str:
         """16 hex digits that change whenever a step, an argument or a library version that matters changes."""
-        what = {"steps": list(self._description["steps"].items()), "versions": self._description["versions"]}
-        plain = json.loads(json.dumps(what), parse_int=float)  # 10 and 10.0 are the same number
+        content = {"steps": list(self._description["steps"].items()), "versions": self._description["versions"]}
+        plain = json.loads(json.dumps(content), parse_int=float)  # 10 and 10.0 are the same number
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
     def check_same(self, description: Mapping[str, Any], subject: str = "checkpoint") -> list[str]:
@@ -97,10 +97,10 @@ class Chain(Compose):
 
         Args:
             description: what `describe` returned then.
-            subject: what carries it, for the message.
+            subject: where it comes from, for the message.
 
         Returns:
-            one line for each library version that differs: the steps agree, so results stay comparable.
+            one line for each library version that differs; the steps agree, so results stay comparable.
 
         Raises:
             ChainMismatchError: steps or their arguments differ; the message lists each.
@@ -112,20 +112,20 @@ class Chain(Compose):
             differences.append(f"order of steps: {list(then)} there, {list(now)} here")
         for step in (s for s in now if s in then):
             for arg in sorted(now[step].keys() | then[step].keys()):
-                there, here = then[step].get(arg), now[step].get(arg)
-                if there != here:
-                    differences.append(f"{step}.{arg}: {there!r} there, {here!r} here")
+                old, new = then[step].get(arg), now[step].get(arg)
+                if old != new:
+                    differences.append(f"{step}.{arg}: {old!r} there, {new!r} here")
         if differences:
             raise ChainMismatchError(subject, differences)
-        own, theirs = self._description["versions"], description["versions"]
-        return [f"{k} {theirs.get(k)} then, {v} now" for k, v in own.items() if theirs.get(k) != v]
+        old_versions, versions = description["versions"], self._description["versions"]
+        return [f"{k} {old_versions.get(k)} then, {v} now" for k, v in versions.items() if old_versions.get(k) != v]
 
     def __call__(self, input_: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         try:
             if isinstance(input_, (Mapping, list)):
                 return super().__call__(input_, *args, **kwargs)
             return super().__call__({self.key: input_}, *args, **kwargs)[self.key]
-        except RuntimeError as error:  # MONAI wraps whatever a step raises
+        except RuntimeError as error:  # MONAI wraps the errors of steps
             cause: BaseException | None = error
             while cause is not None and not isinstance(cause, (ScanError, OSError)):
                 cause = cause.__cause__
@@ -135,7 +135,7 @@ class Chain(Compose):
 
 
 def load_chain(name: str | Path, steps: Mapping[str, Any] | None = None, **knobs: Any) -> Chain:
-    """Load a declared transform chain, with some of its numbers changed.
+    """Load a declared transform chain, with some of its knobs or steps changed.
 
     Args:
         name: a chain of this package (``python -m monai_pipelines show`` lists them) or the path of a YAML file.
@@ -147,7 +147,7 @@ def load_chain(name: str | Path, steps: Mapping[str, Any] | None = None, **knobs
 
     Raises:
         FileNotFoundError: no such chain.
-        KeyError: a knob or step that the chain does not have; names the nearest one.
+        KeyError: an unknown knob or step; names the nearest one.
 
     Example:
         >>> chain = load_chain("lung_ct", size=(96, 96, 96), steps={"window": {"window_hu": "mediastinum"}})
@@ -168,7 +168,7 @@ def load_chain(name: str | Path, steps: Mapping[str, Any] | None = None, **knobs
             declared_steps[step] = {**declared_steps[step], **_plain(change)}
         else:
             raise TypeError(
-                f"chain {path.stem}: step {step!r} wants None (off) or a mapping of arguments, got {change!r}"
+                f"chain {path.stem}: step {step!r} must be None (off) or a mapping of arguments, got {change!r}"
             )
     parser = ConfigParser({**config, "steps": declared_steps})
     described = {}
@@ -177,13 +177,13 @@ def load_chain(name: str | Path, steps: Mapping[str, Any] | None = None, **knobs
         target = pydoc.locate(str(component.resolve_module_name()))
         if not callable(target):
             raise KeyError(f"chain {path.stem}: step {step!r} names {declared['_target_']!r}, which does not exist")
-        given = {a: parser.get_parsed_content(f"steps::{step}::{a}") for a in declared if not a.startswith("_")}
+        arguments = {a: parser.get_parsed_content(f"steps::{step}::{a}") for a in declared if not a.startswith("_")}
         parameters = inspect.signature(target).parameters
         if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-            for argument in given:
+            for argument in arguments:
                 _check_name(path.stem, f"argument of step {step!r}", argument, parameters)
         defaults = {a: p.default for a, p in parameters.items() if p.default is not inspect.Parameter.empty}
-        described[step] = {"_target_": declared["_target_"], **_plain({**defaults, **given})}
+        described[step] = {"_target_": declared["_target_"], **_plain({**defaults, **arguments})}
     description = {
         "name": path.stem,
         "knobs": _plain({knob: parser.get_parsed_content(knob) for knob in config}),
@@ -218,7 +218,7 @@ def _check_name(chain: str, what: str, name: str, known: Iterable[str]) -> None:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The nearest known name as a question, or nothing."""
+    """`` (did you mean ...?)`` with the nearest known name, or nothing."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
 

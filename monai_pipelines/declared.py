@@ -1,4 +1,4 @@
-"""Where the declared chains and bundles (YAML) lie: in a checkout or inside an installed wheel."""
+"""Finds the declared chains and bundles (YAML) in a checkout or an installed wheel."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ def declared_path(kind: Kind) -> Path:
     """Folder of the declared chains or bundles, wherever this package runs from.
 
     A wheel carries them in `monai_pipelines/_declared/`; in a checkout they stand beside the package.
-    A user's own `transforms` or `bundles` folder beside an installed wheel or in the working directory is never taken.
+    A user's `transforms` or `bundles` folder beside an installed wheel or in the working directory is never used.
 
     Args:
         kind: "transforms" (chains) or "bundles".
 
     Raises:
-        FileNotFoundError: the package lies in neither of the two.
+        FileNotFoundError: neither exists.
 
     Example:
         >>> (declared_path("transforms") / "lung_ct.yaml").is_file()

@@ -39,10 +39,10 @@ class CohortError(ValueError):
 
 
 class ChainMismatchError(ValueError):
-    """A model meets another transform chain than the one it was trained with.
+    """A transform chain differs from the one a model was trained with.
 
     Args:
-        subject: what carries the other chain.
+        subject: where the other chain comes from.
         differences: one line each.
     """
 

@@ -1,18 +1,19 @@
-"""Inferers that any bundle can name.
+"""Inferers for any bundle.
 
-Where one passes over a batch several times, the last pass is that of the network as it is over the images as they are:
-what the network keeps of its last pass (attention, features) belongs to these.
+Those that make several passes over a batch make the plain one last, with the network and the images as they are: what
+the network or hooks keep of the last pass (attention, features) belongs to it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain, combinations
+from functools import partial
+from itertools import chain, combinations, product
 from typing import Any, Literal
 
 import torch
-from monai.inferers import SimpleInferer
+from monai.inferers import Inferer, SimpleInferer
 from torch.nn import functional
 from torch.nn.modules.dropout import _DropoutNd
 
@@ -27,7 +28,7 @@ class AutocastInferer(SimpleInferer):
     MONAI's ``amp=True`` works on CUDA only. bf16 needs no gradient scaling.
 
     Args:
-        precision: "bf16", "fp32", or "auto": bf16 on CUDA devices and CPUs that have fast units for it (AMX).
+        precision: "bf16", "fp32", or "auto": bf16 on CUDA devices and CPUs with AMX.
 
     Example:
         >>> import torch
@@ -49,16 +50,15 @@ class AutocastInferer(SimpleInferer):
 
 
 class TestTimeInferer(AutocastInferer):
-    """Mean of the class probabilities over flipped and turned views of each image, and their spread.
+    """Mean class probabilities over flipped and rotated views of each image, and their spread.
 
-    The views are all flips combined with all turns, each once: both axes of a square with its turns by 90 degrees make
-    8 views, not 16. What comes back are logits of the mean probabilities, so that it stands in for any inferer:
-    ``log sum_v softmax(z_v)``, and where there is one logit or labels are many the logit of ``mean_v sigmoid(z_v)``.
+    The views are the different ones among all combinations of flips and rotations: flips along both axes of a square
+    and its rotations by 90 degrees make 8 views, not 16. Returns logits of the mean probabilities, like any inferer:
+    ``log sum_v softmax(z_v)``, or the logit of ``mean_v sigmoid(z_v)`` for one logit and for multi-label heads.
 
     Args:
         flip_axes: spatial axes along which the anatomy may be mirrored, from 0: in (B, C, H, W) axis 1 is left-right.
-        rotate90_axes: two spatial axes, of equal length in the images, in whose plane to turn by 90 degrees; None
-            turns nothing.
+        rotate90_axes: two spatial axes of equal length whose plane is rotated by 90 degrees; None: no rotations.
         multilabel: any number of classes at once, instead of exactly one.
         precision: see `AutocastInferer`.
 
@@ -67,7 +67,7 @@ class TestTimeInferer(AutocastInferer):
             before any temperature.
 
     Raises:
-        ValueError: axes that are none, images that lack them or are not square in the plane of the turns.
+        ValueError: invalid axes, or images that lack them or are not square in the plane of rotation.
 
     Example:
         >>> inferer = TestTimeInferer(flip_axes=[0, 1], rotate90_axes=[0, 1])
@@ -82,7 +82,7 @@ class TestTimeInferer(AutocastInferer):
         tensor(0.)
     """
 
-    __test__ = False  # no test class of pytest, whatever its name
+    __test__ = False  # not a pytest class
     spread: torch.Tensor | None = None
 
     def __init__(
@@ -93,22 +93,21 @@ class TestTimeInferer(AutocastInferer):
         precision: Precision = "auto",
     ) -> None:
         super().__init__(precision)
-        turned = () if rotate90_axes is None else tuple(rotate90_axes)
-        if len(set(turned)) != len(turned) or len(turned) not in (0, 2) or any(a < 0 for a in (*flip_axes, *turned)):
+        plane = () if rotate90_axes is None else tuple(rotate90_axes)
+        if len(set(plane)) != len(plane) or len(plane) not in (0, 2) or any(a < 0 for a in (*flip_axes, *plane)):
             raise ValueError(
-                "TestTimeInferer: flip_axes and rotate90_axes count spatial axes from 0, and rotate90_axes are two, "
+                "TestTimeInferer: flip_axes must be spatial axes, from 0, and rotate90_axes two of them or None, "
                 f"got {list(flip_axes)} and {rotate90_axes}"
             )
-        self.rotate90_axes, self.multilabel = turned, multilabel
-        self.num_axes = max((*flip_axes, *turned), default=-1) + 1
+        self.rotate90_axes, self.multilabel = plane, multilabel
+        self.num_axes = max((*flip_axes, *plane), default=-1) + 1
         axes = sorted(set(flip_axes))
         flips = chain.from_iterable(combinations(axes, n) for n in range(len(axes) + 1))
         probe = torch.arange(3.0**self.num_axes).reshape(1, 1, *[3] * self.num_axes)
-        views = [(flip, turns) for flip in flips for turns in (range(4) if turned else (0,))]
-        different: dict[tuple[float, ...], tuple[tuple[int, ...], int]] = {}
-        for view in views:
-            different.setdefault(tuple(self._view(probe, *view).flatten().tolist()), view)
-        self.views = list(different.values())
+        unique: dict[tuple[float, ...], tuple[tuple[int, ...], int]] = {}
+        for view in product(flips, range(4) if plane else (0,)):
+            unique.setdefault(tuple(self._view(probe, *view).flatten().tolist()), view)
+        self.views = list(unique.values())
 
     def __call__(self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         sides = inputs.shape[2:]
@@ -118,11 +117,11 @@ class TestTimeInferer(AutocastInferer):
             )
         if len({sides[axis] for axis in self.rotate90_axes}) > 1:
             raise ValueError(
-                f"TestTimeInferer: turns by 90 degrees need images with equal sides, got {tuple(sides)} "
+                f"TestTimeInferer: rotations by 90 degrees need images with equal sides, got {tuple(sides)} "
                 "(crop or pad them to a square, or set rotate90_axes to null)"
             )
-        views = [self._view(inputs, *view) for view in reversed(self.views)]
-        logits = [super(TestTimeInferer, self).__call__(view, network, *args, **kwargs) for view in views]
+        infer = super().__call__
+        logits = [infer(self._view(inputs, *view), network, *args, **kwargs) for view in reversed(self.views)]
         mean, self.spread = _mean_and_spread(torch.stack(logits), self.multilabel)
         return mean
 
@@ -132,15 +131,14 @@ class TestTimeInferer(AutocastInferer):
 
 
 class DropoutInferer(AutocastInferer):
-    """Monte Carlo dropout: mean of the class probabilities over passes with dropout left on, and their spread.
+    """Monte Carlo dropout: mean class probabilities over passes with active dropout, and their spread.
 
-    Only dropout layers draw; batch normalisation keeps the averages of the training. The draws start from the same seed
-    with each batch, so the same command gives the same answers. What comes back are logits of the mean probabilities,
-    as with `TestTimeInferer`.
+    Only dropout layers are active; batch normalization uses its running averages. Each batch starts from the same seed,
+    so results are reproducible. Returns logits of the mean probabilities, see `TestTimeInferer`.
 
-    The network must have dropout as a layer with a probability above 0: MONAI's DenseNet with ``dropout_prob``,
-    `monai_pipelines.networks.ImageClassifier` with ``dropout``, `monai_pipelines.networks.AttentionMIL`. Dropout that
-    is only a function call within a network stays off, such as that of the weights in `torch.nn.MultiheadAttention`.
+    The network needs dropout layers with a probability above 0: MONAI's DenseNet with ``dropout_prob``,
+    `monai_pipelines.networks.ImageClassifier` with ``dropout``, `monai_pipelines.networks.AttentionMIL`. Functional
+    dropout stays off, such as that of the weights in `torch.nn.MultiheadAttention`.
 
     Args:
         num_passes: forward passes with dropout.
@@ -172,10 +170,8 @@ class DropoutInferer(AutocastInferer):
         self.num_passes, self.multilabel = num_passes, multilabel
 
     def __call__(self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-        def forward() -> torch.Tensor:
-            return super(DropoutInferer, self).__call__(inputs, network, *args, **kwargs)
-
-        with _dropping(network, inputs.device):
+        forward = partial(super().__call__, inputs, network, *args, **kwargs)
+        with _active_dropout(network, inputs.device):
             logits = torch.stack([forward() for _ in range(self.num_passes)])
         forward()
         mean, self.spread = _mean_and_spread(logits, self.multilabel)
@@ -183,8 +179,8 @@ class DropoutInferer(AutocastInferer):
 
 
 @contextmanager
-def _dropping(network: torch.nn.Module, device: torch.device) -> Iterator[None]:
-    """Dropout layers draw as in training, from a seed of their own."""
+def _active_dropout(network: torch.nn.Module, device: torch.device) -> Iterator[None]:
+    """Dropout layers drop as in training, from a fixed seed that leaves torch's generators alone."""
     layers = [module for module in network.modules() if isinstance(module, _DropoutNd) and module.p > 0]
     if not layers:
         raise ValueError(
@@ -195,7 +191,7 @@ def _dropping(network: torch.nn.Module, device: torch.device) -> Iterator[None]:
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(0)
-            torch.backends.mha.set_fastpath_enabled(False)  # its transformers pass over their dropout layers
+            torch.backends.mha.set_fastpath_enabled(False)  # it skips the dropout layers of transformers
             for layer in layers:
                 layer.train()
             yield
@@ -205,8 +201,53 @@ def _dropping(network: torch.nn.Module, device: torch.device) -> Iterator[None]:
             layer.train(training)
 
 
+class EnsembleInferer(Inferer):
+    """Mean class probabilities of the members of an ensemble, each at its temperature, and their spread.
+
+    Returns float64 logits of the mean: its logarithm, or its log-odds for one logit and for multi-label heads.
+
+    Args:
+        inferer: makes the passes, such as an `AutocastInferer`.
+        multilabel: any number of classes at once, instead of exactly one.
+
+    Attributes:
+        members: networks and their temperatures (None: 1), empty until set; the first is the network of the call and
+            makes the last pass.
+        spread: of the last batch, (N,): standard deviation over the members of the probability of the likeliest class.
+
+    Raises:
+        ValueError: no members.
+
+    Example:
+        >>> networks = [torch.nn.Linear(4, 3), torch.nn.Linear(4, 3)]
+        >>> inferer = EnsembleInferer(AutocastInferer())
+        >>> inferer.members = [(networks[0], None), (networks[1], 2.0)]
+        >>> inferer(torch.ones(2, 4), networks[0]).dtype, inferer.spread.shape
+        (torch.float64, torch.Size([2]))
+
+    Reference: Lakshminarayanan et al., Simple and scalable predictive uncertainty estimation using deep ensembles,
+    NeurIPS 2017.
+    """
+
+    def __init__(self, inferer: Callable[..., torch.Tensor], multilabel: bool = False) -> None:
+        super().__init__()
+        self.inferer, self.multilabel = inferer, multilabel
+        self.members: list[tuple[torch.nn.Module, float | None]] = []
+        self.spread: torch.Tensor | None = None
+
+    def __call__(self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if not self.members:
+            raise ValueError("EnsembleInferer: wanted members, got none (set them to networks and temperatures)")
+        logits = [
+            self.inferer(inputs, member, *args, **kwargs).double() / (temperature or 1)
+            for member, temperature in reversed(self.members)
+        ]
+        mean, self.spread = _mean_and_spread(torch.stack(logits[::-1]), self.multilabel)
+        return mean if self.multilabel or mean.shape[1] == 1 else mean.log_softmax(1)
+
+
 def _mean_and_spread(logits: torch.Tensor, multilabel: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of logits (V, N, C): logits (N, C) of the mean probability, and the likeliest class's standard deviation (N,)."""
+    """Of logits (V, N, C): logits (N, C) of the mean probability, and std (N,) of the likeliest class."""
     prob = probabilities(logits.detach(), multilabel)
     likeliest = prob.mean(0).argmax(1)
     spread = prob.std(0, correction=0).gather(1, likeliest[:, None])[:, 0]
@@ -216,13 +257,13 @@ def _mean_and_spread(logits: torch.Tensor, multilabel: bool) -> tuple[torch.Tens
 
 
 def fast_bf16(device_type: str, gradients: bool = True) -> bool:
-    """Whether bf16 autocast gains time and is sound.
+    """Whether bf16 autocast is faster and safe.
 
-    CPUs with AVX512-BF16 but no AMX count only for a frozen network: torch 2.13 gave NaN gradients there (convolution
+    CPUs with AVX512-BF16 but no AMX qualify for frozen networks only: torch 2.13 gave NaN gradients there (convolution
     of bf16 volumes in channels-last order, AMD EPYC) for a gain of 15 %.
 
     Args:
-        device_type: of the device, as "cpu".
+        device_type: such as "cpu".
         gradients: the network is trained.
     """
     if device_type == "cuda":

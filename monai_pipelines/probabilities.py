@@ -1,4 +1,4 @@
-"""From logits to probabilities, for the three forms of a head: one logit, multi-class, multi-label."""
+"""From logits to probabilities, for the three kinds of heads: one logit, multi-class, multi-label."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def class_logits(logits: Tensor) -> Tensor:
 
 
 def probabilities(logits: Tensor, multilabel: bool = False, temperature: float | None = None) -> Tensor:
-    """Probabilities of the classes: sigmoid of each logit where labels are many, else softmax over `class_logits`.
+    """Class probabilities: sigmoid of each logit if `multilabel`, else softmax over `class_logits`.
 
     Args:
-        logits: (N, C) or, of one image, (C,), floating point.
+        logits: (N, C), or (C,) of one image, floating point.
         multilabel: any number of classes at once, instead of exactly one.
         temperature: the logits are divided by it, see `monai_pipelines.metrics.fit_temperature`; None: 1.
 
@@ -53,13 +53,13 @@ def probabilities(logits: Tensor, multilabel: bool = False, temperature: float |
 
 
 class Probabilitiesd(MapTransform):
-    """Dictionary twin of `probabilities`, for post-processing; in float64, as thresholds are chosen.
+    """Dictionary twin of `probabilities`, for post-processing; in float64, as thresholds are.
 
     Args:
         keys: entries with logits, (N, C) or (C,); array or tensor.
         multilabel: any number of classes at once, instead of exactly one.
         temperature: the logits are divided by it; None: 1.
-        allow_missing_keys: pass over keys that are not there.
+        allow_missing_keys: skip missing keys.
 
     Raises:
         ValueError: a temperature that is not above 0.

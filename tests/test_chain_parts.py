@@ -1,4 +1,4 @@
-"""The parts of a chain: together they are the whole, and each knows what belongs to it."""
+"""The parts of a chain: together they are the whole, and each describes its steps only."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from monai_pipelines.errors import ChainMismatchError
 CHAINS = list_declared("transforms")
 IMAGE_CHAINS = ["image2d", "xray", "fundus", "histology_tile"]
 
-IMAGE_KNOBS = {"keys": "photo", "size": [96, 80], "fit": "crop", "fill": 0.5, "mean": 0.25, "sd": 0.75}
+IMAGE_KNOBS = {"keys": "photo", "size": [96, 80], "fit": "crop", "fill": 0.5, "mean": 0.25, "std": 0.75}
 KNOBS: dict[str, dict[str, Any]] = {  # another value for each
     "image2d": {**IMAGE_KNOBS, "channels": 1},
     "xray": IMAGE_KNOBS,
@@ -62,7 +62,7 @@ KNOBS: dict[str, dict[str, Any]] = {  # another value for each
         "shift_voxels": 6,
         "shift_prob": 0.4,
         "flip_prob": 0.1,
-        "elastic_sd_voxels": 2,
+        "elastic_std_voxels": 2,
         "elastic_prob": 0.1,
         "elastic_points": 4,
         "crop_size": [32, 32, 32],
@@ -73,7 +73,7 @@ KNOBS: dict[str, dict[str, Any]] = {  # another value for each
         "brightness_prob": 0.1,
         "contrast_factor": [0.8, 1.1],
         "contrast_prob": 0.1,
-        "noise_sd": 0.1,
+        "noise_std": 0.1,
         "noise_prob": 0.1,
     },
     "augment_image2d": {
@@ -115,14 +115,14 @@ def _chain(name: str, knob: str | None = None) -> Chain:
 
 @pytest.mark.parametrize("name", CHAINS)
 def test_fingerprint_changes_with_every_knob(name: str) -> None:
-    assert set(KNOBS[name]) == set(_declared(name)) - {"steps"}, "a new knob wants another value here"
+    assert set(KNOBS[name]) == set(_declared(name)) - {"steps"}, "a new knob needs another value here"
     prints = [_chain(name).fingerprint(), *(_chain(name, knob).fingerprint() for knob in KNOBS[name])]
     assert len(set(prints)) == len(prints)
     assert all(len(p) == 16 and int(p, 16) >= 0 for p in prints)
 
 
 @pytest.mark.parametrize("name", CHAINS)
-def test_fingerprint_of_a_part_changes_with_the_knobs_of_its_steps_alone(name: str) -> None:
+def test_fingerprint_of_a_part_changes_with_the_knobs_of_its_steps_only(name: str) -> None:
     users = {  # knob -> the steps whose declaration names it
         knob: {step for step, declared in _declared(name)["steps"].items() if f'"@{knob}"' in json.dumps(declared)}
         for knob in KNOBS[name]
@@ -142,7 +142,7 @@ def test_fingerprint_of_a_part_changes_with_the_knobs_of_its_steps_alone(name: s
 
 
 @pytest.mark.parametrize("name", CHAINS)
-def test_parts_are_told_apart(name: str) -> None:
+def test_parts_have_different_fingerprints(name: str) -> None:
     chain = _chain(name)
     parts = [getattr(chain, part)(step) for step in chain.step_names[1:] for part in ("until", "since")]
     prints = {part.fingerprint() for part in parts}
@@ -155,7 +155,7 @@ def test_parts_are_told_apart(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A coloured disc on black, 60 rows of 72."""
+    """A colored disc on black, 60 rows of 72."""
     rows, columns = np.mgrid[:60, :72]
     disc = (rows - 30) ** 2 + (columns - 36) ** 2 < 27**2
     pixels = np.random.default_rng(0).integers(60, 250, (60, 72, 3)) * disc[:, :, None]
@@ -165,7 +165,7 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", IMAGE_CHAINS)
-def test_the_parts_after_each_other_are_the_whole(name: str, photo: Path) -> None:
+def test_parts_in_sequence_are_the_whole(name: str, photo: Path) -> None:
     chain = load_chain(name, size=[20, 24])
     whole = chain({"image": str(photo), "label": 1})
     for step in chain.step_names:
@@ -179,7 +179,7 @@ def test_the_parts_after_each_other_are_the_whole(name: str, photo: Path) -> Non
 
 
 @pytest.mark.parametrize("name", IMAGE_CHAINS)
-def test_what_is_left_after_preparation_works_on_batches(name: str, photo: Path) -> None:
+def test_part_after_preparation_works_on_batches(name: str, photo: Path) -> None:
     chain = load_chain(name, size=[20, 24])
     prepared = torch.as_tensor(chain.until("normalize")(photo)).as_subclass(torch.Tensor)
     batch = torch.stack([prepared, prepared.flip(1)])
@@ -187,7 +187,7 @@ def test_what_is_left_after_preparation_works_on_batches(name: str, photo: Path)
     assert torch.equal(chain.since("normalize")(batch), torch.stack([wanted, wanted.flip(1)]))
 
 
-def test_a_part_tells_itself_and_travels(photo: Path) -> None:
+def test_part_is_described_and_pickled(photo: Path) -> None:
     chain = load_chain("image2d", keys="photo", size=[20, 24])
     part = chain.until("normalize")
     assert part.step_names == ("load", "measure", "resize")
@@ -203,7 +203,7 @@ def test_a_part_tells_itself_and_travels(photo: Path) -> None:
         part.check_same(chain.describe())
 
 
-def test_a_part_of_a_part() -> None:
+def test_part_of_a_part() -> None:
     chain = _chain("fundus")
     inner = chain.since("measure").until("resize")
     assert inner.step_names == ("measure", "crop")
@@ -218,7 +218,7 @@ def test_no_such_step() -> None:
         _chain("image2d").until("normalize").since("normalize")
 
 
-def test_one_more_step_is_run_described_and_compared() -> None:
+def test_added_step_is_run_described_and_compared() -> None:
     chain = load_chain("image2d", steps={"load": None, "measure": None}, size=(8, 8))
     more = chain.then("features", torch.nn.Flatten(0), {"weights": "ab", "size": (1, 2)})
     image = torch.zeros(3, 8, 8, dtype=torch.uint8)
@@ -228,5 +228,5 @@ def test_one_more_step_is_run_described_and_compared() -> None:
     assert more.fingerprint() != chain.fingerprint() != chain.then("features", len, {"weights": "cd"}).fingerprint()
     with pytest.raises(ChainMismatchError, match=r"features\.weights: 'ab' there, 'cd' here"):
         chain.then("features", len, {"weights": "cd", "size": [1, 2]}).check_same(more.describe())
-    with pytest.raises(ValueError, match="there is a step 'features' already"):
+    with pytest.raises(ValueError, match="step 'features' exists already"):
         more.then("features", len, {})

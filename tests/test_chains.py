@@ -1,4 +1,4 @@
-"""Chains: declared once, flat, told as plain data, fingerprinted, and the same wherever they run."""
+"""Chains: declared once, flat, described as plain data, fingerprinted, and the same wherever they run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from monai_pipelines.errors import ChainMismatchError, ScanError
 CHAINS = list_declared("transforms")
 ROOT = Path(__file__).resolve().parents[1]
 
-OWN_CHAIN = """
+USER_CHAIN = """
 keys: image
 window_hu: [-100, 100]   # HU
 steps:
@@ -34,9 +34,9 @@ steps:
 
 
 @pytest.fixture
-def own_chain(tmp_path: Path) -> Path:
-    file = tmp_path / "own.yaml"
-    file.write_text(OWN_CHAIN)
+def user_chain(tmp_path: Path) -> Path:
+    file = tmp_path / "user.yaml"
+    file.write_text(USER_CHAIN)
     return file
 
 
@@ -55,7 +55,7 @@ def test_declared_chain_is_flat_named_and_plain(name: str) -> None:
     assert description["name"] == name
     assert set(description["knobs"]) == set(declared) - {"steps"}
     assert set(description["versions"]) == {"monai_pipelines", "monai"}
-    assert "0x" not in json.dumps(description), "an object told by its address is not plain data"
+    assert "0x" not in json.dumps(description), "an object described by its address is not plain data"
 
 
 @pytest.mark.parametrize("name", CHAINS)
@@ -65,10 +65,10 @@ def test_every_knob_is_used_by_a_step(name: str) -> None:
     assert [knob for knob in declared if knob != "steps" and f'"@{knob}"' not in steps] == []
 
 
-def test_description_has_every_argument_given_or_by_default(own_chain: Path) -> None:
+def test_description_has_every_argument_given_or_by_default(user_chain: Path) -> None:
     step = "{_target_: monai.transforms.ScaleIntensityRanged, keys: [image], a_min: -1, a_max: 2.5}"
-    own_chain.write_text(f"knob: null\nsteps:\n  scale: {step}\n")
-    assert load_chain(own_chain).describe()["steps"]["scale"] == {
+    user_chain.write_text(f"knob: null\nsteps:\n  scale: {step}\n")
+    assert load_chain(user_chain).describe()["steps"]["scale"] == {
         "_target_": "monai.transforms.ScaleIntensityRanged",
         **{"keys": ["image"], "a_min": -1, "a_max": 2.5, "b_min": None, "b_max": None, "clip": False},
         **{"dtype": "<class 'numpy.float32'>", "allow_missing_keys": False},
@@ -84,20 +84,20 @@ def test_description_is_a_copy() -> None:
 # ---- fingerprint
 
 
-def test_fingerprint_changes_with_step_argument_order_and_version(own_chain: Path) -> None:
-    def prints(text: str) -> str:
-        own_chain.write_text(text)
-        return load_chain(own_chain).fingerprint()
+def test_fingerprint_changes_with_step_argument_order_and_version(user_chain: Path) -> None:
+    def fingerprint(text: str) -> str:
+        user_chain.write_text(text)
+        return load_chain(user_chain).fingerprint()
 
-    head, window, again = OWN_CHAIN.partition("  window:")[0], *OWN_CHAIN.strip().splitlines()[-2:]
+    head, window, again = USER_CHAIN.partition("  window:")[0], *USER_CHAIN.strip().splitlines()[-2:]
     chain = load_chain("lung_ct")
     versions = Chain(chain.steps, {**chain.describe(), "versions": {"monai_pipelines": "0", "monai": "0"}})
     different = [
-        prints(OWN_CHAIN),
-        prints("\n".join([head, again, window])),
-        prints("\n".join([head, window])),
-        prints(OWN_CHAIN.replace("0.5", "0.6")),
-        prints(OWN_CHAIN.replace("again", "later")),
+        fingerprint(USER_CHAIN),
+        fingerprint("\n".join([head, again, window])),
+        fingerprint("\n".join([head, window])),
+        fingerprint(USER_CHAIN.replace("0.5", "0.6")),
+        fingerprint(USER_CHAIN.replace("again", "later")),
         load_chain("lung_ct", steps={"mask": None}).fingerprint(),
         load_chain("lung_ct", steps={"lungs": {"grid_mm": 3}}).fingerprint(),
         chain.fingerprint(),
@@ -106,7 +106,7 @@ def test_fingerprint_changes_with_step_argument_order_and_version(own_chain: Pat
     assert len(set(different)) == len(different)
 
 
-def test_fingerprint_does_not_change_otherwise(own_chain: Path) -> None:
+def test_fingerprint_is_otherwise_stable(user_chain: Path) -> None:
     same = [
         load_chain("lung_ct"),
         load_chain(declared_path("transforms") / "lung_ct.yaml"),
@@ -116,17 +116,17 @@ def test_fingerprint_does_not_change_otherwise(own_chain: Path) -> None:
         pickle.loads(pickle.dumps(load_chain("lung_ct"))),
     ]
     assert len({chain.fingerprint() for chain in same}) == 1
-    before = load_chain(own_chain).fingerprint()
-    own_chain.write_text("# another comment\n" + OWN_CHAIN + "unused: 3\n")
-    assert load_chain(own_chain).fingerprint() == before
+    before = load_chain(user_chain).fingerprint()
+    user_chain.write_text("# another comment\n" + USER_CHAIN + "unused: 3\n")
+    assert load_chain(user_chain).fingerprint() == before
 
 
 def _fingerprint_and_result(chain: Chain, image: torch.Tensor) -> tuple[str, torch.Tensor]:
     return chain.fingerprint(), torch.as_tensor(chain(image)).as_subclass(torch.Tensor)
 
 
-def test_chain_works_in_a_spawned_process(own_chain: Path) -> None:
-    chain, image = load_chain(own_chain), torch.linspace(-200, 200, 27).reshape(1, 3, 3, 3)
+def test_chain_works_in_a_spawned_process(user_chain: Path) -> None:
+    chain, image = load_chain(user_chain), torch.linspace(-200, 200, 27).reshape(1, 3, 3, 3)
     with get_context("spawn").Pool(1) as pool:
         fingerprint, result = pool.apply(_fingerprint_and_result, (chain, image))
     assert fingerprint == chain.fingerprint()
@@ -136,8 +136,8 @@ def test_chain_works_in_a_spawned_process(own_chain: Path) -> None:
 @pytest.mark.slow
 def test_fingerprints_are_the_same_in_another_python() -> None:
     code = f"from monai_pipelines import load_chain; print([load_chain(n).fingerprint() for n in {CHAINS}])"
-    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert told.splitlines()[-1] == str([load_chain(name).fingerprint() for name in CHAINS])
+    output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert output.splitlines()[-1] == str([load_chain(name).fingerprint() for name in CHAINS])
 
 
 # ---- names
@@ -152,24 +152,24 @@ def test_fingerprints_are_the_same_in_another_python() -> None:
         (KeyError, dict(name="lung_ct", steps={"lungs": {"grid": 2}}), "grid_mm"),
     ],
 )
-def test_unknown_name_is_answered_with_the_nearest(error: type[Exception], call: dict, nearest: str) -> None:
+def test_unknown_name_suggests_the_nearest(error: type[Exception], call: dict, nearest: str) -> None:
     with pytest.raises(error, match=f"did you mean '{nearest}'"):
         load_chain(**call)
 
 
-def test_unknown_name_like_nothing_lists_what_there_is() -> None:
+def test_unknown_name_unlike_any_other_lists_all() -> None:
     with pytest.raises(FileNotFoundError, match=f"there are {', '.join(CHAINS)}") as error:
         load_chain("zebra")
     assert "did you mean" not in str(error.value)
 
 
-def test_unknown_target(own_chain: Path) -> None:
-    own_chain.write_text(OWN_CHAIN.replace("WindowHUd", "WindowHDd"))
+def test_unknown_target(user_chain: Path) -> None:
+    user_chain.write_text(USER_CHAIN.replace("WindowHUd", "WindowHDd"))
     with pytest.raises(KeyError, match=r"step 'window' names 'monai_pipelines.transforms.WindowHDd'"):
-        load_chain(own_chain)
+        load_chain(user_chain)
 
 
-def test_a_step_takes_off_or_arguments() -> None:
+def test_step_changes_are_off_or_arguments() -> None:
     with pytest.raises(TypeError, match="None \\(off\\) or a mapping"):
         load_chain("lung_ct", steps={"mask": True})
 
@@ -185,23 +185,23 @@ def test_step_off_and_changed_by_name() -> None:
     assert chain.describe()["steps"]["window"]["window_hu"] == "bone"
 
 
-def test_users_own_file(own_chain: Path) -> None:
-    chain = load_chain(str(own_chain), window_hu=[-200, 200])
+def test_user_file(user_chain: Path) -> None:
+    chain = load_chain(str(user_chain), window_hu=[-200, 200])
     result = chain({"image": torch.tensor([[-300.0, -200.0, -100.0, 0.0, 100.0]])})
     # (hu + 200) / 400 clipped, then / 0.5 clipped
     assert result["image"].tolist() == [[0.0, 0.0, 0.5, 1.0, 1.0]]
-    assert chain.describe()["name"] == "own"
+    assert chain.describe()["name"] == "user"
 
 
-def test_users_own_file_may_use_monais_transforms_by_their_short_names(own_chain: Path) -> None:
-    own_chain.write_text("steps:\n  scale: {_target_: ScaleIntensityd, keys: image, minv: 0, maxv: 2}\n")
-    chain = load_chain(own_chain)
+def test_user_file_may_use_short_names_of_monai_transforms(user_chain: Path) -> None:
+    user_chain.write_text("steps:\n  scale: {_target_: ScaleIntensityd, keys: image, minv: 0, maxv: 2}\n")
+    chain = load_chain(user_chain)
     assert chain(torch.tensor([1.0, 2.0, 3.0])).tolist() == [0.0, 1.0, 2.0]
     assert chain.describe()["steps"]["scale"]["maxv"] == 2
 
 
-def test_bare_input(own_chain: Path, tmp_path: Path) -> None:
-    chain, image = load_chain(own_chain), torch.linspace(-200, 200, 8).reshape(1, 2, 2, 2)
+def test_bare_input(user_chain: Path, tmp_path: Path) -> None:
+    chain, image = load_chain(user_chain), torch.linspace(-200, 200, 8).reshape(1, 2, 2, 2)
     wanted = chain({"image": image, "label": 1})["image"]
     assert isinstance(wanted, MetaTensor)
     for bare in (image, MetaTensor(image), image.numpy()):
@@ -210,11 +210,11 @@ def test_bare_input(own_chain: Path, tmp_path: Path) -> None:
         load_chain("lung_ct")(tmp_path / "nothing")
 
 
-def test_bare_input_has_the_key_of_the_chain(own_chain: Path) -> None:
-    chain = load_chain(own_chain, keys="scan")
+def test_bare_input_has_the_key_of_the_chain(user_chain: Path) -> None:
+    chain = load_chain(user_chain, keys="scan")
     assert chain.key == "scan"
     assert chain(torch.zeros(1, 2)).tolist() == [[1.0, 1.0]]  # HU 0 -> 0.5 -> 1
-    assert load_chain(own_chain, keys=["scan", "other"]).key == "scan"
+    assert load_chain(user_chain, keys=["scan", "other"]).key == "scan"
 
 
 @pytest.mark.parametrize("bare", [True, False])
@@ -226,7 +226,7 @@ def test_scan_error_is_not_wrapped(tmp_path: Path, bare: bool) -> None:
     assert error.value.__cause__ is None
 
 
-def _run_out_of_disk(data: dict) -> dict:
+def _denied(data: dict) -> dict:
     raise PermissionError(13, "Permission denied", "scan.nii")
 
 
@@ -234,15 +234,15 @@ def _bug(data: dict) -> dict:
     raise ZeroDivisionError("bug")
 
 
-def test_errors_of_the_system_are_not_wrapped_others_are() -> None:
+def test_os_errors_are_not_wrapped_others_are() -> None:
     with pytest.raises(PermissionError, match="Permission denied"):
-        Chain({"read": _run_out_of_disk}, {})({"image": 0})
+        Chain({"read": _denied}, {})({"image": 0})
     with pytest.raises(RuntimeError) as error:
         Chain({"read": _bug}, {})({"image": 0})
     assert isinstance(error.value.__cause__, ZeroDivisionError)
 
 
-# ---- the same chain as then?
+# ---- comparison with a stored description
 
 
 def test_check_same_is_silent_for_the_same_chain() -> None:
@@ -272,7 +272,7 @@ def test_check_same_sees_the_order() -> None:
         chain.check_same(description)
 
 
-def test_check_same_tells_other_versions_without_an_error() -> None:
+def test_check_same_returns_other_versions_without_an_error() -> None:
     chain = load_chain("lung_ct")
     then = chain.describe() | {"versions": {"monai_pipelines": "0.0.9", "monai": chain.describe()["versions"]["monai"]}}
     assert chain.check_same(then) == [
@@ -293,7 +293,7 @@ class _Count(MapTransform):
         return dict(data)
 
 
-def test_monai_caches_nothing_behind_a_nested_compose_but_all_of_a_chain() -> None:
+def test_monai_caches_no_nested_compose_but_all_of_a_chain() -> None:
     def calls(transform: Any) -> int:
         _Count.calls = 0
         dataset = CacheDataset([{"image": 0}], transform, progress=False)
@@ -301,11 +301,11 @@ def test_monai_caches_nothing_behind_a_nested_compose_but_all_of_a_chain() -> No
         return _Count.calls
 
     step = _Count("image")
-    assert calls(Compose([Compose([step])])) == 2, "MONAI has learnt to cache a nested Compose"
+    assert calls(Compose([Compose([step])])) == 2, "MONAI has learned to cache a nested Compose"
     assert calls(Chain({"count": step}, {})) == 1
 
 
-def test_lung_ct_draws_nothing() -> None:
+def test_lung_ct_is_deterministic() -> None:
     assert not any(isinstance(step, Randomizable) for step in load_chain("lung_ct").transforms)
 
 

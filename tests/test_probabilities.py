@@ -29,7 +29,7 @@ def test_multi_class_and_multi_label() -> None:
 
 @pytest.mark.parametrize("multilabel", [False, True])
 @pytest.mark.parametrize("shape", [(1,), (4,), (5, 1), (5, 4)])
-def test_a_temperature_divides_the_logits(shape: tuple[int, ...], multilabel: bool) -> None:
+def test_temperature_divides_the_logits(shape: tuple[int, ...], multilabel: bool) -> None:
     logits = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(probabilities(logits, multilabel, 2.5), probabilities(logits / 2.5, multilabel))
     torch.testing.assert_close(probabilities(logits, multilabel, 1), probabilities(logits, multilabel))
@@ -39,7 +39,7 @@ def test_a_temperature_divides_the_logits(shape: tuple[int, ...], multilabel: bo
 
 
 @pytest.mark.parametrize("temperature", [0, -1.0, float("nan"), float("inf")])
-def test_a_temperature_is_positive(temperature: float) -> None:
+def test_temperature_must_be_positive(temperature: float) -> None:
     with pytest.raises(ValueError, match="temperature must be above 0 and finite, or None"):
         Probabilitiesd("pred", temperature=temperature)
 
@@ -51,12 +51,12 @@ def test_dictionary_twin(shape: tuple[int, ...], multilabel: bool, temperature: 
     logits = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     expected = probabilities(logits.double(), multilabel, temperature)
     step = Probabilitiesd(["pred", "missing"], multilabel, temperature, allow_missing_keys=True)
-    for given in [logits, logits.numpy(), MetaTensor(logits)]:
-        item = {"pred": given, "label": 1}
+    for value in [logits, logits.numpy(), MetaTensor(logits)]:
+        item = {"pred": value, "label": 1}
         out = step(item)
         assert type(out["pred"]) is torch.Tensor
         torch.testing.assert_close(out["pred"], expected)
         assert out["label"] == 1
-        assert item["pred"] is given
+        assert item["pred"] is value
     with pytest.raises(KeyError, match="missing"):
         Probabilitiesd("missing")({"pred": logits})

@@ -1,213 +1,30 @@
-"""Chains and bundles told in the terminal, and drawn."""
+"""``show``: chains and bundles in the terminal, and drawn."""
 
 from __future__ import annotations
 
-import difflib
-import math
-import re
-from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-import matplotlib
-import numpy as np
-from matplotlib.collections import PatchCollection
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from monai.bundle import ConfigParser
-from numpy.typing import NDArray
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Column, Table
+import typer
 
-from monai_pipelines.chains import Chain, chain_file, load_chain
-from monai_pipelines.declared import declared_path, list_declared
-from monai_pipelines.slides import Slide, Tiles
-from monai_pipelines.transforms.slide import ReadTilesd
-
-NUM_TILES = 25  # drawn of a slide
-_TOP_LEVEL = re.compile(r"^(?P<name>\w+):\s*(?P<value>[^#]*?)\s*(?:\s#\s*(?P<comment>.*))?$")
+from monai_pipelines.commands.knobs import read_knobs
 
 
-def show_all() -> None:
-    """Print the names of all chains and bundles."""
-    table = Table("chain", "steps", title="Chains: load_chain(name)")
-    for name in list_declared("transforms"):
-        table.add_row(name, ", ".join(load_chain(name).step_names))
-    bundles = Table(
-        "bundle", "configs", title="Bundles: python -m monai.bundle run --bundle_root ROOT --config_file ..."
-    )
-    for name in list_declared("bundles"):
-        configs = declared_path("bundles") / name / "configs"
-        bundles.add_row(name, ", ".join(sorted(p.name for p in configs.glob("*.yaml"))))
-    Console().print(table, bundles)
+def show(
+    name: Annotated[str | None, typer.Argument(help="A chain or bundle, by name or path; none lists all.")] = None,
+    input: Annotated[Path | None, typer.Option(help="A scan or image to run the chain on.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Draw what each step does to --input here (PNG).")] = None,
+    knob: Annotated[list[str] | None, typer.Option(help="Of the chain drawn, as name=value; repeatable.")] = None,
+) -> None:
+    """Print the steps, knobs and numbers of a chain or bundle."""
+    from monai_pipelines.report import chains
 
-
-def show_one(name: str) -> None:
-    """Print knobs, steps and numbers of a chain, or the numbers and chains of a bundle."""
-    bundle = Path(name) if (Path(name) / "configs").is_dir() else declared_path("bundles") / name
-    if not (bundle / "configs").is_dir():
-        near = difflib.get_close_matches(name, list_declared("bundles"), n=1)
-        if near and not difflib.get_close_matches(name, list_declared("transforms")):
-            raise FileNotFoundError(f"no chain or bundle {name!r} (did you mean {near[0]!r}?)")
-        chain = load_chain(name)
-        _print_knobs(chain_file(name), chain.describe()["knobs"])
-        _print_steps(chain)
-        return
-    Console().print(f"[bold]{bundle.name}[/bold]  {bundle}")
-    train = bundle / "configs" / "train.yaml"
-    _print_knobs(train)
-    config = ConfigParser.load_config_file(train)
-    parser = ConfigParser(config)
-    for entry, value in config.items():
-        if isinstance(value, dict) and value.get("_target_") == "monai_pipelines.load_chain":
-            _print_steps(parser.get_parsed_content(entry), f"{entry}: ")
-
-
-def draw_chain(name: str, scan: str | PathLike[str], file: str | PathLike[str], **knobs: Any) -> None:
-    """Draw what a chain makes of a file after each step: an image, two slices of a scan, tissue and tiles of a slide.
-
-    Args:
-        name: the chain.
-        scan: what it loads: a scan, a 2D image or a slide.
-        file: the picture.
-        knobs: of the chain.
-
-    Raises:
-        ValueError: a chain that starts from what is loaded already.
-    """
-    chain = load_chain(name, **knobs)
-    first = type(next(iter(chain.steps.values()))).__name__
-    if not first.startswith("Load"):
-        raise ValueError(
-            f"chain {name} starts with {first}, not with a file; draw one that loads, such as lung_ct or image2d"
-        )
-    data: Any = {chain.key: str(scan)}
-    drawn: list[tuple[str, Any, Any]] = []
-    for step, transform in chain.steps.items():
-        if isinstance(transform, ReadTilesd):
-            tiles = data[chain.key]
-            data[chain.key] = tiles[np.linspace(0, len(tiles) - 1, min(len(tiles), NUM_TILES)).round().astype(int)]
-        data = transform(data)
-        drawn.append((step, data[chain.key], data.get("lungs", data.get("tissue"))))
-    slide = isinstance(drawn[0][1], Slide)
-    rows = 1 if slide or drawn[0][1].ndim == 3 else 2
-    figure = Figure(figsize=(2.6 * len(drawn), 0.4 + 2.5 * rows), layout="constrained")
-    axes = figure.subplots(rows, len(drawn), squeeze=False)
-    for column, (step, image, mask) in zip(axes.T, drawn, strict=True):
-        if slide:
-            column[0].set_title(f"{step}\n{_draw_slide(column[0], image, mask)}", fontsize=9)
-            continue
-        told = f"{step}\n{'x'.join(map(str, image.shape))} {str(image.dtype).removeprefix('torch.')}"
-        if rows == 1:
-            values = _draw_image(column[0], np.asarray(image))
-            column[0].set_title(f"{told}\n{values}", fontsize=9)
-            continue
-        mm = " x ".join(f"{v:.2g}" for v in image.pixdim)
-        column[0].set_title(f"{told}\n{mm} mm", fontsize=9)
-        for axis, plane in zip(column, (2, 1), strict=True):
-            _draw_plane(axis, image, mask, plane)
-    with matplotlib.rc_context({"savefig.dpi": 130}):
-        figure.savefig(file)
-
-
-def _draw_slide(axis: Any, found: Any, mask: Any) -> str:
-    """A slide with the outline of its tissue, the tiles on it, or a sheet of tiles (N, 3, H, W).
-
-    Returns:
-        what it is.
-    """
-    axis.set_axis_off()
-    axis.set_anchor("N")
-    if not isinstance(found, Slide | Tiles):
-        wide = math.ceil(math.sqrt(len(found)))
-        sheet = np.full((wide * math.ceil(len(found) / wide), *found.shape[1:]), 255, np.uint8)
-        sheet[: len(found)] = found
-        rows = sheet.reshape(-1, wide, *found.shape[1:]).transpose(0, 3, 1, 4, 2)
-        axis.imshow(rows.reshape(-1, wide * found.shape[3], 3))
-        return f"{len(found)} of them, {found.shape[3]} px\n{found.meta['mpp']:.3g} um/px"
-    slide = found if isinstance(found, Slide) else found.slide
-    if mask is None:
-        axis.imshow(slide.thumbnail(slide.mpp * max(1, max(slide.size) / 500))[0])
-        return f"{slide.size[0]} x {slide.size[1]} px\n{slide.mpp:.4g} um/px"
-    tissue, downsample = np.asarray(mask[0]), mask.meta["downsample"]
-    axis.imshow(mask.meta["thumbnail"])
-    if isinstance(found, Slide):
-        if not tissue.all():
-            axis.contour(tissue, [0.5], colors="#0072b2", linewidths=1)
-        return f"{tissue.sum() * (downsample * slide.mpp / 1000) ** 2:.3g} mm2\n{downsample * slide.mpp:.3g} um/px"
-    side = found.size.level0_px / downsample
-    squares = [Rectangle(corner, side, side) for corner in found.coords / downsample - 0.5]
-    axis.add_collection(PatchCollection(squares, facecolor="none", edgecolor="#0072b2", linewidth=0.6))
-    return f"{len(found)} tiles of {found.size.tile_px} px\n{found.size.mpp:.3g} um/px"
-
-
-def _draw_image(axis: Any, image: NDArray[Any]) -> str:
-    """An image (C, H, W): RGB, or the first channel in grey; values outside of [0, 1] are scaled to be seen.
-
-    Returns:
-        the range of its values.
-    """
-    low, high = float(image.min()), float(image.max())
-    if image.dtype == np.uint8:
-        shown = image / 255
-    elif low >= 0 and high <= 1:
-        shown = image
+    if (input is None) != (picture is None):
+        raise typer.BadParameter("--picture FILE and --input SCAN go together")
+    if name is None:
+        chains.show_all()
+    elif input is None or picture is None:
+        chains.show_one(name)
     else:
-        shown = (image - low) / (high - low or 1)
-    if len(image) == 3:
-        axis.imshow(shown.transpose(1, 2, 0))
-    else:
-        axis.imshow(shown[0], cmap="gray", vmin=0, vmax=1)
-    axis.set_axis_off()
-    axis.set_anchor("N")
-    return f"{low:.3g} to {high:.3g}"
-
-
-def _draw_plane(axis: Any, image: Any, mask: Any, normal: int) -> None:
-    """One slice through the middle, patient right on the viewer's left, the lungs outlined."""
-    import nibabel as nib
-
-    volume = nib.Nifti1Image(np.asarray(image[0], np.float32), image.affine.numpy())
-    volume = nib.as_closest_canonical(volume)
-    values, mm = volume.get_fdata(dtype=np.float32), volume.header.get_zooms()
-    middle = values.shape[normal] // 2
-    others = [a for a in range(3) if a != normal]
-    low, high = (-1000, 400) if values.min() < -10 else (0, 1)
-    edges = [volume.affine[a, 3] + np.array([-0.5, values.shape[a] - 0.5]) * mm[a] for a in others]
-    extent = [edges[0][1], edges[0][0], edges[1][0], edges[1][1]]
-    axis.imshow(values.take(middle, normal)[::-1].T, cmap="gray", vmin=low, vmax=high, origin="lower", extent=extent)
-    axis.set_axis_off()
-    axis.set_anchor("N")
-    axis.text(0.03, 0.9, "R", color="white", fontsize=9, transform=axis.transAxes)
-    if mask is not None:
-        inside = nib.as_closest_canonical(nib.Nifti1Image(np.asarray(mask[0], np.uint8), mask.affine.numpy()))
-        at = np.linalg.inv(inside.affine) @ volume.affine @ np.array([s // 2 for s in values.shape] + [1.0])
-        filled = np.asarray(inside.dataobj).take(int(np.clip(round(at[normal]), 0, inside.shape[normal] - 1)), normal)
-        zooms = inside.header.get_zooms()
-        grid = [inside.affine[a, 3] + np.arange(inside.shape[a]) * zooms[a] for a in others]
-        if 0 < filled.mean() < 1:
-            axis.contour(grid[0], grid[1], filled.T, [0.5], colors="#e69f00", linewidths=1)
-
-
-def _print_knobs(file: Path, values: dict[str, Any] | None = None) -> None:
-    table = Table("knob", "value", Column("meaning", overflow="fold"), title=f"{file.name}")
-    for line in file.read_text().splitlines():
-        match = _TOP_LEVEL.match(line)
-        if match is None or not match["value"] or match["value"].startswith("{"):
-            continue
-        if values or match["comment"]:
-            value = values[match["name"]] if values else match["value"]
-            table.add_row(match["name"], escape(str(value)), escape(match["comment"] or ""))
-    Console().print(table)
-
-
-def _print_steps(chain: Chain, entry: str = "") -> None:
-    described = chain.describe()
-    title = f"{entry}{described['name']}, fingerprint {chain.fingerprint()}"
-    table = Table("step", "transform", "arguments", title=title)
-    for step, arguments in described["steps"].items():
-        target = arguments.pop("_target_")
-        told = ", ".join(f"{k}={v}" for k, v in arguments.items() if k != "allow_missing_keys")
-        table.add_row(step, target.rpartition(".")[2], escape(told))
-    Console().print(table)
+        chains.draw_chain(name, input, picture, **read_knobs(knob))
+        typer.echo(f"wrote {picture}")

@@ -1,4 +1,4 @@
-"""Data sources: tables of scans, splits by patient, prepared datasets, batches."""
+"""Data sources: tables and folders of images, splits by patient, prepared datasets, batches."""
 
 from monai_pipelines.data.arrays import ArrayDataset, collate_batches, read_arrays
 from monai_pipelines.data.folder import find_images, list_images, read_images

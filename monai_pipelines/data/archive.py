@@ -17,34 +17,34 @@ from rich.progress import track
 
 from monai_pipelines.errors import CohortError
 
-MAX_RATIO = 200  # images hardly shrink in a zip; a bomb does
+MAX_RATIO = 200  # images hardly shrink in a zip, zip bombs do
 MIN_BOMB_BYTES = 1 << 30
 _NOT_IN_FILE_NAMES = re.compile(r'[\x00-\x1f\x7f<>:"|?*]')
 
 
 def unpack(archive: str | PathLike[str], directory: str | PathLike[str] | None = None) -> Path:
-    """Unpack a zip once, into a new folder that is there whole or not at all.
+    """Unpack a zip once into a new folder, completely or not at all.
 
-    The folder is named after the archive and a hash of its name, size and time, so a changed archive is unpacked anew.
-    Nothing is written outside of it: an archive with links, absolute paths or ``..`` is refused, as is an encrypted one
-    and one that would unpack to more than the disk holds or to far more than images can. Characters that file names
-    may not have become ``_``; hidden files and those that macOS adds are left out.
+    The folder is named after the archive and a hash of its name, size and time, so a changed archive is unpacked again.
+    Archives with links, absolute paths or ``..`` are refused, as are encrypted ones and those that need more space than
+    the disk has or far more than images can. Characters that are not allowed in file names become ``_``; hidden files
+    and those added by macOS are ignored.
 
     Args:
         archive: the zip.
-        directory: where the folder is made; None: beside the archive.
+        directory: of the new folder; None: that of the archive.
 
     Returns:
         the folder.
 
     Raises:
-        CohortError: lists all that is wrong with the archive.
+        CohortError: lists all problems of the archive.
         OSError: the folder cannot be written.
     """
     archive = Path(archive)
     parent = archive.parent if directory is None else Path(directory)
-    found = archive.stat()
-    key = hashlib.sha256(repr((archive.name, found.st_size, found.st_mtime_ns)).encode()).hexdigest()[:8]
+    status = archive.stat()
+    key = hashlib.sha256(repr((archive.name, status.st_size, status.st_mtime_ns)).encode()).hexdigest()[:8]
     folder = parent / f"{archive.stem}-{key}"
     if folder.is_dir():
         return folder
@@ -65,13 +65,13 @@ def unpack(archive: str | PathLike[str], directory: str | PathLike[str] | None =
                         raise
     except (zipfile.BadZipFile, EOFError, NotImplementedError, lzma.LZMAError, zlib.error) as error:
         raise CohortError(
-            archive, [f"not a whole zip that can be unpacked ({error}); copy or fetch it again"]
+            archive, [f"not a complete zip that can be unpacked ({error}); copy or download it again"]
         ) from error
     return folder
 
 
 def _targets(archive: Path, opened: zipfile.ZipFile, free_bytes: int) -> dict[str, zipfile.ZipInfo]:
-    """File name in the new folder -> entry."""
+    """Entries by file name in the new folder."""
     targets: dict[str, zipfile.ZipInfo] = {}
     problems: list[str] = []
     for entry in opened.infolist():
@@ -86,7 +86,7 @@ def _targets(archive: Path, opened: zipfile.ZipFile, free_bytes: int) -> dict[st
         elif kind not in (0, stat.S_IFREG):
             problems.append(f"{entry.filename!r} is a link or device, not a file")
         elif entry.flag_bits & 0x1:
-            problems.append(f"{entry.filename!r} is encrypted; unpack the archive yourself and name the folder")
+            problems.append(f"{entry.filename!r} is encrypted; unpack the archive yourself and use the folder")
         else:
             name = "/".join(_NOT_IN_FILE_NAMES.sub("_", part) for part in parts)
             if name in targets:
@@ -95,7 +95,7 @@ def _targets(archive: Path, opened: zipfile.ZipFile, free_bytes: int) -> dict[st
     packed = sum(entry.compress_size for entry in targets.values())
     unpacked = sum(entry.file_size for entry in targets.values())
     if unpacked > MIN_BOMB_BYTES and unpacked > MAX_RATIO * packed:
-        problems.append(f"{packed / 1e6:.1f} MB would unpack to {unpacked / 1e9:.1f} GB: no images shrink like that")
+        problems.append(f"{packed / 1e6:.1f} MB would unpack to {unpacked / 1e9:.1f} GB: images never shrink that much")
     if unpacked > free_bytes:
         problems.append(
             f"wanted {unpacked / 1e9:.1f} GB of disk, got {free_bytes / 1e9:.1f} GB free; choose extract_dir"

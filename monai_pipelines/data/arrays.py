@@ -1,4 +1,4 @@
-"""Images that lie in memory as one array, and the making of batches."""
+"""Images in memory as one array, and how items become batches."""
 
 from __future__ import annotations
 
@@ -18,27 +18,26 @@ from torch.utils.data import Dataset
 from monai_pipelines.errors import CohortError
 from monai_pipelines.transforms import MeasureImage
 
-UNREADABLE = (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)  # raised by NumPy
+UNREADABLE = (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)  # what np.load raises
 _SUFFIXES = (".npy", ".npz")
 
 
 class ArrayDataset(Dataset):
-    """Images of one size in memory, given out a whole batch at a time: one gather, no work per image.
+    """Images of one size in memory, fetched a batch at a time by one gather.
 
     Args:
         images: (N, C, H, W) or (N, C, X, Y, Z) uint8.
-        labels: (N,) class indices, or (N, C) 0 and 1 for several labels an image; None: to be classified.
-        names: of the images; None: their numbers.
-        transform: the chain that finishes the images, as information for who asks the dataset for it; nothing runs it
-            here.
+        labels: (N,) class indices, or (N, C) 0 and 1 for multilabel; None: unlabeled.
+        names: of the images; None: their indices.
+        transform: the chain that finishes the images; stored as an attribute, not applied.
 
     Attributes:
-        data: ``name`` and ``label`` of every image; whose images they are is not known.
+        data: ``name`` and ``label`` of every image; there are no patients.
         labels: (N,) int64, or (N, C) float32, or None.
-        skipped: empty; the face of `PreparedDataset`.
+        skipped: empty, as in `PreparedDataset`.
 
     Raises:
-        ValueError: images of another type or shape, or not as many labels and names.
+        ValueError: images of another type or shape, or another number of labels or names.
 
     Example:
         >>> dataset = ArrayDataset(torch.zeros(4, 3, 28, 28, dtype=torch.uint8), [0, 1, 1, 0])
@@ -50,7 +49,7 @@ class ArrayDataset(Dataset):
     def __init__(
         self, images: Tensor, labels: Any, names: Sequence[str] | None = None, transform: Any | None = None
     ) -> None:
-        names = [str(number) for number in range(len(images))] if names is None else list(names)
+        names = [str(index) for index in range(len(images))] if names is None else list(names)
         if images.dtype != torch.uint8 or images.ndim not in (4, 5):
             raise ValueError(
                 "ArrayDataset: images must be uint8 (N, C, H, W) or (N, C, X, Y, Z), got "
@@ -77,38 +76,35 @@ class ArrayDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         image = self.images[index]
-        shortcut = MeasureImage()(image.flatten(2) if image.ndim == 4 else image)  # it sees no places, only colours
+        shortcut = MeasureImage()(image.flatten(2) if image.ndim == 4 else image)  # positions do not matter to it
         del shortcut["size and file type"]  # the same for all
         return {**self.data[index], "image": image, "shortcut": shortcut}
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
-        where = torch.as_tensor(indices)
-        batch = {
-            "image": self.images.index_select(0, where),
-            "name": [self.data[index]["name"] for index in indices],
-        }
+        rows = torch.as_tensor(indices)
+        batch = {"image": self.images.index_select(0, rows), "name": [self.data[index]["name"] for index in indices]}
         if self.labels is not None:
-            batch["label"] = torch.from_numpy(self.labels).index_select(0, where)
+            batch["label"] = torch.from_numpy(self.labels).index_select(0, rows)
         return batch
 
 
 def read_arrays(source: str | PathLike[str], channels: int, transform: Any | None = None) -> ArrayDataset:
-    """Images to be classified that lie in one array: a ``.npy``, or a ``.npz`` with ``images`` or ``test_images``.
+    """Unlabeled images from one array: a ``.npy``, or a ``.npz`` with ``images`` or ``test_images``.
 
     Args:
         source: the file, or a folder with one such file: uint8 (N, H, W) or (N, X, Y, Z), with three channels
-            (N, H, W, 3) or (N, X, Y, Z, 3), as MedMNIST has them.
+            (N, H, W, 3) or (N, X, Y, Z, 3), as in MedMNIST.
         channels: 1 or 3.
         transform: of the `ArrayDataset`.
 
     Raises:
-        CohortError: no such file, no such array in it, or one of another type, shape or number of channels.
+        CohortError: no such file or array, or an array of another type, shape or number of channels.
     """
     path = Path(source)
     files = sorted(p for p in path.iterdir() if p.suffix in _SUFFIXES) if path.is_dir() else [path]
     if len(files) > 1:
-        told = ", ".join(file.name for file in files)
-        raise CohortError(source, [f"wanted one .npy or .npz in the folder, got {told}; name the file"])
+        names = ", ".join(file.name for file in files)
+        raise CohortError(source, [f"wanted one .npy or .npz in the folder, got {names}; name the file"])
     if not files or not files[0].is_file() or files[0].suffix not in _SUFFIXES:
         raise CohortError(source, ["no such array; wanted a .npy, or an .npz with images or test_images"])
     images = _read_array(files[0])
@@ -120,38 +116,38 @@ def read_arrays(source: str | PathLike[str], channels: int, transform: Any | Non
         fits = fits and (spatial_dims == 2 or images.shape[-1] not in (1, 3))  # channels, not slices
     if not fits:
         wanted = "(N, H, W) or (N, X, Y, Z)" if channels == 1 else "(N, H, W, 3) or (N, X, Y, Z, 3)"
-        told = f"wanted uint8 {wanted} for {channels} channel(s), got {images.dtype} {images.shape}"
-        raise CohortError(files[0], [told])
+        problem = f"wanted uint8 {wanted} for {channels} channel(s), got {images.dtype} {images.shape}"
+        raise CohortError(files[0], [problem])
     return ArrayDataset(channels_first(images, channels), None, transform=transform)
 
 
 def _read_array(file: Path) -> np.ndarray:
     try:
         with file.open("rb") as opened:
-            found = np.load(opened, allow_pickle=False)
-            if isinstance(found, np.ndarray):
-                return found
+            content = np.load(opened, allow_pickle=False)
+            if isinstance(content, np.ndarray):
+                return content
             for key in ("images", "test_images"):
-                if key in found:
-                    return found[key]
+                if key in content:
+                    return content[key]
     except UNREADABLE as error:
         raise CohortError(file, [f"not a NumPy file of plain arrays ({error}); cut short?"]) from error
-    raise CohortError(file, [f"holds neither images nor test_images, but {', '.join(found)}"])
+    raise CohortError(file, [f"holds neither images nor test_images, but {', '.join(content)}"])
 
 
 def channels_first(images: np.ndarray, channels: int) -> Tensor:
-    """(N, ..., 3) as (N, 3, ...), and images of one channel (N, ...) as (N, 1, ...)."""
+    """(N, ..., 3) as (N, 3, ...), and (N, ...) of one channel as (N, 1, ...)."""
     array = torch.from_numpy(images)
     return array.movedim(-1, 1).contiguous() if channels == 3 else array.unsqueeze(1)
 
 
 def collate_batches(fetched: Any) -> Any:
-    """The ``collate_fn`` of every loader: a batch stays what it is, a list of items becomes one (MONAI's way).
+    """The default ``collate_fn``: batches are not changed, lists of items are collated by MONAI.
 
-    Lists of labels become rows (B, C); MONAI would turn them into C columns.
+    Lists of labels become rows (B, C), whereas MONAI alone makes C columns of them.
 
     Args:
-        fetched: what `ArrayDataset` fetches at once, or the items of another dataset.
+        fetched: a batch of an `ArrayDataset`, or the items of another dataset.
     """
     if isinstance(fetched, dict):
         return fetched

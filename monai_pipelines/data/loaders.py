@@ -1,4 +1,4 @@
-"""How images become batches, and how a batch reaches the network."""
+"""Data loaders, and how a batch becomes the network's input."""
 
 from __future__ import annotations
 
@@ -14,15 +14,19 @@ from monai_pipelines.data.sampling import loader_order
 
 
 class PrepareImages(PrepareBatch):
-    """Move image and label to the device, augment the whole batch there, each image with its own draws, and finish it.
+    """Move images and labels to the device, augment the batch there, each image at random, and finish it.
 
     Args:
-        augmentation: a chain that works on batches; None changes nothing.
-        finish: the end of the fixed chain (`Chain.since`), done after the augmentation; None where nothing is left.
+        augmentation: a chain that works on batches; None: no augmentation.
+        finish: the end of the fixed chain (`Chain.since`), applied after the augmentation; None: nothing is left.
     """
 
     def __init__(self, augmentation: Chain | None = None, finish: Chain | None = None) -> None:
         self.augmentation, self.finish = augmentation, finish
+
+    def augmented(self, augmentation: Chain) -> PrepareImages:
+        """The same with an augmentation, for training."""
+        return PrepareImages(augmentation, self.finish)
 
     def __call__(
         self,
@@ -45,14 +49,14 @@ def make_loader(
 ) -> DataLoader:
     """The data loader of a bundle.
 
-    Worker processes are used with a GPU only: on the CPU the network needs the cores, and prepared images load fast.
+    Worker processes are used only with a GPU: on the CPU the network needs the cores, and prepared images load fast.
 
     Args:
-        dataset: a `PreparedDataset`, `ArrayDataset`, `FeatureBags` or `TileBags`; its ``collate``, where it has one,
-            makes the batches.
+        dataset: a `PreparedDataset`, `ArrayDataset`, `FeatureBags` or `TileBags`; batches are made by its ``collate``,
+            if it has one.
         batch_size: images.
-        sampling: None: in order, all of them; "shuffle", "weighted" or "balanced" for training, see
-            `loader_order`; a last batch that is not full is then dropped, unless it is the only one.
+        sampling: None: all in order; "shuffle", "weighted" or "balanced" for training, see `loader_order`: an
+            incomplete last batch is then dropped, unless it is the only one.
         num_workers: processes that load.
         seed: of the order.
     """

@@ -1,12 +1,9 @@
-"""MedMNIST: every 2D and 3D set, from its ``.npz`` file."""
+"""All 2D and 3D sets of MedMNIST, from their ``.npz`` files."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import os
-import urllib.request
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
@@ -14,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.progress import wrap_file
+from monai.apps.utils import HashCheckError, download_url
 
+from monai_pipelines.atomic import atomic_write
 from monai_pipelines.chains import did_you_mean
 from monai_pipelines.data.arrays import UNREADABLE, ArrayDataset, channels_first
-from monai_pipelines.data.split import SPLITS
+from monai_pipelines.data.split import SPLITS, seen_hashes
 from monai_pipelines.errors import CohortError
-
-logger = logging.getLogger(__name__)
 
 URL = "https://zenodo.org/records/10519652/files/{file}?download=1"
 _KEYS = {"train": "train", "validation": "val", "test": "test"}
@@ -29,7 +25,7 @@ _KEYS = {"train": "train", "validation": "val", "test": "test"}
 
 @dataclass(frozen=True)
 class MedMNISTInfo:
-    """What is published about one MedMNIST set.
+    """The published facts about one MedMNIST set.
 
     Attributes:
         flag: its name, such as "pathmnist".
@@ -49,7 +45,7 @@ class MedMNISTInfo:
 
     @property
     def multilabel(self) -> bool:
-        """Whether an image may have several labels, or none."""
+        """Whether an image may have any number of labels."""
         return self.task == "multi-label"
 
     def file(self, size: int = 28) -> str:
@@ -59,22 +55,22 @@ class MedMNISTInfo:
             ValueError: the size is not published.
         """
         if size not in self.md5:
-            raise ValueError(f"{self.flag} is published with {', '.join(map(str, self.md5))} pixels, not {size}")
+            raise ValueError(f"{self.flag}: size must be {', '.join(map(str, self.md5))} pixels, got {size}")
         return f"{self.flag}.npz" if size == 28 else f"{self.flag}_{size}.npz"
 
 
 def medmnist_info(flag: str) -> MedMNISTInfo:
-    """What is published about a MedMNIST set.
+    """The published facts about a MedMNIST set.
 
     Raises:
-        KeyError: no such set; names the nearest.
+        KeyError: no such set; suggests the nearest.
 
     Example:
         >>> info = medmnist_info("nodulemnist3d")
         >>> info.task, info.spatial_dims, info.classes
         ('binary-class', 3, ('benign', 'malignant'))
 
-    Reference: Yang et al., MedMNIST v2, Scientific Data 10:41, 2023; the facts are those of medmnist 3.0.2.
+    Reference: Yang et al., MedMNIST v2, Scientific Data 10:41, 2023; facts from medmnist 3.0.2.
     """
     sets = json.loads(Path(__file__).with_name("medmnist.json").read_text("utf-8"))
     if flag not in sets:
@@ -86,11 +82,11 @@ def medmnist_info(flag: str) -> MedMNISTInfo:
 
 @dataclass(frozen=True)
 class MedMNIST:
-    """One MedMNIST set in memory, as it is split by its makers.
+    """One MedMNIST set in memory with its published split.
 
     Attributes:
-        train, validation, test: the images: uint8 (N, C, H, W), or (N, C, X, Y, Z) in the array's own order.
-        info: what is published about the set.
+        train, validation, test: the images: uint8 (N, C, H, W), or (N, C, X, Y, Z) with the axes as in the file.
+        info: the published facts.
     """
 
     train: ArrayDataset
@@ -118,6 +114,12 @@ class MedMNIST:
                 digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
+    @property
+    def split_card(self) -> dict[str, Any]:
+        """The split as plain data; see `Cohort.split_card`."""
+        seen = seen_hashes(self.train) | seen_hashes(self.validation)
+        return {"seed": 0, "split_fractions": [], "data_sha256": self.digest, "seen": sorted(seen)}
+
 
 def read_medmnist(
     flag: str,
@@ -128,23 +130,21 @@ def read_medmnist(
 ) -> MedMNIST:
     """Read a MedMNIST set from ``<flag>.npz`` (or ``<flag>_<size>.npz``) in a folder.
 
-    The images stay as they are; the published recipe scales 2D images to [0, 1] and normalises them with mean 0.5 and
-    standard deviation 0.5, and scales 3D images to [0, 1].
+    The images are not changed; the published recipe scales them to [0, 1] and normalizes 2D images with mean 0.5 and
+    standard deviation 0.5.
 
     Args:
         flag: the set, such as "pathmnist" or "organmnist3d".
         dataset_dir: the folder.
-        download: fetch the file if it is not there; its checksum is verified. The command line gives "true" or "false".
+        download: fetch a missing file and verify its checksum. The command line gives "true" or "false".
         size: of the images, in pixels: 28, 64, 128 or 224; 3D: 28 or 64.
         transform: the chain that finishes the images; see `ArrayDataset`.
 
-    Returns:
-        the set; all of it lies in memory.
-
     Raises:
         KeyError: no such set.
-        FileNotFoundError: the file is not there; says where it is to be had and where to put it.
+        FileNotFoundError: no such file; says where to get it and where to put it.
         CohortError: not the arrays, shapes or labels of this set, or a download with another checksum.
+        OSError: the download failed.
         ValueError: a size that is not published, or a ``download`` that is neither true nor false.
     """
     if str(download).lower() not in ("true", "false"):
@@ -155,15 +155,14 @@ def read_medmnist(
     if not file.is_file():
         if str(download).lower() == "false":
             raise FileNotFoundError(
-                f"{file}: no such file. Put {name} from {url} into {dataset_dir}, "
-                "or let it be fetched with --download true"
+                f"{file}: no such file. Put {name} from {url} into {dataset_dir}, or add --download true"
             )
-        _fetch(url, file, info.md5[size])
+        _download(url, file, info.md5[size])
     arrays = _read_arrays(file, info, size)
     datasets = {}
     for split, key in _KEYS.items():
         images = channels_first(arrays[f"{key}_images"], info.channels)
-        names = [f"{key}_{number}" for number in range(len(images))]
+        names = [f"{key}_{index}" for index in range(len(images))]
         datasets[split] = ArrayDataset(images, arrays[f"{key}_labels"], names, transform)
     return MedMNIST(**datasets, info=info)
 
@@ -187,13 +186,13 @@ def _read_arrays(file: Path, info: MedMNISTInfo, size: int) -> dict[str, np.ndar
     for key in _KEYS.values():
         images, labels = arrays[f"{key}_images"], arrays[f"{key}_labels"]
         if images.shape[1:] != shape or images.dtype != np.uint8:
-            told = ", ".join(("N", *map(str, shape)))
-            problems.append(f"{key}_images: wanted uint8 ({told}), got {images.dtype} {images.shape}")
+            wanted_shape = ", ".join(("N", *map(str, shape)))
+            problems.append(f"{key}_images: wanted uint8 ({wanted_shape}), got {images.dtype} {images.shape}")
         if not info.multilabel and labels.ndim == 1:
             labels = labels[:, None]
         if labels.dtype.kind not in "iu" or labels.shape != (len(images), num_columns):
-            told = f"({len(images)}, {num_columns})"
-            problems.append(f"{key}_labels: wanted integers {told}, got {labels.dtype} {labels.shape}")
+            wanted_shape = f"({len(images)}, {num_columns})"
+            problems.append(f"{key}_labels: wanted integers {wanted_shape}, got {labels.dtype} {labels.shape}")
         elif len(labels) == 0:
             problems.append(f"{key}: no image in it")
         else:
@@ -206,23 +205,11 @@ def _read_arrays(file: Path, info: MedMNISTInfo, size: int) -> dict[str, np.ndar
     return arrays
 
 
-def _fetch(url: str, file: Path, md5: str) -> None:
-    """Into a file beside it first: what stands under the name is whole and has the checksum."""
-    logger.info("fetching %s", url)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.md5(usedforsecurity=False)
-    part = file.with_name(f"{file.name}.{os.getpid()}.part")
+def _download(url: str, file: Path, md5: str) -> None:
     try:
-        with urllib.request.urlopen(url, timeout=60) as response, part.open("wb") as out:
-            total = int(response.headers.get("Content-Length") or 0)
-            with wrap_file(response, total, description=file.name) as body:
-                while block := body.read(1 << 20):
-                    digest.update(block)
-                    out.write(block)
-        if digest.hexdigest() != md5:
-            raise CohortError(url, [f"wanted a file with MD5 {md5}, got {digest.hexdigest()}; try again"])
-        os.replace(part, file)
-    except OSError as error:
-        raise OSError(f"{url}: {error}; fetch it by other means and put {file.name} into {file.parent}") from error
-    finally:
-        part.unlink(missing_ok=True)
+        with atomic_write(file) as part:  # MONAI copies a finished download, which can be interrupted
+            download_url(url, part, hash_val=md5, hash_type="md5", progress=True)
+    except HashCheckError as error:
+        raise CohortError(url, [f"wanted a file with MD5 {md5}, got another one; try again"]) from error
+    except (OSError, RuntimeError) as error:
+        raise OSError(f"{url}: {error}; download it by other means and put {file.name} into {file.parent}") from error

@@ -1,4 +1,4 @@
-"""Whether a patient or an image stands in more than one split."""
+"""Patients and images in more than one split."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class _Image(NamedTuple):
 
 
 def patients_known(items: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether anybody is named: not where every image that has a patient has its own name for it.
+    """Whether any image has a patient that is not just the name of the image.
 
     Args:
-        items: of a datalist, with ``name``, or rows of predictions, with the name in ``image``; ``patient`` where it
-            is known (None and "" are not).
+        items: of a datalist, with ``name``, or rows of predictions, with the name in ``image``; ``patient`` if known
+            (None and "" are unknown).
 
     Example:
         >>> patients_known([{"name": "a", "patient": "a"}, {"name": "b", "patient": None}])
@@ -41,29 +41,28 @@ def patients_known(items: Iterable[Mapping[str, Any]]) -> bool:
 
 
 def audit_splits(splits: Mapping[str, Any]) -> dict[str, Any]:
-    """Look for patients and for equal images in more than one split: both make a test too easy.
+    """Find patients and equal images in more than one split: both make a test too easy.
 
-    Images are equal where their files are, byte for byte and whatever they are called: of a folder (a DICOM series) all
-    files, of a volume with a detached header its data, of an `ArrayDataset` the pixels. Only what has the same size and
-    the same bytes in its middle is read as a whole. An image that was saved anew is not found; files without content
-    are not compared.
+    Images are equal if their files are, byte for byte, under any name: all files of a folder (a DICOM series), the data
+    of a volume with a detached header, the pixels of an `ArrayDataset`. Only files of the same size with the same bytes
+    in the middle are read completely. Images that were saved again are not found; empty files are not compared.
 
     Args:
-        splits: name -> datalist or dataset (with ``data`` and, where it has them, ``skipped`` and ``images``); items
-            with ``name`` and, where known, ``patient`` and ``image`` (path).
+        splits: datalist or dataset (with ``data`` and optionally ``skipped`` and ``images``) by name; items with
+            ``name`` and, if known, ``patient`` and ``image`` (path).
 
     Returns:
         plain data without the names of patients:
 
-        - ``patients_in_several_splits``: how many; None where every image counts as a patient of its own;
+        - ``patients_in_several_splits``: their number; None if patients are unknown;
         - ``equal_files_in_several_splits``: ``{"images": names, "splits": names}`` for each set of equal images;
-        - ``num_skipped``: split -> number of images that could not be used;
+        - ``num_skipped``: number of unusable images by split;
         - ``checked``: in words, what was compared.
 
     Example:
-        >>> found = audit_splits({"train": [{"name": "a", "patient": "p1"}], "test": [{"name": "b", "patient": "p1"}]})
-        >>> found["patients_in_several_splits"], found["checked"]
-        (1, 'patients of 2 images; 2 images without a file at hand not compared')
+        >>> audit = audit_splits({"train": [{"name": "a", "patient": "p1"}], "test": [{"name": "b", "patient": "p1"}]})
+        >>> audit["patients_in_several_splits"], audit["checked"]
+        (1, 'patients of 2 images; 2 images without files not compared')
     """
     items = [(split, item) for split, part in splits.items() for item in getattr(part, "data", part)]
     splits_of = defaultdict(set)
@@ -81,22 +80,21 @@ def audit_splits(splits: Mapping[str, Any]) -> dict[str, Any]:
         for group in groups
     ]
     num_compared = len(images) - len(unread)
-    num_left_out = len(items) - num_compared
-    told = [f"patients of {_images_told(len(items))}"] if named else []
+    checked = [f"patients of {_count(len(items))}"] if named else []
     if num_compared:
         by_pixels = any(hasattr(part, "images") for part in splits.values())
-        told.append(f"{'pixels' if by_pixels else 'files'} of {_images_told(num_compared)}")
-    if num_left_out:
-        told.append(f"{_images_told(num_left_out)} without a file at hand not compared")
+        checked.append(f"{'pixels' if by_pixels else 'files'} of {_count(num_compared)}")
+    if num_missing := len(items) - num_compared:
+        checked.append(f"{_count(num_missing)} without files not compared")
     return {
-        "patients_in_several_splits": sum(len(own) > 1 for own in splits_of.values()) if named else None,
+        "patients_in_several_splits": sum(len(names) > 1 for names in splits_of.values()) if named else None,
         "equal_files_in_several_splits": equal,
         "num_skipped": {split: len(getattr(part, "skipped", ())) for split, part in splits.items()},
-        "checked": "; ".join(told),
+        "checked": "; ".join(checked),
     }
 
 
-def _images_told(num: int) -> str:
+def _count(num: int) -> str:
     return "1 image" if num == 1 else f"{num} images"
 
 
@@ -114,7 +112,7 @@ def _images(split: str, part: Any) -> Iterator[_Image]:
 def _in_several_splits(
     images: Iterable[_Image], key: Callable[[Any], Hashable], unread: list[_Image]
 ) -> list[list[_Image]]:
-    """Groups with one key each that reach into several splits; what cannot be read goes into ``unread``."""
+    """Groups of images in several splits with the same key; what cannot be read is added to ``unread``."""
     groups = defaultdict(list)
     for image in images:
         try:
@@ -125,12 +123,12 @@ def _in_several_splits(
 
 
 def _files(path: Path) -> list[Path]:
-    """The files that hold the pixels, in any order."""
-    if path.suffix.lower() in _HEADERS and (found := _DATA_FILE.search(path.read_bytes())) and found[1] != b"LOCAL":
-        return [path.parent / os.fsdecode(found[1])]
+    """The files with the pixels, in any order."""
+    if path.suffix.lower() in _HEADERS and (match := _DATA_FILE.search(path.read_bytes())) and match[1] != b"LOCAL":
+        return [path.parent / os.fsdecode(match[1])]
     parts = [path, path.with_suffix("")] if path.suffix.lower() == ".mrxs" else [path]
-    inside = [file for part in parts for file in (part.rglob("*") if part.is_dir() else [part])]
-    return [file for file in inside if not file.is_dir() and not file.name.startswith(".")]
+    files = [file for part in parts for file in (part.rglob("*") if part.is_dir() else [part])]
+    return [file for file in files if not file.is_dir() and not file.name.startswith(".")]
 
 
 def _size(source: Path | NDArray[Any]) -> Hashable:
@@ -138,12 +136,12 @@ def _size(source: Path | NDArray[Any]) -> Hashable:
         return source.shape
     sizes = sorted(file.stat().st_size for file in _files(source))
     if not any(sizes):
-        raise OSError(f"{source}: no content")
+        raise OSError(f"{source}: empty")
     return tuple(sizes)
 
 
 def _glimpse(source: Path | NDArray[Any]) -> Hashable:
-    """Some bytes from the middle: enough to tell most images of one size apart."""
+    """Some bytes from the middle, which distinguish most images of the same size."""
     if isinstance(source, np.ndarray):
         return source[:, source.shape[1] // 2].tobytes()
     blocks = []

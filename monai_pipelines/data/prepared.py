@@ -1,12 +1,12 @@
-"""Datasets whose fixed chain runs once, before training, with every bad scan told."""
+"""Datasets whose fixed chain runs once, before training, and reports every bad scan."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy, deepcopy
-from functools import cached_property
+from functools import cached_property, partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, Generic, Literal, Self, TypeVar
@@ -17,23 +17,24 @@ from monai.data import Dataset, MetaTensor
 from rich.progress import track
 from torch.utils.data import DataLoader
 
+from monai_pipelines.atomic import atomic_write
 from monai_pipelines.chains import Chain
-from monai_pipelines.data.split import SPLITS, Cohort
+from monai_pipelines.data.split import SPLITS, Cohort, Item
 from monai_pipelines.errors import CohortError, ScanError
-from monai_pipelines.runs.checkpoint import save_plain
 
 logger = logging.getLogger(__name__)
 
+OnError = Literal["raise", "skip"]
 Part = TypeVar("Part", bound="UsableItems")
 
 
 class UsableItems(Dataset):
-    """The items of a datalist that could be used, each with what was made of it, and why the others could not.
+    """The usable items of a datalist with their results, and the reasons why the others cannot be used.
 
     Args:
         data: datalist with ``image`` (path).
         transform: the chain.
-        outcomes: for each item what was made of it and None, or None and the reason why it cannot be used.
+        outcomes: for each item its result and None, or None and the reason why it cannot be used.
         on_error: "raise" one `CohortError` that lists every bad item, or "skip" them; see ``skipped``.
 
     Attributes:
@@ -41,19 +42,19 @@ class UsableItems(Dataset):
         skipped: ``{**item, "skipped": reason}`` for the others.
 
     Raises:
-        CohortError: bad items under "raise"; no usable item at all.
+        CohortError: bad items with "raise"; no usable item.
     """
 
     def __init__(
         self,
-        data: Sequence[dict[str, Any]],
+        data: Sequence[Item],
         transform: Chain,
         outcomes: Iterable[tuple[Any, str | None]],
-        on_error: Literal["raise", "skip"] = "raise",
+        on_error: OnError = "raise",
     ) -> None:
         if on_error not in ("raise", "skip"):
             raise ValueError(f"{type(self).__name__}: on_error must be 'raise' or 'skip', got {on_error!r}")
-        self.skipped: list[dict[str, Any]] = []
+        self.skipped: list[Item] = []
         self._results: list[Any] = []
         usable = []
         for item, (result, reason) in zip(data, outcomes, strict=True):
@@ -63,63 +64,56 @@ class UsableItems(Dataset):
                 usable.append(item)
                 self._results.append(result)
         if self.skipped and (on_error == "raise" or not usable):
-            raise CohortError(f"{len(self.skipped)} of {len(data)} cannot be used", _told(self.skipped))
+            raise CohortError(f"{len(self.skipped)} of {len(data)} cannot be used", _reasons(self.skipped))
         for item in self.skipped:
             logger.warning("skipped %s: %s", item["image"], item["skipped"])
         super().__init__(usable, transform)
 
     @property
     def labels(self) -> np.ndarray:
-        """Labels of the usable items: (N,) class indices, or (N, C) for several labels each."""
+        """Labels of the usable items: (N,) class indices, or (N, C) for multilabel."""
         return np.array([item["label"] for item in self.data])
 
     def part(self, split: str) -> Self:
-        """The items whose ``split`` this is, nothing prepared anew.
+        """The items of one ``split``; nothing is prepared again.
 
         Raises:
             CohortError: none of them is usable.
         """
         part = copy(self)
         part.skipped = [item for item in self.skipped if item["split"] == split]
-        kept = [index for index, item in enumerate(self.data) if item["split"] == split]
-        part.data, part._results = [self.data[i] for i in kept], [self._results[i] for i in kept]
-        if not kept:
-            raise CohortError(split, ["nothing usable is left in it", *_told(part.skipped)])
+        indices = [index for index, item in enumerate(self.data) if item["split"] == split]
+        part.data, part._results = [self.data[i] for i in indices], [self._results[i] for i in indices]
+        if not indices:
+            raise CohortError(split, ["no usable item is left", *_reasons(part.skipped)])
         return part
 
 
 class PreparedDataset(UsableItems):
-    """Run a fixed chain over all scans once, keep the results, and say which scans could not be used.
+    """Run a fixed chain over all scans once, keep the results, and report the scans that cannot be used.
 
-    Results lie in ``cache_dir`` under a key made of the chain's fingerprint and the path, size and time of the scan's
-    files, so a changed chain or scan is prepared anew; without ``cache_dir`` they stay in memory. Labels and other
-    columns never come from the cache. Differs from `monai.data.PersistentDataset`, whose key leaves the transforms
-    out and whose files are not written atomically.
+    Results are stored in ``cache_dir`` under a key made of the chain's fingerprint and the path, size and time of the
+    scan's files, so a changed chain or scan is prepared again. Labels and other columns never come from the cache.
+    Differs from `monai.data.PersistentDataset`, whose key ignores the transforms and whose files are not written
+    atomically.
 
     Args:
         data: datalist with ``image`` (path).
         transform: the chain.
         cache_dir: folder for the results; None keeps them in memory.
         outputs: keys of the chain's result that are kept: tensors and arrays.
-        on_error: "raise" one `CohortError` that lists every bad scan, or "skip" them; see ``skipped``.
+        on_error: of `UsableItems`, which see also for the attributes and errors.
         num_workers: processes that prepare.
         description: of the progress bar.
-
-    Attributes:
-        data: the usable items.
-        skipped: ``{**item, "skipped": reason}`` for the others.
-
-    Raises:
-        CohortError: bad scans under "raise"; no usable scan at all.
     """
 
     def __init__(
         self,
-        data: Sequence[dict[str, Any]],
+        data: Sequence[Item],
         transform: Chain,
         cache_dir: str | PathLike[str] | None = None,
         outputs: Sequence[str] = ("image", "shortcut"),
-        on_error: Literal["raise", "skip"] = "raise",
+        on_error: OnError = "raise",
         num_workers: int = 0,
         description: str = "preparing",
     ) -> None:
@@ -127,69 +121,57 @@ class PreparedDataset(UsableItems):
         if preparation.cache_dir:
             preparation.cache_dir.mkdir(parents=True, exist_ok=True)
         loader = DataLoader(preparation, batch_size=None, num_workers=num_workers, collate_fn=as_is)
-        # a tensor in a worker's shared memory holds a file open
+        # copied: a tensor in a worker's shared memory keeps a file open
         outcomes = ((deepcopy(result), reason) for result, reason in track(loader, description, total=len(preparation)))
         super().__init__(data, transform, outcomes, on_error)
 
-    def _transform(self, index: int) -> dict[str, Any]:
+    def _transform(self, index: int) -> Item:
         result = self._results[index]
-        return {
-            **self.data[index],
-            **_unpack(torch.load(result, weights_only=True) if isinstance(result, str) else result),
-        }
+        result = torch.load(result, weights_only=True) if isinstance(result, str) else result
+        return {**self.data[index], **_unpack(result)}
 
 
 class Splits(Generic[Part]):
-    """All splits of a cohort, prepared together when the first is asked for: every bad file is told at once.
+    """A dataset for each split of a cohort, all prepared on first access, so that every bad file is reported at once.
 
     Args:
         cohort: with the datalists ``train``, ``validation`` and ``test``.
-
-    Attributes:
-        train, validation, test: a dataset each.
+        make: makes a dataset from a datalist.
+        training: attributes that the training dataset gets.
     """
 
-    def __init__(self, cohort: Cohort) -> None:
-        self.cohort = cohort
-
-    def _prepare(self, data: list[dict[str, Any]]) -> Part:
-        raise NotImplementedError
-
-    def _draw_anew(self, train: Part) -> None:
-        """What is different in training."""
+    def __init__(self, cohort: Cohort, make: Callable[[list[Item]], Part], **training: Any) -> None:
+        self.cohort, self._make, self._training = cohort, make, training
 
     @cached_property
     def _parts(self) -> dict[str, Part]:
-        prepared = self._prepare([{**item, "split": split} for split in SPLITS for item in getattr(self.cohort, split)])
+        prepared = self._make([{**item, "split": split} for split in SPLITS for item in getattr(self.cohort, split)])
         parts = {split: prepared.part(split) for split in SPLITS}
-        self._draw_anew(parts["train"])
+        vars(parts["train"]).update(self._training)
         return parts
 
     @property
     def train(self) -> Part:
-        """What is trained on."""
+        """Training set."""
         return self._parts["train"]
 
     @property
     def validation(self) -> Part:
-        """What chooses the epoch."""
+        """Validation set: chooses the epoch."""
         return self._parts["validation"]
 
     @property
     def test(self) -> Part:
-        """What is held out."""
+        """Held-out set."""
         return self._parts["test"]
 
 
 class PreparedSplits(Splits[PreparedDataset]):
-    """A `PreparedDataset` of each split of a cohort, prepared together: every bad file is told at once.
+    """A `PreparedDataset` for each split of a cohort: ``train``, ``validation`` and ``test``.
 
     Args:
         cohort: with the datalists ``train``, ``validation`` and ``test``.
         transform, cache_dir, on_error, num_workers: of the `PreparedDataset`.
-
-    Attributes:
-        train, validation, test: a `PreparedDataset` each.
     """
 
     def __init__(
@@ -197,24 +179,18 @@ class PreparedSplits(Splits[PreparedDataset]):
         cohort: Cohort,
         transform: Chain,
         cache_dir: str | PathLike[str] | None = None,
-        on_error: Literal["raise", "skip"] = "raise",
+        on_error: OnError = "raise",
         num_workers: int = 0,
     ) -> None:
-        super().__init__(cohort)
-        self.transform, self.cache_dir = transform, cache_dir
-        self.on_error, self.num_workers = on_error, num_workers
-
-    def _prepare(self, data: list[dict[str, Any]]) -> PreparedDataset:
-        return PreparedDataset(
-            data, self.transform, self.cache_dir, on_error=self.on_error, num_workers=self.num_workers
-        )
+        options: dict[str, Any] = {"cache_dir": cache_dir, "on_error": on_error, "num_workers": num_workers}
+        super().__init__(cohort, partial(PreparedDataset, transform=transform, **options))
 
 
 class _Preparation(Dataset):
     """Item i: (packed result or path of its cache file, None), or (None, why it cannot be used)."""
 
     def __init__(
-        self, data: Sequence[dict[str, Any]], transform: Chain, cache_dir: Path | None, outputs: tuple[str, ...]
+        self, data: Sequence[Item], transform: Chain, cache_dir: Path | None, outputs: tuple[str, ...]
     ) -> None:
         super().__init__(data, transform)
         self.chain, self.cache_dir, self.outputs = transform, cache_dir, outputs
@@ -223,7 +199,7 @@ class _Preparation(Dataset):
     def _transform(self, index: int) -> tuple[Any, str | None]:
         image = self.data[index]["image"]
         try:
-            if self.cache_dir is None or not Path(image).exists():  # the chain tells what is missing
+            if self.cache_dir is None or not Path(image).exists():  # the chain reports what is missing
                 return self._prepare(image), None
             file = self.cache_dir / f"{_key(image, self.fingerprint, self.outputs)}.pt"
             result = None if file.exists() else self._prepare(image)
@@ -233,10 +209,11 @@ class _Preparation(Dataset):
             error.add_note(f"while preparing {image}")
             raise
         if result is not None:
-            save_plain(result, file)  # outside: a full disk is no bad scan
+            with atomic_write(file) as part, part.open("wb") as out:  # not above: a full disk is not a bad scan
+                torch.save(result, out)
         return str(file), None
 
-    def _prepare(self, image: str) -> dict[str, Any]:
+    def _prepare(self, image: str) -> Item:
         result = self.chain({"image": image})
         missing = [key for key in self.outputs if key not in result]
         if missing:
@@ -245,7 +222,7 @@ class _Preparation(Dataset):
 
 
 def why_unusable(error: ScanError | OSError, image: str) -> str:
-    """The reason that an error gives, without the path of the scan itself."""
+    """The reason given by an error, without the path of the scan."""
     if isinstance(error, OSError):
         return f"{type(error).__name__}: {error.strerror or error}"
     part = "" if Path(error.path) == Path(image) else f"{Path(error.path).name}: "
@@ -253,12 +230,12 @@ def why_unusable(error: ScanError | OSError, image: str) -> str:
 
 
 def as_is(fetched: Any) -> Any:
-    """The ``collate_fn`` of a loader whose batches need none."""
+    """A ``collate_fn`` that changes nothing."""
     return fetched
 
 
 def _pack(value: Any) -> Any:
-    """Plain data; of the meta data only a volume's affine is kept."""
+    """Plain data; of the metadata only a volume's affine is kept."""
     if isinstance(value, dict):
         return {key: _pack(part) for key, part in value.items()}
     if isinstance(value, MetaTensor):
@@ -273,12 +250,12 @@ def _unpack(packed: Any) -> Any:
     return MetaTensor(packed[0], affine=packed[1]) if isinstance(packed, tuple) else packed
 
 
-def _told(skipped: Sequence[dict[str, Any]]) -> list[str]:
+def _reasons(skipped: Sequence[Item]) -> list[str]:
     return [f"{item['image']}: {item['skipped']}" for item in skipped]
 
 
 def _key(image: str, fingerprint: str, outputs: tuple[str, ...]) -> str:
-    """Changes with the chain, with what is kept, and with the path, size or time of any file of the scan."""
+    """Changes with the chain, the outputs, and the path, size or time of any file of the scan."""
     path = Path(image).resolve()
     return hashlib.sha256(repr((fingerprint, outputs, str(path), file_stats(path))).encode()).hexdigest()[:32]
 

@@ -1,4 +1,4 @@
-"""In which order a loader visits the samples: shuffled, weighted, or in batches with all classes alike."""
+"""The order in which a loader visits the samples: shuffled, weighted, or in batches with balanced classes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ SAMPLING = ("shuffle", "weighted", "balanced")
 
 
 class BalancedBatchSampler(Sampler[list[int]]):
-    """Batches in which the numbers of samples of any two classes differ by one at most.
+    """Batches in which the numbers of samples of any two classes differ by at most one.
 
-    Each class is visited in its own shuffled order, over and over: a rare class is repeated, a common one goes on in
-    the next epoch where it stopped, so that none of its samples comes twice before all came once. An epoch draws as
-    many samples as there are, rounded up to full batches. The order follows from `seed` and `epoch` alone.
+    Each class is visited in shuffled order, repeatedly: a rare class several times per epoch, a common one continues in
+    the next epoch, so that no sample comes twice before all have come once. An epoch has N samples, rounded up to full
+    batches. The order depends only on `seed` and `epoch`.
 
     Args:
         labels: (N,) class of each sample; list, array or tensor.
@@ -25,10 +25,10 @@ class BalancedBatchSampler(Sampler[list[int]]):
         seed: of the order.
 
     Attributes:
-        epoch: number of the next epoch, from 0; set it to go on after a break.
+        epoch: index of the next epoch; set it to resume.
 
     Raises:
-        ValueError: no labels or labels that are not (N,), or no batch size.
+        ValueError: labels that are empty or not (N,), or a batch size below 1.
 
     Example:
         >>> labels = [0, 0, 0, 0, 0, 1]
@@ -37,16 +37,16 @@ class BalancedBatchSampler(Sampler[list[int]]):
     """
 
     def __init__(self, labels: Any, batch_size: int, seed: int = 0) -> None:
-        found = np.asarray(labels)
-        if found.ndim != 1 or not found.size:
+        labels = np.asarray(labels)
+        if labels.ndim != 1 or not labels.size:
             raise ValueError(
-                f"BalancedBatchSampler: wanted one class for each sample, labels (N,), got shape {found.shape} "
-                "(where labels are many, use sampling 'weighted')"
+                f"BalancedBatchSampler: wanted one class per sample, labels (N,), got shape {labels.shape} "
+                "(multilabel: use sampling 'weighted')"
             )
         if batch_size < 1:
             raise ValueError(f"BalancedBatchSampler: batch_size must be 1 or more, got {batch_size}")
-        self.members = [np.flatnonzero(found == c) for c in np.unique(found)]
-        self.num_batches = -(-len(found) // batch_size)
+        self.members = [np.flatnonzero(labels == c) for c in np.unique(labels)]
+        self.num_batches = -(-len(labels) // batch_size)
         self.batch_size, self.seed, self.epoch = batch_size, seed, 0
 
     def __len__(self) -> int:
@@ -58,12 +58,12 @@ class BalancedBatchSampler(Sampler[list[int]]):
         self.epoch += 1
         order = np.empty(num_slots, dtype=np.int64)
         for c, members in enumerate(self.members):  # the classes take turns, over all epochs
-            mine = slots % len(self.members) == c
-            order[mine] = self._visits(c, members, slots[mine] // len(self.members))
+            of_class = slots % len(self.members) == c
+            order[of_class] = self._visits(c, members, slots[of_class] // len(self.members))
         yield from order.reshape(self.num_batches, self.batch_size).tolist()
 
     def _visits(self, c: int, members: np.ndarray, visits: np.ndarray) -> np.ndarray:
-        """Samples of class c at these visits, ascending numbers counted from the first epoch."""
+        """Samples of class c at these visits, numbered from the first epoch on."""
         rounds, places = np.divmod(visits, len(members))
         samples = np.empty_like(visits)
         for number in np.unique(rounds):
@@ -73,9 +73,9 @@ class BalancedBatchSampler(Sampler[list[int]]):
 
 
 def sample_weights(labels: Any) -> np.ndarray:
-    """How often to draw each sample: one over the number of samples of its class.
+    """Weight of each sample: one over the number of samples of its class.
 
-    Where labels are many, its rarest positive class counts; samples without a positive are a class of their own.
+    For multilabel the class is the rarest positive one; samples without positives form a class.
 
     Args:
         labels: (N,) classes, or (N, C) of 0 and 1; list, array or tensor.
@@ -89,23 +89,23 @@ def sample_weights(labels: Any) -> np.ndarray:
         >>> sample_weights([[1, 0], [1, 1], [0, 0], [0, 0]])
         array([0.5, 1. , 0.5, 0.5])
     """
-    found = np.asarray(labels)
-    if found.ndim not in (1, 2):
-        raise ValueError(f"sample_weights: labels must be (N,) or (N, C), got shape {found.shape}")
-    if found.ndim == 1:
-        _, index, counts = np.unique(found, return_inverse=True, return_counts=True)
+    labels = np.asarray(labels)
+    if labels.ndim not in (1, 2):
+        raise ValueError(f"sample_weights: labels must be (N,) or (N, C), got shape {labels.shape}")
+    if labels.ndim == 1:
+        _, index, counts = np.unique(labels, return_inverse=True, return_counts=True)
         return 1 / counts[index]
-    member = np.column_stack([found == 1, (found == 0).all(axis=1)])
+    member = np.column_stack([labels == 1, (labels == 0).all(axis=1)])
     return (member / np.maximum(member.sum(axis=0), 1)).max(axis=1)
 
 
 def loader_order(labels: Any, sampling: str, batch_size: int, seed: int = 0) -> dict[str, Any]:
-    """The arguments of a `DataLoader` that say how it visits a training set; a last batch that is not full is dropped.
+    """Arguments of a `DataLoader` for the order of a training set; an incomplete last batch is dropped.
 
-    - "shuffle": every sample once in an epoch.
-    - "weighted": as many draws with replacement, by `sample_weights`: all classes are alike in the mean. Where labels
-      are many, rare ones come more often, but one that often accompanies rarer ones stays ahead of them.
-    - "balanced": `BalancedBatchSampler`: all classes are alike in every batch.
+    - "shuffle": every sample once per epoch.
+    - "weighted": N draws with replacement, by `sample_weights`: classes are balanced on average. For multilabel rare
+      classes come more often, but a class that often accompanies rarer ones stays more frequent.
+    - "balanced": `BalancedBatchSampler`: classes are balanced in every batch.
 
     Args:
         labels: of the training set, (N,), or (N, C) of 0 and 1; list, array or tensor.
@@ -114,10 +114,10 @@ def loader_order(labels: Any, sampling: str, batch_size: int, seed: int = 0) -> 
         seed: of the order.
 
     Returns:
-        keyword arguments of `torch.utils.data.DataLoader`; of fewer samples than `batch_size` it makes one batch.
+        keyword arguments of `torch.utils.data.DataLoader`; fewer samples than `batch_size` make one batch.
 
     Raises:
-        ValueError: an unknown sampling, or labels that it cannot take.
+        ValueError: an unknown sampling, or labels that it cannot use.
 
     Example:
         >>> sorted(loader_order([0, 0, 1], "weighted", batch_size=2))

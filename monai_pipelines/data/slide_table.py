@@ -9,9 +9,10 @@ from os import PathLike
 from pathlib import Path, PurePath
 from typing import Any
 
+from monai_pipelines.data.finding import find_inputs
 from monai_pipelines.data.prepared import file_stats
 from monai_pipelines.data.split import Cohort, Item, split_listing
-from monai_pipelines.data.table import list_named, list_table
+from monai_pipelines.data.table import list_table
 from monai_pipelines.errors import CohortError
 from monai_pipelines.slides.resolution import PLAUSIBLE_MPP, check_mpp
 
@@ -27,30 +28,29 @@ def read_slides(
 ) -> Cohort:
     """Read a table of slides with one label each and split it by patient, as `read_cohort` does.
 
-    Two more columns are known, both may be empty: ``mpp``, um per pixel of level 0 for slides that do not tell (or
-    tell wrongly), and ``annotation``, a GeoJSON file relative to the table.
+    Two more columns are optional: ``mpp``, um per pixel of level 0 where the slide's is missing or wrong, and
+    ``annotation``, a GeoJSON file relative to the table.
 
     Args:
         table, classes, fractions, seed: of `read_cohort`.
-        features_dir: folder of feature files (`extract_features`); a slide that has one there need not be at hand.
+        features_dir: folder of feature files (`extract_features`); a slide with features may be missing.
 
     Raises:
-        CohortError: lists all problems at once: those of `read_cohort`, a ``mpp`` that is no number from 0.1 to 2,
-            an annotation that is missing.
+        CohortError: lists all problems at once: those of `read_cohort`, a ``mpp`` that is not a number from 0.1 to 2,
+            a missing annotation.
     """
 
     def has_features(name: str) -> bool:
         return features_dir is not None and feature_file(features_dir, name).is_file()
 
-    listing = list_table(table, classes, stands_in=has_features)
+    listing = list_table(table, classes, is_optional=has_features)
     problems = list(listing.problems)
-    items = [_described(item, Path(table).parent, problems) for item in listing.items]
+    items = [_with_annotation(_with_mpp(item, problems), Path(table).parent, problems) for item in listing.items]
     return split_listing(replace(listing, items=items, problems=problems), fractions, seed)
 
 
-def _described(item: Item, folder: Path, problems: list[str]) -> Item:
-    """The item with ``mpp`` as a number and ``annotation`` as a path, or without."""
-    item = _with_mpp(item, problems)
+def _with_annotation(item: Item, folder: Path, problems: list[str]) -> Item:
+    """The item with ``annotation`` as a path, or without."""
     annotation = item.pop("annotation", "").strip()
     if annotation:
         item["annotation"] = str(folder / annotation)
@@ -82,34 +82,29 @@ def find_slides(source: str | PathLike[str]) -> list[Item]:
         source: a CSV file, a folder, or a slide.
 
     Returns:
-        a MONAI datalist: ``image`` (path), ``name`` (relative to the folder, or as the table has it), and ``mpp``, a
-        number, where the table has one.
+        a MONAI datalist as from `find_inputs`, with ``mpp`` as a number where the table has one.
 
     Raises:
         FileNotFoundError: no such file or folder.
-        CohortError: nothing to classify in it, or a ``mpp`` that is no number from 0.1 to 2.
+        CohortError: nothing to classify in it, or a ``mpp`` that is not a number from 0.1 to 2.
     """
-    path = Path(source)
-    if (named := list_named(path, "a folder of slides, or a slide", columns=("mpp",))) is not None:
-        problems: list[str] = []
-        items = [_with_mpp(item, problems) for item in named]
-        if problems:
-            raise CohortError(source, problems)
-        return items
-    files = [p for p in path.rglob("*") if p.suffix.lower() in SLIDES and p.is_file() and not p.name.startswith(".")]
-    slides = {p.parent if p.suffix.lower() == ".dcm" else p for p in files}
-    if not slides:
-        raise CohortError(source, [f"no slide in it: wanted {', '.join(SLIDES)}"])
-    return [
-        {"image": str(p), "name": p.relative_to(path).as_posix() if p != path else path.resolve().name}
-        for p in sorted(slides)
-    ]
+    problems: list[str] = []
+    items = find_inputs(source, "slide", ", ".join(SLIDES), _list_slides, columns=("mpp",))
+    items = [_with_mpp(item, problems) for item in items]
+    if problems:
+        raise CohortError(source, problems)
+    return items
+
+
+def _list_slides(folder: Path) -> list[Path]:
+    files = [p for p in folder.rglob("*") if p.suffix.lower() in SLIDES and p.is_file() and not p.name.startswith(".")]
+    return sorted({p.parent if p.suffix.lower() == ".dcm" else p for p in files})
 
 
 def feature_file(features_dir: str | PathLike[str], name: str) -> Path:
-    """Where the features of a slide lie: its name without a slide's suffix, folders kept, always below the folder.
+    """Path of a slide's features: its name without a slide's suffix, with its folders, always inside ``features_dir``.
 
-    Of a name that leaves the folder (absolute, or with "..") the last part is kept, and a hash of the whole.
+    A name that leaves the folder (absolute, or with "..") is reduced to its last part and a hash.
 
     Example:
         >>> feature_file("features", "site-a/slide 1.svs").as_posix()
@@ -125,7 +120,7 @@ def feature_file(features_dir: str | PathLike[str], name: str) -> Path:
 
 
 def slide_source(item: Mapping[str, Any]) -> str:
-    """16 hex digits that change with size or time of the slide's files, and with the ``mpp`` told for it."""
+    """16 hex digits that change with the size or time of the slide's files, and with the item's ``mpp``."""
     path = Path(item["image"])
     stats = file_stats(path)
     if path.suffix.lower() == ".mrxs" and path.with_suffix("").is_dir():

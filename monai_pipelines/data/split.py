@@ -23,11 +23,11 @@ Item = dict[str, Any]
 
 @dataclass(frozen=True)
 class Listing:
-    """What a source holds, before it is split, with all that is wrong with it.
+    """The content of a source before it is split, with all its problems.
 
     Attributes:
         source: the table, folder or archive, for messages.
-        items: ``image`` (path), ``name``, ``label``, ``patient`` and, where the source gives one, ``split``.
+        items: ``image`` (path), ``name``, ``label``, ``patient`` and, if the source has one, ``split``.
         classes: class names by index.
         problems: one line each.
     """
@@ -43,16 +43,19 @@ class Cohort:
     """A source's images or scans, split by patient.
 
     Attributes:
-        train, validation, test: MONAI datalists: ``image`` (path), ``label`` (class index; for several labels an image
-            a list of 0.0 and 1.0, one for each class), ``patient``, ``name`` (the image as the source has it) and any
-            further column of the table.
+        train, validation, test: MONAI datalists: ``image`` (path), ``label`` (class index; multilabel: a list of 0.0
+            and 1.0, one per class), ``patient``, ``name`` (the image as the source has it) and any other column of the
+            table.
         classes: class names by index.
+        seed, fractions: of the split.
     """
 
     train: list[Item]
     validation: list[Item]
     test: list[Item]
     classes: tuple[str, ...]
+    seed: int = 0
+    fractions: tuple[float, ...] = ()
 
     def labels(self, split: str = "train") -> list[Any]:
         """Label of every item of a split."""
@@ -60,7 +63,7 @@ class Cohort:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of names, labels, patients and given splits: other data, other digest; another draw, the same."""
+        """SHA-256 of names, labels, patients and given splits; it does not depend on the draw."""
         lines = [
             json.dumps([item["name"], item["label"], item["patient"], item.get("split")])
             for split in SPLITS
@@ -68,105 +71,110 @@ class Cohort:
         ]
         return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
+    @property
+    def split_card(self) -> dict[str, Any]:
+        """The split as plain data, stored with the weights: who was seen in training is hashed, not named.
+
+        Returns:
+            ``seed``, ``split_fractions``, ``data_sha256`` (`digest`) and ``seen`` (`seen_hashes` of the training and
+            validation data: anyone with a list of names can check which of them are included).
+        """
+        return {
+            "seed": self.seed,
+            "split_fractions": [float(fraction) for fraction in self.fractions],
+            "data_sha256": self.digest,
+            "seen": sorted(seen_hashes(self.train) | seen_hashes(self.validation)),
+        }
+
+
+def seen_hashes(part: Any) -> set[str]:
+    """16 hex digits for the name and the patient of each item of a datalist or dataset."""
+    items = getattr(part, "data", part)
+    names = {f"{key}:{item[key]}" for item in items for key in ("name", "patient") if key in item}
+    return {hashlib.sha256(name.encode()).hexdigest()[:16] for name in names}
+
 
 def split_listing(listing: Listing, fractions: Sequence[float], seed: int) -> Cohort:
-    """Split what a source holds by patient, as its items say or at random.
+    """Split the images of a source by patient: as the source says, otherwise at random.
 
-    Patients are drawn class by class (a patient's highest class; for several labels an image, the rarest of the
-    patient's labels). A given split without a validation part gets one: drawn from the training patients in the
-    proportion that ``fractions`` has.
+    Patients are drawn separately for each class (a patient's highest; multilabel: the rarest). If the source's split
+    has no validation part, one is drawn from the training patients in the proportion given by ``fractions``.
 
     Args:
         listing: of the source.
         fractions: share of the patients in train, validation and test.
         seed: of the draw.
 
-    Returns:
-        the `Cohort`.
-
     Raises:
-        CohortError: the listing's problems and all that keep it from being split.
+        CohortError: the listing's problems and everything else that prevents a split.
     """
     split, problems, torn = _split(listing, fractions, seed)
     if problems or torn:
         raise CohortError(listing.source, [*problems, *torn])
-    return Cohort(split["train"], split["validation"], split["test"], listing.classes)
+    return Cohort(**split, classes=listing.classes, seed=seed, fractions=tuple(fractions))
 
 
 def split_problems(listing: Listing) -> list[str]:
-    """The listing's problems and all that keeps it from being split by `split_listing`; no patient is named.
-
-    Patients in several splits are left out for that. A split that is to be drawn is tried once.
-    """
+    """The problems that `split_listing` would raise, except patients in several splits: no patient is named."""
     return _split(listing, (0.7, 0.15, 0.15), 0)[1]
 
 
 def _split(
     listing: Listing, fractions: Sequence[float], seed: int
 ) -> tuple[dict[str, list[Item]], list[str], list[str]]:
-    """Items by split, problems, and patients in several splits."""
+    """Items by split, problems, and one problem for each patient in several splits."""
     problems, classes, items = list(listing.problems), listing.classes, listing.items
     torn: list[str] = []
-    labels = _labels_of_patients(items)
-    multilabel = any(isinstance(item["label"], list) for item in items)
-    strata = _strata(labels, len(classes)) if multilabel else {patient: max(own) for patient, own in labels.items()}
+    labels: defaultdict[str, set[int]] = defaultdict(set)
+    for item in items:
+        labels[item["patient"]].update(_label_indices(item["label"]))
+    count = Counter(k for indices in labels.values() for k in indices)
+    if any(isinstance(item["label"], list) for item in items):  # the rarest label; patients without any form a stratum
+        strata = {p: min(ks, key=lambda k: (count[k], k), default=len(classes)) for p, ks in labels.items()}
+    else:
+        strata = {patient: max(indices) for patient, indices in labels.items()}
     if any(item.get("split") for item in items):
         split_of, torn = _given_split(items, problems)
         if "validation" not in split_of.values():
             _draw_validation(split_of, strata, fractions, seed)
     else:
-        count = Counter(k for own in labels.values() for k in own)
         few = [c for k, c in enumerate(classes) if count[k] < 3 and (count[k] or not problems)]
         problems += [f"class {c!r} has fewer than 3 patients: it cannot be in train, validation and test" for c in few]
         split_of = _drawn_split(strata, fractions, seed)
     split: dict[str, list[Item]] = {s: [i for i in items if split_of.get(i["patient"]) == s] for s in SPLITS}
     if not problems and not torn:
         for name in SPLITS:
-            there = {k for item in split[name] for k in _label_indices(item["label"])}
             if not split[name]:
-                problems.append(
-                    f"no patient in {name}; the split given has {' and '.join(sorted(set(split_of.values())))}"
-                )
-            else:
-                problems += [f"class {c!r} has no patient in {name}" for k, c in enumerate(classes) if k not in there]
+                present = " and ".join(sorted(set(split_of.values())))
+                problems.append(f"no patient in {name}; the given split has {present}")
+                continue
+            indices = {k for item in split[name] for k in _label_indices(item["label"])}
+            problems += [f"class {c!r} has no patient in {name}" for k, c in enumerate(classes) if k not in indices]
     return split, problems, torn
 
 
 def _given_split(items: Sequence[Item], problems: list[str]) -> tuple[dict[str, str], list[str]]:
-    """Split by patient as the items' ``split`` has it, and the patients in two splits."""
-    found: defaultdict[str, set[str]] = defaultdict(set)
+    """The split of each patient according to the items, and problems with patients in several splits."""
+    splits_of: defaultdict[str, set[str]] = defaultdict(set)
     for item in items:
         split = SPLIT_NAMES.get(item["split"].strip().lower())
         if split is None:
             problems.append(f"{item['name']}: unknown split {item['split']!r}, wanted train, validation or test")
         else:
-            found[item["patient"]].add(split)
-    torn = [f"patient {p} is in {' and '.join(sorted(s))}" for p, s in found.items() if len(s) > 1]
-    return {patient: min(splits) for patient, splits in found.items()}, torn
+            splits_of[item["patient"]].add(split)
+    torn = [f"patient {p} is in {' and '.join(sorted(s))}" for p, s in splits_of.items() if len(s) > 1]
+    return {patient: min(splits) for patient, splits in splits_of.items()}, torn
 
 
 def _label_indices(label: int | Sequence[float]) -> list[int]:
     return [label] if isinstance(label, int) else [k for k, present in enumerate(label) if present]
 
 
-def _labels_of_patients(items: Sequence[Item]) -> dict[str, set[int]]:
-    labels: defaultdict[str, set[int]] = defaultdict(set)
-    for item in items:
-        labels[item["patient"]].update(_label_indices(item["label"]))
-    return labels
-
-
-def _strata(labels: Mapping[str, set[int]], num_classes: int) -> dict[str, int]:
-    """The class by which each patient is drawn: the rarest of the patient's; num_classes for none."""
-    count = Counter(k for own in labels.values() for k in own)
-    return {p: min(own, key=lambda k: (count[k], k), default=num_classes) for p, own in labels.items()}
-
-
 def _drawn_split(strata: Mapping[str, int], fractions: Sequence[float], seed: int) -> dict[str, str]:
     _check_fractions(fractions)
     split_of: dict[str, str] = {}
     for members in _members(strata):
-        if len(members) < 3:  # several labels an image: the other patients of this label are drawn by a rarer one
+        if len(members) < 3:  # multilabel: the other patients with this label are drawn by a rarer one
             split_of |= dict.fromkeys(members, "train")
             continue
         num_test = min(max(1, round(len(members) * fractions[2])), len(members) - 2)
@@ -191,7 +199,7 @@ def _draw_validation(
 
 
 def _members(strata: Mapping[str, int]) -> list[list[str]]:
-    return [sorted(p for p, own in strata.items() if own == k) for k in sorted(set(strata.values()))]
+    return [sorted(p for p, stratum in strata.items() if stratum == k) for k in sorted(set(strata.values()))]
 
 
 def _check_fractions(fractions: Sequence[float]) -> None:

@@ -1,6 +1,6 @@
 """Where a network looked: Grad-CAM, Grad-CAM++ and occlusion in 2D and 3D, attention over slides."""
 
-from monai_pipelines.explain.attention import attention_figure, tiles_figure, write_geojson
+from monai_pipelines.explain.attention import attention_figure, tiles_figure
 from monai_pipelines.explain.images import ExplainImages
 from monai_pipelines.explain.maps import METHODS, Explanation, explain_class, explained_classes
 from monai_pipelines.explain.overlay import overlay_figure
@@ -20,5 +20,4 @@ __all__ = [
     "overlay_figure",
     "stages",
     "tiles_figure",
-    "write_geojson",
 ]

@@ -1,12 +1,9 @@
-"""Where a network looked on a slide: attention over the thumbnail, the tiles themselves, and a file for QuPath."""
+"""Where a network looked on a slide: attention over the thumbnail, and the tiles themselves."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from os import PathLike
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import matplotlib as mpl
@@ -21,7 +18,7 @@ from scipy.stats import rankdata
 
 from monai_pipelines.report.figures import plain
 
-__all__ = ["attention_figure", "tiles_figure", "write_geojson"]
+__all__ = ["attention_figure", "heat_colors", "tiles_figure"]
 
 Scale = Literal["mean", "rank"]
 
@@ -31,7 +28,7 @@ _OUTLINE = [withStroke(linewidth=3, foreground="white")]
 
 
 class _Heat(NamedTuple):
-    values: NDArray[np.float64]  # (N,), what the colours stand for
+    values: NDArray[np.float64]  # (N,), mapped to colors
     norm: Normalize
     colormap: Colormap
     label: str
@@ -49,26 +46,26 @@ def attention_figure(
     scale: Scale = "mean",
     outlines: Sequence[NDArray[np.float64]] = (),
 ) -> Figure:
-    """The slide, and beside or below it the attention of its tiles over the slide in grey, with a colour bar.
+    """The slide, and beside or below it the attention of its tiles over the slide in gray, with a color bar.
 
     Args:
         thumbnail: (h, w, 3) uint8.
-        downsample: level-0 pixels to a pixel of the thumbnail.
+        downsample: level-0 pixels per pixel of the thumbnail.
         coords: (N, 2) level-0 (x, y) of the tiles' upper left corners.
         level0_px: side of a tile in level-0 pixels.
-        values: (N,) attention; where tiles overlap the colours' mean is drawn.
+        values: (N,) attention; where tiles overlap, their mean is drawn.
         slide_mpp: micrometres per level-0 pixel, for the scale bar in mm; None draws none.
         title: one line.
-        scale: what the colours stand for. "mean": how many times the mean tile's attention, logarithmic, up to where
-            99% of the tiles are, at most 64 times and at least 2; even attention has the pale colour in the middle.
-            "rank": percentile within the slide, which shows order where differences are tiny or huge.
-        outlines: closed polygons (P, 2) in level-0 pixels, drawn as black lines: what a pathologist marked.
+        scale: of the colors. "mean": multiples of the mean tile's attention, logarithmic, with the range of 99% of the
+            tiles (between 2 and 64 times); mean attention has the pale color in the middle. "rank": percentile within
+            the slide, which shows order where differences are tiny or huge.
+        outlines: closed polygons (P, 2) in level-0 pixels, drawn as black lines: a pathologist's annotation.
 
     Returns:
         The figure; ``figure.savefig(path)`` writes it.
 
     Raises:
-        ValueError: values that are not as many as the tiles, or another scale.
+        ValueError: a wrong number of values, or an unknown scale.
 
     Example:
         >>> figure = attention_figure(np.zeros((8, 16, 3), np.uint8), 32, [[0, 0], [256, 0]], 256, [0.9, 0.1], 0.5)
@@ -88,18 +85,18 @@ def attention_figure(
     size = (across + 1.4, 2 * down + 1.2) if wide else (2 * across + 1.6, down + 0.75)
     figure = Figure(figsize=size, layout="constrained")
     slide, map_ = figure.subplots(*((2, 1) if wide else (1, 2)))
-    grey = np.asarray(thumbnail, dtype=np.float64).mean(axis=2)
+    gray = np.asarray(thumbnail, dtype=np.float64).mean(axis=2)
     painted = _painted((height, width), corners / downsample, level0_px / downsample, heat.values)
     slide.imshow(thumbnail)
-    map_.imshow(128 + grey / 2, cmap="gray", vmin=0, vmax=255)
+    map_.imshow(128 + gray / 2, cmap="gray", vmin=0, vmax=255)
     drawn = map_.imshow(painted, cmap=heat.colormap, norm=heat.norm, alpha=0.75, interpolation="nearest")
     clipped = heat.values.min() < (heat.norm.vmin or 0), heat.values.max() > (heat.norm.vmax or 0)
     extend = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}[clipped]
     bar = figure.colorbar(drawn, ax=[slide, map_], extend=extend, shrink=0.8, aspect=25, pad=0.015)
     bar.set_ticks(list(heat.ticks), labels=list(heat.ticks.values()))
     bar.set_label(heat.label, fontsize=11)
-    of_slide = "Slide, outlined: what is annotated" if outlines else "Slide"
-    for axes, name in ((slide, of_slide), (map_, "Attention")):
+    slide_title = "Slide with annotation" if outlines else "Slide"
+    for axes, name in ((slide, slide_title), (map_, "Attention")):
         for ring in outlines:
             axes.plot(*(np.vstack([ring, ring[:1]]) / downsample - 0.5).T, color="black", linewidth=1)
         axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
@@ -120,20 +117,19 @@ def tiles_figure(
     bottom_captions: Sequence[str],
     title: str = "",
 ) -> Figure:
-    """Contact sheet of the tiles with the most and those with the least attention.
+    """Contact sheet of the tiles with the most and the least attention.
 
     Args:
-        top: (h, w, 3) uint8 each, the highest first.
-        bottom: the same, the lowest first.
-        top_captions: one short text for each tile.
-        bottom_captions: the same.
+        top: (h, w, 3) uint8 each, highest first.
+        bottom: the same, lowest first.
+        top_captions, bottom_captions: one short text per tile.
         title: one line.
 
     Returns:
         The figure.
 
     Raises:
-        ValueError: no tile, or captions that do not match.
+        ValueError: no tiles, or a wrong number of captions.
 
     Example:
         >>> tile = np.zeros((8, 8, 3), np.uint8)
@@ -143,79 +139,24 @@ def tiles_figure(
     parts = (("Most attention", top, top_captions), ("Least attention", bottom, bottom_captions))
     if not len(top) or not len(bottom) or any(len(tiles) != len(captions) for _, tiles, captions in parts):
         numbers = ", ".join(f"{len(tiles)} and {len(captions)}" for _, tiles, captions in parts)
-        raise ValueError(f"tiles_figure: wanted tiles on top and at the bottom and a caption each, got {numbers}")
+        raise ValueError(f"tiles_figure: wanted top and bottom tiles and a caption for each, got {numbers}")
     columns = min(_COLUMNS, max(len(top), len(bottom)))
     rows = [math.ceil(len(tiles) / columns) for _, tiles, _ in parts]
-    heights = [1.85 * own + 0.4 for own in rows]
+    heights = [1.85 * num + 0.4 for num in rows]
     figure = Figure(figsize=(1.6 * columns, sum(heights) + 0.4), layout="constrained")
     halves: Any = figure.subfigures(2, 1, height_ratios=heights)
-    for part, own, (name, tiles, captions) in zip(halves, rows, parts, strict=True):
-        _sheet(part, own, columns, tiles, captions)
+    for part, num, (name, tiles, captions) in zip(halves, rows, parts, strict=True):
+        _sheet(part, num, columns, tiles, captions)
         part.suptitle(name, fontsize=11, x=0.01, ha="left")
     if title:
         figure.suptitle(plain(title, 20 * columns, lines=1), fontsize=12, weight="bold")
     return figure
 
 
-def write_geojson(
-    file: str | PathLike[str],
-    coords: ArrayLike,
-    level0_px: int,
-    values: Mapping[str, ArrayLike],
-    classification: str,
-    scale: Scale = "mean",
-) -> None:
-    """Write tiles as GeoJSON that QuPath (0.4 and newer) takes by dropping it on the slide.
-
-    Each tile is a square in level-0 pixels, an object of QuPath's type "tile" with measurements (Measure > Show
-    measurement maps) and, for one look, the colour that :func:`attention_figure` gives the first of its values.
-
-    Args:
-        file: written, UTF-8.
-        coords: (N, 2) level-0 (x, y) of the tiles' upper left corners.
-        level0_px: side of a tile in level-0 pixels.
-        values: name -> (N,) measurement.
-        classification: class of the tiles, by which QuPath shows or hides all of them.
-        scale: of the colours.
-
-    Raises:
-        ValueError: values that are not as many as the tiles.
-
-    Example:
-        >>> from tempfile import mkdtemp
-        >>> file = Path(mkdtemp()) / "attention.geojson"
-        >>> write_geojson(file, [[0, 0], [512, 0]], 512, {"attention": [0.9, 0.1]}, "Attention")
-        >>> json.loads(file.read_text())["features"][1]["geometry"]["coordinates"]
-        [[[512, 0], [1024, 0], [1024, 512], [512, 512], [512, 0]]]
-
-    Reference: GeoJSON, RFC 7946 (whose degrees QuPath replaces by pixels).
-    """
-    corners = np.asarray(coords).tolist()
-    columns = {name: np.asarray(own, dtype=np.float64) for name, own in values.items()}
-    if any(len(own) != len(corners) for own in columns.values()):
-        lengths = ", ".join(f"{len(own)} of {name}" for name, own in columns.items())
-        raise ValueError(f"write_geojson: wanted a value for each of {len(corners)} tiles, got {lengths}")
-    heat = _heat(next(iter(columns.values())), scale)
-    colors = heat.colormap(heat.norm(heat.values), bytes=True)[:, :3].tolist()
-    side = level0_px
-    features = [
-        {
-            "type": "Feature",
-            "geometry": {
-                "type": "Polygon",
-                "coordinates": [[[x, y], [x + side, y], [x + side, y + side], [x, y + side], [x, y]]],
-            },
-            "properties": {
-                "objectType": "tile",
-                "classification": {"name": classification},
-                "color": color,
-                "measurements": {name: float(f"{own[k]:.6g}") for name, own in columns.items()},
-            },
-        }
-        for k, ((x, y), color) in enumerate(zip(corners, colors, strict=True))
-    ]
-    text = json.dumps({"type": "FeatureCollection", "features": features}, separators=(",", ":"))
-    Path(file).write_text(text + "\n", encoding="utf-8")
+def heat_colors(values: ArrayLike, scale: Scale = "mean") -> NDArray[np.uint8]:
+    """(N, 3) uint8: the colors that :func:`attention_figure` gives to tiles of these values."""
+    heat = _heat(values, scale)
+    return heat.colormap(heat.norm(heat.values), bytes=True)[:, :3]
 
 
 def _heat(values: ArrayLike, scale: Scale) -> _Heat:
@@ -239,7 +180,7 @@ def _heat(values: ArrayLike, scale: Scale) -> _Heat:
 def _painted(
     shape: tuple[int, int], corners: NDArray[Any], side: float, values: NDArray[np.float64]
 ) -> np.ma.MaskedArray[Any, Any]:
-    """Values of the tiles on the thumbnail's pixels, masked where no tile is."""
+    """Values of the tiles on the pixels of the thumbnail, masked outside the tiles."""
     total, count = np.zeros(shape), np.zeros(shape)
     low = np.rint(corners).astype(int)
     high = np.maximum(np.rint(corners + side).astype(int), low + 1)
@@ -250,7 +191,7 @@ def _painted(
 
 
 def scale_bar(axes: Axes, pixels_per_mm: float) -> None:
-    """A bar of 1, 2 or 5 times a power of ten mm, a tenth to a quarter of the width, in the lower left corner."""
+    """Draw a bar of 1, 2 or 5 times a power of ten mm, a tenth to a quarter of the width, in the lower left corner."""
     right, bottom = axes.get_xlim()[1], axes.get_ylim()[0]
     wanted_mm = 0.25 * right / pixels_per_mm
     power = 10.0 ** math.floor(math.log10(wanted_mm))

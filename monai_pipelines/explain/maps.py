@@ -1,4 +1,4 @@
-"""Maps of what in an image speaks for a class."""
+"""Maps of the evidence for a class in an image."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ from monai_pipelines.probabilities import class_logits, probabilities
 
 METHODS = ("gradcam", "gradcam++", "occlusion")
 
-WINDOW = 0.25  # of the image's side: what is covered at a time, moved by half of it
-AT_ONCE = {4: 16, 5: 4}  # covered images or volumes through the network at a time
+WINDOW = 0.25  # side of the occluding window over that of the image; it moves by half of its side
+BATCH_SIZE = {4: 16, 5: 4}  # of occluded images (ndim 4) and volumes (ndim 5)
 
 
 class Explanation(NamedTuple):
-    """What speaks for a class, and how finely it is told."""
+    """A map of the evidence for a class, and its resolution."""
 
     map: NDArray[np.float32]
-    """(H, W) or (X, Y, Z), 0 to 1, its maximum 1; all 0 where nothing speaks for the class."""
+    """(H, W) or (X, Y, Z), 0 to 1, with a maximum of 1; all 0 without evidence for the class."""
     method: str
     """"gradcam", "gradcam++" or "occlusion"."""
     stage: str | None
-    """Name of the module whose features were weighted; None for occlusion."""
+    """Name of the module with the weighted features; None for occlusion."""
     cells: tuple[int, ...]
-    """Of the stage, or places of the window: the map says nothing finer."""
+    """Of the stage, or positions of the window: the map resolves nothing finer."""
     cell_px: tuple[float, ...]
-    """Pixels of the image from cell to cell."""
+    """Image pixels from cell to cell."""
     prob: float
-    """Of the class, of the image as it is; not tempered."""
+    """Of the class in the whole image; without temperature."""
     window_px: tuple[int, ...] = ()
-    """Of occlusion: size of what is covered at a time."""
+    """Size of the occluding window; empty for Grad-CAM."""
 
     @property
     def peak(self) -> tuple[int, ...]:
-        """Pixel of the maximum; of several alike the one in their middle."""
+        """Pixel of the maximum; of equal ones, their mean."""
         return tuple(round(i) for i in np.argwhere(self.map == self.map.max()).mean(axis=0))
 
 
@@ -58,37 +58,37 @@ def explain_class(
     stage: str | None = None,
     multilabel: bool = False,
 ) -> Explanation:
-    """Map of what in an image speaks for a class.
+    """Map the evidence for a class in an image.
 
-    Explained are the log-odds of the class, ``s = log p - log(1 - p)``: with two logits their difference, with one
-    logit that or its negative, with many labels the label's logit.
+    The score is the log-odds of the class, ``s = log p - log(1 - p)``: with two logits their difference, with one logit
+    that or its negative, with multiple labels the label's logit.
 
     - "gradcam": ``ReLU(sum_k w_k A_k)`` with the features A_k of a stage and ``w_k = mean(ds / dA_k)``;
     - "gradcam++": ``w_k = sum(a_k ReLU(ds / dA_k))`` with the weights a_k of Chattopadhay et al.;
-    - "occlusion": how much s falls where a window of a quarter of each side is covered, mean over the windows on a
-      pixel, 0 where it rises. Windows reach over the border, so that as many lie on a corner as on the middle. Each
-      channel is covered with its lowest value in a volume (air), its mean in a 2D image.
+    - "occlusion": the drop of s when a window of a quarter of each side is covered, averaged over the windows on a
+      pixel, 0 where s rises. Windows extend over the border, so that a corner is covered as often as the center. Each
+      channel is filled with its minimum in a volume (air), its mean in a 2D image.
 
-    Grad-CAM is MONAI's, but its maps are interpolated linearly between the pixels on which the cells are centred
-    (`Stage`). MONAI's up-sampling takes the cells to divide the image evenly: at a stage with cells of 8 pixels that is
-    3.5 pixels off on each axis, at 32 pixels 15.5.
+    Grad-CAM is MONAI's, but maps are interpolated linearly between the centers of the cells (`Stage`). MONAI's
+    up-sampling assumes that cells divide the image evenly, which is off along each axis by 3.5 pixels for cells of 8
+    pixels and by 15.5 for 32.
 
     Args:
-        network: gives logits (1, C); works on a copy of it, which holds its weights once more.
-        image: (1, channels, H, W) or (1, channels, X, Y, Z), as the network takes it.
-        class_index: of the class, 0..C-1; with one logit (and not ``multilabel``) 0 or 1.
+        network: returns logits (1, C); works on a copy of it, which holds a second set of weights.
+        image: (1, channels, H, W) or (1, channels, X, Y, Z), the network's input.
+        class_index: 0..C-1; with one logit (and not ``multilabel``) 0 or 1.
         method: see above.
-        stage: of Grad-CAM, one of `stages`; None: `default_stage`.
+        stage: for Grad-CAM, one of `stages`; None: `default_stage`.
         multilabel: any number of classes at once, instead of exactly one.
 
     Raises:
-        ValueError: another method, stage, class or shape, or a network without a stage.
+        ValueError: an unknown method, stage or class, a wrong shape, or a network without a stage.
 
     Example:
         >>> from monai.networks.nets import resnet10
         >>> network = resnet10(spatial_dims=2, n_input_channels=1, num_classes=2, conv1_t_stride=2)
-        >>> found = explain_class(network, torch.rand(1, 1, 64, 64), class_index=1)
-        >>> found.map.shape, found.stage, found.cell_px
+        >>> explanation = explain_class(network, torch.rand(1, 1, 64, 64), class_index=1)
+        >>> explanation.map.shape, explanation.stage, explanation.cell_px
         ((64, 64), 'layer2', (8.0, 8.0))
 
     Reference:
@@ -96,29 +96,29 @@ def explain_class(
     """
     if method not in METHODS:
         raise ValueError(f"explain_class: method must be one of {', '.join(METHODS)}, got {method!r}")
-    if image.ndim not in AT_ONCE or len(image) != 1:
+    if image.ndim not in BATCH_SIZE or len(image) != 1:
         raise ValueError(f"explain_class: wanted one image (1, C, H, W) or (1, C, X, Y, Z), got {tuple(image.shape)}")
     if stage is not None and method == "occlusion":
-        raise ValueError(f"explain_class: occlusion has no stage, got {stage!r} (leave it out, or take gradcam)")
-    own = deepcopy(network).eval().requires_grad_(False)
-    layers: Iterable[Any] = own.modules()
+        raise ValueError(f"explain_class: occlusion has no stage, got {stage!r} (omit it, or use gradcam)")
+    network = deepcopy(network).eval().requires_grad_(False)
+    layers: Iterable[Any] = network.modules()
     for layer in layers:
-        if getattr(layer, "inplace", False):  # would change the features that a gradient needs
+        if getattr(layer, "inplace", False):  # would overwrite the features that a gradient needs
             layer.inplace = False
-    given = image.detach().as_subclass(Tensor).float()
+    pixels = image.detach().as_subclass(Tensor).float()
     with torch.autocast(image.device.type, enabled=False):
         with torch.no_grad():
-            prob = probabilities(own(given).float(), multilabel)[0]
+            prob = probabilities(network(pixels).float(), multilabel)[0]
         if not 0 <= class_index < len(prob):
             raise ValueError(f"explain_class: class_index must lie in 0..{len(prob) - 1}, got {class_index}")
         if method == "occlusion":
-            fall, cells, cell_px, window_px = _occlusion(own, given, class_index, multilabel)
-            return Explanation(_scaled(fall), method, None, cells, cell_px, float(prob[class_index]), window_px)
-        chosen = _stage(own, given, stage)
-        weighted = (GradCAM if method == "gradcam" else GradCAMpp)(_Score(own, multilabel), f"network.{chosen.name}")
+            drop, cells, cell_px, window_px = _occlusion(network, pixels, class_index, multilabel)
+            return Explanation(_scaled(drop), method, None, cells, cell_px, float(prob[class_index]), window_px)
+        chosen = _stage(network, pixels, stage)
+        cam = (GradCAM if method == "gradcam" else GradCAMpp)(_Score(network, multilabel), f"network.{chosen.name}")
         with torch.enable_grad():
-            coarse = weighted.compute_map(given.requires_grad_(), class_idx=class_index)
-    hooked = weighted.nn_module  # what it keeps and the copy of the network hold each other for ever
+            coarse = cam.compute_map(pixels.requires_grad_(), class_idx=class_index)
+    hooked = cam.nn_module  # its tensors and the copy of the network form a reference cycle
     hooked.score = None
     hooked.activations.clear()
     hooked.gradients.clear()
@@ -129,11 +129,11 @@ def explain_class(
 def explained_classes(
     prob: NDArray[np.float64], threshold: Threshold = None, multilabel: bool = False
 ) -> NDArray[np.int64]:
-    """Which class of each image is to be explained: the second of two, else the predicted one; of labels the likeliest.
+    """The class to explain: the second of two, else the predicted one; multi-label: the most probable one.
 
     Args:
         prob: (N, C) probabilities.
-        threshold, multilabel: of `monai_pipelines.metrics.predicted_classes`.
+        threshold, multilabel: see `monai_pipelines.metrics.predicted_classes`.
 
     Returns:
         (N,) class indices.
@@ -169,9 +169,9 @@ def log_odds(logits: Tensor, multilabel: bool = False) -> Tensor:
 
 
 class _Score(nn.Module):
-    """Log-odds (1, C) less their own value: the gradient is the same.
+    """Log-odds (1, C) minus their detached value, with the same gradient.
 
-    Grad-CAM++ takes the exponential of the score, which would overflow for a network that is very sure.
+    Grad-CAM++ exponentiates the score, which would overflow for a very confident network.
     """
 
     def __init__(self, network: nn.Module, multilabel: bool) -> None:
@@ -187,20 +187,19 @@ def _stage(network: nn.Module, image: Tensor, name: str | None) -> Stage:
     found = stages(network, image)
     if not found:
         raise ValueError(
-            f"explain_class: {type(network).__name__} has no feature maps of more than one cell (method occlusion "
-            "needs none)"
+            f"explain_class: {type(network).__name__} has no feature maps of more than one cell (use method occlusion)"
         )
     if name is None:
         return default_stage(found)
-    for own in found:
-        if own.name == name:
-            return own
-    told = ", ".join(f"{own.name} ({' x '.join(map(str, own.cells))} cells)" for own in found)
-    raise ValueError(f"explain_class: stage must be one of {told}, got {name!r}")
+    for stage in found:
+        if stage.name == name:
+            return stage
+    names = ", ".join(f"{stage.name} ({' x '.join(map(str, stage.cells))} cells)" for stage in found)
+    raise ValueError(f"explain_class: stage must be one of {names}, got {name!r}")
 
 
 def _upsampled(coarse: NDArray[np.float32], stage: Stage, size: tuple[int, ...]) -> NDArray[np.float32]:
-    """Linear between the centres of the cells, constant beyond the outer ones."""
+    """Linear between the centers of the cells, constant beyond the outer ones."""
     scale, first = 1 / np.array(stage.step_px), np.array(stage.first_px)
     return affine_transform(coarse, np.diag(scale), -first * scale, output_shape=size, order=1, mode="nearest")
 
@@ -208,11 +207,11 @@ def _upsampled(coarse: NDArray[np.float32], stage: Stage, size: tuple[int, ...])
 def _occlusion(
     network: nn.Module, image: Tensor, class_index: int, multilabel: bool
 ) -> tuple[NDArray[np.float32], tuple[int, ...], tuple[float, ...], tuple[int, ...]]:
-    """Fall of the log-odds, number of places of the window, pixels between them, and its size.
+    """Drop of the log-odds, number of positions of the window, pixels between them, and its size.
 
-    Not MONAI's `OcclusionSensitivity`: that knows one value for all channels, covers what is empty already, indexes
-    tensors by lists, which torch announces to take away, and keeps its windows inside: a corner then has the whole fall
-    of its only window, the middle a mean that smaller falls take part in.
+    Not MONAI's `OcclusionSensitivity`, which fills all channels with one value, covers what is already empty, indexes
+    tensors by lists (deprecated in torch), and keeps its windows inside the image: a corner then has the full drop of
+    its only window, the center an average with smaller ones.
     """
     axes, size = tuple(range(2, image.ndim)), tuple(image.shape[2:])
     fill = image.amin(axes, keepdim=True) if image.ndim == 5 else image.mean(axes, keepdim=True)
@@ -220,22 +219,22 @@ def _occlusion(
     step = [max(1, w // 2) for w in window]
     starts = [range(s - w, n, s) for n, w, s in zip(size, window, step, strict=True)]
     places = [tuple(slice(max(a, 0), a + w) for a, w in zip(start, window, strict=True)) for start in product(*starts)]
-    filled = [place for place in places if (image[:, :, *place] != fill).any()]
-    fall, count = image.new_zeros(size), image.new_zeros(size)
+    not_empty = [place for place in places if (image[:, :, *place] != fill).any()]
+    drop, count = image.new_zeros(size), image.new_zeros(size)
     for place in places:
         count[place] += 1
     with torch.no_grad():
         whole = log_odds(network(image), multilabel)[0, class_index]
-        for first in track(range(0, len(filled), AT_ONCE[image.ndim]), "covering parts of the image", transient=True):
-            batch = filled[first : first + AT_ONCE[image.ndim]]
-            covered = image.repeat(len(batch), *[1] * (image.ndim - 1))
-            for own, place in zip(covered, batch, strict=True):
-                own[:, *place] = fill[0]
-            left = log_odds(network(covered), multilabel)[:, class_index]
-            for place, value in zip(batch, whole - left, strict=True):
-                fall[place] += value
+        for first in track(range(0, len(not_empty), BATCH_SIZE[image.ndim]), "occluding the image", transient=True):
+            batch = not_empty[first : first + BATCH_SIZE[image.ndim]]
+            occluded = image.repeat(len(batch), *[1] * (image.ndim - 1))
+            for copy, place in zip(occluded, batch, strict=True):
+                copy[:, *place] = fill[0]
+            odds = log_odds(network(occluded), multilabel)[:, class_index]
+            for place, value in zip(batch, whole - odds, strict=True):
+                drop[place] += value
     cells = tuple(len(start) for start in starts)
-    return (fall / count).clamp(min=0).cpu().numpy(), cells, tuple(float(s) for s in step), tuple(window)
+    return (drop / count).clamp(min=0).cpu().numpy(), cells, tuple(float(s) for s in step), tuple(window)
 
 
 def _scaled(map_: NDArray[np.float32]) -> NDArray[np.float32]:

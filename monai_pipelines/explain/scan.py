@@ -1,9 +1,8 @@
-"""One scan classified, and shown what in it speaks for the class."""
+"""One scan or image classified, and the evidence for a class in it."""
 
 from __future__ import annotations
 
 import json
-from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,13 @@ from rich.markup import escape
 from rich.table import Table
 from scipy.ndimage import affine_transform
 
-from monai_pipelines import __version__
 from monai_pipelines.chains import did_you_mean
-from monai_pipelines.explain import Explanation, explain_class, explained_classes, overlay_figure
-from monai_pipelines.explain.overlay import cell_mm, resolution
+from monai_pipelines.explain.maps import Explanation, explain_class, explained_classes
+from monai_pipelines.explain.overlay import cell_mm, overlay_figure, resolution
 from monai_pipelines.metrics import predicted_classes
-from monai_pipelines.probabilities import probabilities
-from monai_pipelines.runs.checkpoint import load_checkpoint
-from monai_pipelines.runs.record import inference_config
+from monai_pipelines.runs import Trained, inference_config
+from monai_pipelines.slides import Slide
+from monai_pipelines.versions import library_versions
 
 
 def explain_scan(
@@ -39,12 +37,12 @@ def explain_scan(
     class_name: str | None = None,
     checkpoint: str | PathLike[str] | None = None,
 ) -> dict[str, Any]:
-    """Classify one scan as the inference of a bundle does, and draw what in it speaks for a class.
+    """Classify one scan as the inference of a bundle does, and draw the evidence for a class.
 
-    Writes ``explanation.png`` (`monai_pipelines.report.overlay_figure`), ``explanation.json``, and the map, 0 to 1, on
-    the grid of the file: of a volume ``map.nii.gz`` with the scan's shape and affine, so that a viewer lays it over the
-    DICOM series or NIfTI it comes from; of a 2D image ``map.png`` with as many rows and columns, black to white. What
-    the chain cuts off is 0. Images in arrays (.npy, .npz) have no such grid: theirs is that of the network.
+    Writes ``explanation.png`` (`overlay_figure`), ``explanation.json``, and the map, 0 to 1, on the grid of the file:
+    of a volume ``map.nii.gz`` with the scan's shape and affine, so that a viewer lays it over the DICOM series or NIfTI
+    it comes from; of a 2D image ``map.png`` with as many rows and columns, black to white. What the chain cuts off is
+    0. Images in arrays (.npy, .npz) have no such grid: the network's is used.
 
     Args:
         source: folder of a run, or folder or name of a bundle.
@@ -57,7 +55,7 @@ def explain_scan(
 
     Returns:
         the content of ``explanation.json``: ``image`` (name of the file), ``checkpoint``, ``prob`` (by class, tempered
-        where the checkpoint says so), ``predicted`` (names), ``threshold``, ``temperature``, ``explained``,
+        if the checkpoint says so), ``predicted`` (names), ``threshold``, ``temperature``, ``explained``,
         ``method``, ``stage``, ``cells``, ``cell_px``, ``cell_mm``, ``resolution`` (in words), ``map`` (name of the
         file), ``fingerprint`` of the chain, ``epoch``, ``versions``.
 
@@ -68,56 +66,53 @@ def explain_scan(
         ChainMismatchError: the checkpoint was trained with another chain.
         ScanError: the image cannot be used.
     """
-    given = {} if checkpoint is None else {"checkpoint": str(checkpoint)}
-    config = inference_config(source, dataset_dir=str(image), **given)
-    if config["prepare"]["evaluate"]["_target_"].endswith("PrepareBags"):
-        raise ValueError(
-            f"{source}: a bundle of slides; its inference draws where the network looked, as maps of attention "
-            "(docs/README.md of the bundle)"
-        )
-    network, chain = config.get_parsed_content("network").eval(), config.get_parsed_content("chain")
-    classes, multilabel = list(config.get_parsed_content("classes")), config.get_parsed_content("multilabel")
-    trained = load_checkpoint(config.get_parsed_content("checkpoint"), network, chain, classes)
+    config = inference_config(
+        source, dataset_dir=str(image), **({} if checkpoint is None else {"checkpoint": str(checkpoint)})
+    )
+    scan, shown = _read(config, image)
+    model = config.get_parsed_content("model")
+    network, classes, multilabel = model.network.eval(), list(model.classes), model.multilabel
+    trained = Trained(model, config.get_parsed_content("checkpoint"))
+    decisions = trained.decisions
     if class_name is not None and class_name not in classes:
         near = did_you_mean(class_name, classes)
         raise ValueError(f"no class {class_name!r}{near}; there are {', '.join(classes)}")
-    scan, shown = _read(config, image)
-    batch, _ = config.get_parsed_content("prepare::evaluate")(
-        {"image": torch.as_tensor(shown).as_subclass(torch.Tensor)[None]}, config.get_parsed_content("device")
-    )
+    batch, _ = model.prepare({"image": torch.as_tensor(shown).as_subclass(torch.Tensor)[None]}, model.device)
     with torch.no_grad():
-        logits = config.get_parsed_content("inferer")(batch, network)
-    prob = probabilities(logits, multilabel, trained["temperature"]).double().cpu().numpy()
-    called = predicted_classes(prob, trained["threshold"], multilabel)[0]
-    telling = explained_classes(prob, trained["threshold"], multilabel)[0]
-    index = int(telling) if class_name is None else classes.index(class_name)
-    found = explain_class(network, batch, index, method, stage, multilabel)
+        logits = model.inferer(batch, network)
+    prob = trained.probabilities({"pred": logits})["pred"].cpu().numpy()
+    predicted = predicted_classes(prob, decisions.threshold, multilabel)[0]
+    likely = explained_classes(prob, decisions.threshold, multilabel)[0]
+    index = int(likely) if class_name is None else classes.index(class_name)
+    explanation = explain_class(network, batch, index, method, stage, multilabel)
+    names = [n for n, yes in zip(classes, predicted, strict=True) if yes] if multilabel else [classes[predicted]]
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    told = {
+    summary = {
         "image": Path(image).name,
         "checkpoint": str(config.get_parsed_content("checkpoint")),
         "prob": dict(zip(classes, prob[0].tolist(), strict=True)),
-        "predicted": [n for n, yes in zip(classes, called, strict=True) if yes] if multilabel else [classes[called]],
-        "threshold": trained["threshold"],
-        "temperature": trained["temperature"],
+        "predicted": names,
+        "threshold": decisions.threshold,
+        "temperature": decisions.temperature,
         "explained": classes[index],
-        "method": found.method,
-        "stage": found.stage,
-        "cells": list(found.cells),
-        "cell_px": list(found.cell_px),
-        "cell_mm": cell_mm(shown, found),
-        "resolution": resolution(shown, found),
-        "map": _write_map(folder, found, scan, shown),
-        "fingerprint": chain.fingerprint(),
-        "epoch": trained["epoch"],
-        "versions": {"monai_pipelines": __version__, "monai": version("monai"), "torch": torch.__version__},
+        "method": explanation.method,
+        "stage": explanation.stage,
+        "cells": list(explanation.cells),
+        "cell_px": list(explanation.cell_px),
+        "cell_mm": cell_mm(shown, explanation),
+        "resolution": resolution(shown, explanation),
+        "map": _write_map(folder, explanation, scan, shown),
+        "fingerprint": model.chain.fingerprint(),
+        "epoch": decisions.epoch,
+        "versions": library_versions(),
     }
-    title, predicted = f"{classes[index]}, {prob[0, index]:.2f}", classes[index] in told["predicted"]
-    overlay_figure(shown, found, classes[index], predicted, title).savefig(folder / "explanation.png", dpi=130)
-    (folder / "explanation.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    _print(told, folder)
-    return told
+    title = f"{classes[index]}, {prob[0, index]:.2f}"
+    figure = overlay_figure(shown, explanation, classes[index], classes[index] in names, title)
+    figure.savefig(folder / "explanation.png", dpi=130)
+    (folder / "explanation.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    _print(summary, folder)
+    return summary
 
 
 def _read(config: ConfigParser, image: str | PathLike[str]) -> tuple[MetaTensor | None, Any]:
@@ -133,19 +128,24 @@ def _read(config: ConfigParser, image: str | PathLike[str]) -> tuple[MetaTensor 
     load, *rest = config.get_parsed_content("preprocessing").steps.values()
     item = load({"image": items[0]["image"]})
     scan = item["image"]
+    if isinstance(scan, Slide):
+        raise ValueError(
+            f"{image}: a slide; the inference of its bundle draws where the network looked, as maps of attention "
+            "(docs/README.md of the bundle)"
+        )
     for step in rest:
         item = step(item)
     return scan, item["image"]
 
 
-def _write_map(folder: Path, found: Explanation, scan: MetaTensor | None, shown: Any) -> str:
+def _write_map(folder: Path, explanation: Explanation, scan: MetaTensor | None, shown: Any) -> str:
     """Write the map on the grid of the file; its name."""
-    if found.map.ndim == 2:
-        values = found.map if scan is None else _on_grid(found.map, shown, scan)
+    if explanation.map.ndim == 2:
+        values = explanation.map if scan is None else _on_grid(explanation.map, shown, scan)
         Image.fromarray((255 * values).round().astype(np.uint8)).save(folder / "map.png")
         return "map.png"
     affine = np.eye(4) if scan is None else np.asarray(scan.affine, float)
-    volume = nib.Nifti1Image(found.map if scan is None else _on_grid(found.map, shown, scan), affine)
+    volume = nib.Nifti1Image(explanation.map if scan is None else _on_grid(explanation.map, shown, scan), affine)
     volume.set_sform(affine, code=1)  # scanner
     volume.set_qform(affine, code=1)
     volume.header.set_xyzt_units("mm")
@@ -162,14 +162,18 @@ def _on_grid(map_: NDArray[np.float32], shown: MetaTensor, scan: MetaTensor) -> 
     return affine_transform(bordered, to_map[:, :dims], to_map[:, -1] + 1, output_shape=size, order=1, cval=0)
 
 
-def _print(told: dict[str, Any], folder: Path) -> None:
-    table = Table("class", "probability", title=escape(f"predicted: {', '.join(told['predicted']) or 'none'}"))
-    for name, prob in told["prob"].items():
+def _print(summary: dict[str, Any], folder: Path) -> None:
+    table = Table("class", "probability", title=escape(f"predicted: {', '.join(summary['predicted']) or 'none'}"))
+    for name, prob in summary["prob"].items():
         table.add_row(escape(name), f"{prob:.3f}")
-    rule = "the likeliest" if told["threshold"] is None else f"by the threshold {np.round(told['threshold'], 3)}"
-    warmth = "not tempered" if told["temperature"] is None else f"temperature {told['temperature']:.3g}"
-    files = ", ".join(("explanation.png", "explanation.json", told["map"]))
+    rule = "the likeliest" if summary["threshold"] is None else f"by the threshold {np.round(summary['threshold'], 3)}"
+    tempering = "no temperature" if summary["temperature"] is None else f"temperature {summary['temperature']:.3g}"
+    files = ", ".join(("explanation.png", "explanation.json", summary["map"]))
     console = Console(soft_wrap=True)
     console.print(table)
-    for line in (f"{rule}, {warmth}; explained: {told['explained']}", told["resolution"], f"wrote {folder}: {files}"):
+    for line in (
+        f"{rule}, {tempering}; explained: {summary['explained']}",
+        summary["resolution"],
+        f"wrote {folder}: {files}",
+    ):
         console.print(escape(line))

@@ -23,19 +23,19 @@ from scipy.stats import entropy, rankdata
 
 from monai_pipelines.data.slide_table import feature_file
 from monai_pipelines.errors import ScanError
-from monai_pipelines.explain.attention import Scale, attention_figure, tiles_figure, write_geojson
-from monai_pipelines.metrics import annotated_fraction, bootstrap_intervals, read_outlines, tile_auc
-from monai_pipelines.slides import close_slides, open_slide
+from monai_pipelines.explain.attention import Scale, attention_figure, heat_colors, tiles_figure
+from monai_pipelines.metrics import annotated_fraction, mean_interval, tile_auc
+from monai_pipelines.runs import Trained
+from monai_pipelines.slides import close_slides, open_slide, read_outlines, write_geojson
 
 logger = logging.getLogger(__name__)
 
 NUM_PICTURES = 8  # in the report
-MIN_PATIENTS = 5  # for an interval by bootstrap
 COLUMNS = ("name", "attention", "num_tiles", "relative_entropy", "tile_auc")
 
 
-class _Seen(NamedTuple):
-    """What the network said of a slide."""
+class _Prediction(NamedTuple):
+    """Output of the network for a slide."""
 
     name: str
     attention: NDArray[np.float32]  # (K, N)
@@ -44,12 +44,12 @@ class _Seen(NamedTuple):
 
     @property
     def kind(self) -> int:
-        """Its class; the predicted one where it is not known, or not one."""
+        """Its class; the predicted one if unknown or not exactly one."""
         return int(np.argmax(self.prob)) if self.label is None else self.label
 
 
 class _Slide(NamedTuple):
-    """Where the tiles of a slide are, and what is annotated on it."""
+    """A slide's tiles, and its annotation."""
 
     thumbnail: NDArray[np.uint8]
     downsample: float
@@ -67,7 +67,7 @@ class _Slide(NamedTuple):
 
     @classmethod
     def of(cls, item: dict[str, Any]) -> _Slide:
-        """From an item of the dataset; without a thumbnail's scale a white one is drawn on."""
+        """From an item of the dataset; without the thumbnail's scale, on a white one."""
         coords, side = item["coords"], item["level0_px"]
         image, downsample = np.asarray(item["image"]).transpose(1, 2, 0), item.get("downsample")
         if downsample is None:
@@ -90,14 +90,14 @@ class _Drawn(NamedTuple):
     """A slide's heatmap, of its class."""
 
     file: Path
-    seen: _Seen
+    prediction: _Prediction
     patient: str
     relative_entropy: float | None
     tile_auc: float | None
 
 
 class ExplainSlides:
-    """Draw the attention of every slide of an evaluation, and say how well it finds what is annotated.
+    """Draw the attention of every slide of an evaluation, and measure how well it finds what is annotated.
 
     Writes ``attention/<name>/`` with ``heatmap.png`` (`monai_pipelines.explain.attention.attention_figure`),
     ``tiles.png`` (the tiles with the most and the least attention, where the slide's file is at hand) and
@@ -111,12 +111,11 @@ class ExplainSlides:
 
     Args:
         output_dir: folder of the run.
-        network: with ``attention_weights`` (B, K, N) of its last forward pass, as
+        trained: what is evaluated; its network has ``attention_weights`` (B, K, N) of its last forward pass, as
             `monai_pipelines.networks.AttentionMIL` has them.
         dataset: what is evaluated, with ``data`` and items that have ``coords`` (N, 2), ``level0_px``, ``tile_px``,
             ``mpp`` (of the tiles), ``slide_mpp``, ``image`` (thumbnail, (3, h, w) uint8), ``downsample`` and maybe
             ``annotation`` (GeoJSON file), such as `monai_pipelines.features.FeatureBags`.
-        classes: class names by index.
         num_slides: how many of the first slides are drawn; None: all.
         top_k: tiles on top and at the bottom of the sheet.
         scale: of the colours, see `monai_pipelines.explain.attention.attention_figure`.
@@ -124,8 +123,8 @@ class ExplainSlides:
     Attributes:
         results: ``num_slides``, ``relative_entropy`` (mean), and where slides have annotated tiles and others
             ``tile_auc`` (mean over these slides, of several branches that of the slide's class), ``num_annotated`` and
-            ``tile_auc_interval`` (95%, by bootstrap over their patients; None for fewer than 5); empty before the
-            end, or without attention.
+            ``tile_auc_interval`` (95%, by `monai_pipelines.metrics.mean_interval` of their patients; None for one);
+            empty before the end, or without attention.
 
     Raises:
         ValueError: num_slides or top_k below 1; later, batches in another order than the dataset.
@@ -134,19 +133,19 @@ class ExplainSlides:
     def __init__(
         self,
         output_dir: str | PathLike[str],
-        network: torch.nn.Module,
+        trained: Trained,
         dataset: Any,
-        classes: Sequence[str],
         num_slides: int | None = None,
         top_k: int = 8,
         scale: Scale = "mean",
     ) -> None:
         if top_k < 1 or (num_slides is not None and num_slides < 1):
             raise ValueError(f"ExplainSlides: num_slides and top_k must be 1 or more, got {num_slides} and {top_k}")
-        self.output_dir, self.network, self.dataset = Path(output_dir), network, dataset
-        self.classes, self.num_slides, self.top_k, self.scale = list(classes), num_slides, top_k, scale
+        self.output_dir, self.dataset = Path(output_dir), dataset
+        self.network, self.classes = trained.model.network, list(trained.model.classes)
+        self.num_slides, self.top_k, self.scale = num_slides, top_k, scale
         self.results: dict[str, Any] = {}
-        self._seen: list[_Seen] = []
+        self._predictions: list[_Prediction] = []
         self._drawn: list[_Drawn] = []
         self._unread: list[str] = []
 
@@ -155,21 +154,22 @@ class ExplainSlides:
         """(caption, heatmap (3, h, w) uint8) of up to 8 slides, from the classes in turn, class by class."""
         by_class: dict[int, list[_Drawn]] = {}
         for drawn in self._drawn:
-            by_class.setdefault(drawn.seen.kind, []).append(drawn)
+            by_class.setdefault(drawn.prediction.kind, []).append(drawn)
         in_turn = [drawn for turn in zip_longest(*by_class.values()) for drawn in turn if drawn is not None]
-        chosen = sorted(in_turn[:NUM_PICTURES], key=lambda drawn: drawn.seen.kind)
+        chosen = sorted(in_turn[:NUM_PICTURES], key=lambda drawn: drawn.prediction.kind)
         return [
-            (self._caption(own), np.asarray(Image.open(own.file).convert("RGB")).transpose(2, 0, 1)) for own in chosen
+            (self._caption(one), np.asarray(Image.open(one.file).convert("RGB")).transpose(2, 0, 1)) for one in chosen
         ]
 
     def _caption(self, drawn: _Drawn) -> str:
-        seen, guess = drawn.seen, int(np.argmax(drawn.seen.prob))
-        told = [f"predicted: {self.classes[guess]}, {seen.prob[guess]:.2f}"]
-        if seen.label is not None:
-            told.insert(0, f"true: {self.classes[seen.label]}")
+        _, _, label, prob = drawn.prediction
+        guess = int(np.argmax(prob))
+        parts = [f"predicted: {self.classes[guess]}, {prob[guess]:.2f}"]
+        if label is not None:
+            parts.insert(0, f"true: {self.classes[label]}")
         if drawn.tile_auc is not None:
-            told.append(f"tile AUC {drawn.tile_auc:.2f}")
-        return ", ".join(told)
+            parts.append(f"tile AUC {drawn.tile_auc:.2f}")
+        return ", ".join(parts)
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self._reset)
@@ -177,7 +177,7 @@ class ExplainSlides:
         engine.add_event_handler(Events.COMPLETED, self._write)
 
     def _reset(self, engine: Engine) -> None:
-        self.results, self._seen, self._drawn, self._unread = {}, [], [], []
+        self.results, self._predictions, self._drawn, self._unread = {}, [], [], []
         shutil.rmtree(self.output_dir / "attention", ignore_errors=True)  # of another network
         (self.output_dir / "attention.csv").unlink(missing_ok=True)
 
@@ -186,24 +186,26 @@ class ExplainSlides:
         if weights is None:
             return
         attention = weights.detach().float().cpu().numpy()
-        for item, output, own in zip(engine.state.batch, engine.state.output, attention, strict=True):
-            if len(self._seen) == self.num_slides:
+        for item, output, padded in zip(engine.state.batch, engine.state.output, attention, strict=True):
+            if len(self._predictions) == self.num_slides:
                 return
-            name = self.dataset.data[len(self._seen)]["name"]
+            name = self.dataset.data[len(self._predictions)]["name"]
             if item["name"] != name:
                 raise ValueError(
                     f"ExplainSlides: wanted the slides in the dataset's order, got {item['name']} for {name}"
                 )
-            real = own[:, torch.as_tensor(item["mask"]).cpu().numpy()] if "mask" in item else own
+            real = padded[:, torch.as_tensor(item["mask"]).cpu().numpy()] if "mask" in item else padded
             label = torch.as_tensor(item["label"]).cpu() if "label" in item else None
             one = int(label) if label is not None and label.numel() == 1 else None
-            self._seen.append(_Seen(name, real, one, output["pred"].float().cpu().tolist()))
+            self._predictions.append(_Prediction(name, real, one, output["pred"].float().cpu().tolist()))
 
     def _write(self, engine: Engine) -> None:
-        if not self._seen:
-            logger.info("no attention to draw: %s has none (pooling by mean or maximum?)", type(self.network).__name__)
+        if not self._predictions:
+            logger.info("%s has no attention to draw (pooling by mean or maximum?)", type(self.network).__name__)
             return
-        rows = [row for index in track(range(len(self._seen)), "drawing attention") for row in self._explain(index)]
+        rows = [
+            row for index in track(range(len(self._predictions)), "drawing attention") for row in self._explain(index)
+        ]
         close_slides()
         with open(self.output_dir / "attention.csv", "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS)
@@ -216,20 +218,20 @@ class ExplainSlides:
 
     def _explain(self, index: int) -> list[dict[str, Any]]:
         """Write the files of a slide; a row for each of its maps."""
-        seen, item = self._seen[index], self.dataset[index]
+        prediction, item = self._predictions[index], self.dataset[index]
         if item.get("coords") is None or item.get("level0_px") is None:
-            logger.warning("%s: no attention drawn: its features tell no coordinates or no size of tiles", seen.name)
+            logger.warning("%s: no attention drawn: its features have no coordinates or no tile size", prediction.name)
             return []
         slide = _Slide.of(item)
-        folder = feature_file(self.output_dir / "attention", seen.name).with_suffix("")
+        folder = feature_file(self.output_dir / "attention", prediction.name).with_suffix("")
         if folder.exists():  # a.svs and a.tif
             folder = folder.with_name(f"{folder.name}-{index}")
         folder.mkdir(parents=True, exist_ok=True)
-        branches = self.classes if len(seen.attention) > 1 else [""]
+        branches = self.classes if len(prediction.attention) > 1 else [""]
         rows: list[dict[str, Any]] = []
         values: dict[str, NDArray[Any]] = {}
-        for k, (branch, attention) in enumerate(zip(branches, seen.attention, strict=True)):
-            title = f"{seen.name}: attention for {branch}" if branch else seen.name
+        for k, (branch, attention) in enumerate(zip(branches, prediction.attention, strict=True)):
+            title = f"{prediction.name}: attention for {branch}" if branch else prediction.name
             file = folder / f"heatmap{_suffix(branch)}.png"
             figure = attention_figure(*slide.place, attention, slide.mpp, title, self.scale, slide.outlines)
             figure.savefig(file, dpi=110)
@@ -237,21 +239,22 @@ class ExplainSlides:
             auc = math.nan if slide.fraction is None else tile_auc(attention, slide.fraction)
             measured = {"relative_entropy": _relative_entropy(attention), "tile_auc": None if math.isnan(auc) else auc}
             rows.append(
-                {"name": seen.name, "attention": branch or "all classes", "num_tiles": len(attention)} | measured
+                {"name": prediction.name, "attention": branch or "all classes", "num_tiles": len(attention)} | measured
             )
             name = f"Attention {branch}".strip()
-            told = {name: attention, f"{name} percentile": 100 * (rankdata(attention) - 0.5) / len(attention)}
-            of_its_class = not branch or k == seen.kind
-            values = told | values if of_its_class else values | told  # the first gives the colours
+            columns = {name: attention, f"{name} percentile": 100 * (rankdata(attention) - 0.5) / len(attention)}
+            of_its_class = not branch or k == prediction.kind
+            values = columns | values if of_its_class else values | columns  # the first gives the colors
             if of_its_class:
-                self._drawn.append(_Drawn(file, seen, item.get("patient") or seen.name, **measured))
-        write_geojson(folder / "attention.geojson", slide.coords, slide.side, values, "Attention", self.scale)
+                self._drawn.append(_Drawn(file, prediction, item.get("patient") or prediction.name, **measured))
+        colors = heat_colors(next(iter(values.values())), self.scale)
+        write_geojson(folder / "attention.geojson", slide.coords, slide.side, values, "Attention", colors)
         return rows
 
     def _sheet(self, file: Path, index: int, slide: _Slide, attention: NDArray[np.float32], title: str) -> None:
         """Tiles with the most and the least attention, from the slide's file."""
         if slide.mpp is None or slide.tile_px is None or slide.tile_mpp is None:
-            self._unread.append(f"{file.parent}: its features do not tell the size of its tiles")
+            self._unread.append(f"{file.parent}: its features do not say how large its tiles are")
             return
         order = np.argsort(-attention, kind="stable")
         num = max(1, min(self.top_k, len(order) // 2))
@@ -262,27 +265,25 @@ class ExplainSlides:
         except (ScanError, OSError) as error:
             self._unread.append(str(error))
             return
-        captions = [_times(own) for own in attention[chosen] / attention.mean()]
+        captions = [_times(value) for value in attention[chosen] / attention.mean()]
         if slide.fraction is not None:
             shares = slide.fraction[chosen]
-            captions = [f"{own}, {share:.0%} annotated" for own, share in zip(captions, shares, strict=True)]
-        told = f"{title} (tiles of {slide.side * slide.mpp:.0f} \u00b5m)"
-        tiles_figure([*tiles[:num]], [*tiles[num:]], captions[:num], captions[num:], told).savefig(file, dpi=120)
+            captions = [f"{caption}, {share:.0%} annotated" for caption, share in zip(captions, shares, strict=True)]
+        heading = f"{title} (tiles of {slide.side * slide.mpp:.0f} \u00b5m)"
+        tiles_figure([*tiles[:num]], [*tiles[num:]], captions[:num], captions[num:], heading).savefig(file, dpi=120)
 
 
 def _results(drawn: Sequence[_Drawn]) -> dict[str, Any]:
-    entropies = [own.relative_entropy for own in drawn if own.relative_entropy is not None]
+    entropies = [slide.relative_entropy for slide in drawn if slide.relative_entropy is not None]
     results: dict[str, Any] = {"num_slides": len(drawn), "relative_entropy": None}
     if entropies:
         results["relative_entropy"] = float(np.mean(entropies))
-    scored = [own for own in drawn if own.tile_auc is not None]
+    scored = [slide for slide in drawn if slide.tile_auc is not None]
     if scored:
-        aucs = np.array([own.tile_auc for own in scored])
-        patients = [own.patient for own in scored]
-        results |= {"num_annotated": len(aucs), "tile_auc": float(aucs.mean()), "tile_auc_interval": None}
-        if len(set(patients)) >= MIN_PATIENTS:
-            found = bootstrap_intervals(lambda own, _: {"tile_auc": own.mean()}, aucs, np.zeros(len(aucs)), patients)
-            results["tile_auc_interval"] = list(found["tile_auc"])
+        aucs = np.array([slide.tile_auc for slide in scored])
+        interval = mean_interval(aucs, [slide.patient for slide in scored])
+        results |= {"num_annotated": len(aucs), "tile_auc": float(aucs.mean())}
+        results["tile_auc_interval"] = interval and list(interval)
     return results
 
 

@@ -1,4 +1,4 @@
-"""The stages of a convolutional network: where features are, how many cells they have, and what each cell looks at."""
+"""Stages of a convolutional network: its feature maps, their cells, and where in the image each cell is centered."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from monai.utils import ensure_tuple_rep
 from torch import Tensor, nn
 
-MIN_CELLS = 7  # along the shortest side: fewer cannot tell where something is
+MIN_CELLS = 7  # along the shortest side: fewer cannot localize anything
 
 Cells = tuple[int, ...]
 
@@ -19,26 +19,26 @@ class Stage(NamedTuple):
     """Feature maps of one resolution."""
 
     name: str
-    """Of the module that gives them, as `torch.nn.Module.get_submodule` takes it."""
+    """Of the module that outputs them, as `torch.nn.Module.get_submodule` takes it."""
     cells: Cells
     """Size of the feature maps."""
     step_px: tuple[float, ...]
-    """Pixels of the input from cell to cell."""
+    """Input pixels from cell to cell."""
     first_px: tuple[float, ...]
-    """Pixel of the input on which the first cell is centred."""
+    """Input pixel at the center of the first cell."""
 
 
 def stages(network: nn.Module, image: Tensor) -> list[Stage]:
-    """The stages of a network that Grad-CAM can use, by one forward pass.
+    """Find the stages of a network that Grad-CAM can use, by one forward pass.
 
-    Of the layers that give feature maps of one size the last is taken that is a block or an activation. Where its cells
-    look is reckoned from kernels, strides and padding: a convolution of stride 2 with a 3x3 kernel padded by 1 has
-    cell j on pixel 2j, not between 2j and 2j + 1, and three more of them move the cells by half of their size. What
-    shrinks feature maps in another way is taken to divide the image evenly.
+    Of the layers with feature maps of one size, the last block or activation is used. The centers of its cells follow
+    from kernels, strides and padding: a convolution of stride 2 with a 3x3 kernel padded by 1 has cell j on pixel 2j,
+    not between 2j and 2j + 1, and three more of them shift the cells by half of their size. Other reductions are
+    assumed to divide the image evenly.
 
     Args:
-        network: any network of `torch.nn` modules; is left as it was.
-        image: (1, C, H, W) or (1, C, X, Y, Z), what the network takes.
+        network: any network of `torch.nn` modules; left unchanged.
+        image: (1, C, H, W) or (1, C, X, Y, Z), the network's input.
 
     Returns:
         in forward order, without those of a single cell.
@@ -54,18 +54,18 @@ def stages(network: nn.Module, image: Tensor) -> list[Stage]:
     names: dict[Cells, list[str]] = {}
     calls = Counter[str]()
 
-    def visit(name: str, module: nn.Module, given: Any, output: Any) -> None:
+    def visit(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
         if not isinstance(output, Tensor) or output.ndim != image.ndim:
             return
         cells = tuple(output.shape[2:])
-        if cells not in places and hasattr(module, "kernel_size") and tuple(given[0].shape[2:]) in places:
-            places[cells] = _placed(module, *places[tuple(given[0].shape[2:])])
+        if cells not in places and hasattr(module, "kernel_size") and tuple(inputs[0].shape[2:]) in places:
+            places[cells] = _placed(module, *places[tuple(inputs[0].shape[2:])])
         if name and (_is_block(module) or type(module).__module__ == "torch.nn.modules.activation"):
             calls[name] += 1
             names.setdefault(cells, []).append(name)
 
     hooks = [
-        module.register_forward_hook(lambda m, given, output, name=name: visit(name, m, given, output))
+        module.register_forward_hook(lambda m, inputs, output, name=name: visit(name, m, inputs, output))
         for name, module in network.named_modules()
     ]
     modes = {module: module.training for module in network.modules()}
@@ -78,8 +78,8 @@ def stages(network: nn.Module, image: Tensor) -> list[Stage]:
         for module, mode in modes.items():
             module.training = mode
     found: list[Stage] = []
-    for cells, own in names.items():
-        once = [name for name in own if calls[name] == 1 and not _holds(name, found)]
+    for cells, layers in names.items():
+        once = [name for name in layers if calls[name] == 1 and not _contains(name, found)]
         if once and max(cells) > 1:
             step, first = places.get(cells) or _even(size, cells)
             found.append(Stage(once[-1], cells, step, first))
@@ -87,14 +87,14 @@ def stages(network: nn.Module, image: Tensor) -> list[Stage]:
 
 
 def default_stage(found: Sequence[Stage]) -> Stage:
-    """The deepest stage with 7 cells or more along its shortest side, or the one with the most cells.
+    """The deepest stage with at least 7 cells along its shortest side, else the one with the most cells.
 
-    Deeper stages know more of the class and less of the place. Measured on the lung CT demo (64 x 64 x 64 voxels,
-    `benchmarks/explanation.py`): Grad-CAM finds the lesion with the 8 cells of the second of four stages, and
-    not with the 4 and 2 of those below it.
+    Deeper stages represent the class better and the position worse. On the lung CT demo (64 x 64 x 64 voxels,
+    `benchmarks/explanation.py`), Grad-CAM finds the lesion with the 8 cells of the second of four stages, but not with
+    the 4 and 2 of deeper ones.
 
     Args:
-        found: of `stages`, not empty.
+        found: from `stages`, not empty.
 
     Example:
         >>> default_stage([Stage("a", (16, 16), (2, 2), (0, 0)), Stage("b", (4, 4), (8, 8), (0, 0))]).name
@@ -108,29 +108,29 @@ def _is_block(module: nn.Module) -> bool:
     return next(module.children(), None) is not None
 
 
-def _holds(name: str, found: Sequence[Stage]) -> bool:
-    """Whether a module holds one of the stages: it is (most of) the network then, no stage of it."""
+def _contains(name: str, found: Sequence[Stage]) -> bool:
+    """Whether a module contains one of the stages: then it is (most of) the network, not a stage."""
     return any(stage.name.startswith(f"{name}.") for stage in found)
 
 
 def _placed(
     module: Any, step: tuple[float, ...], first: tuple[float, ...]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Step and first pixel of the cells that a convolution or pooling makes of others."""
+    """Step and first pixel of the output cells of a convolution or pooling."""
     dims = len(step)
     padding = 0 if module.padding == "valid" else module.padding
     kernel, stride, pad, dilation = (
         ensure_tuple_rep(value, dims)
         for value in (module.kernel_size, module.stride, padding, getattr(module, "dilation", 1))
     )
-    moved = [d * (k - 1) / 2 - p for k, p, d in zip(kernel, pad, dilation, strict=True)]
+    shift = [d * (k - 1) / 2 - p for k, p, d in zip(kernel, pad, dilation, strict=True)]
     return (
-        tuple(own * s for own, s in zip(step, stride, strict=True)),
-        tuple(own + s * m for own, s, m in zip(first, step, moved, strict=True)),
+        tuple(a * s for a, s in zip(step, stride, strict=True)),
+        tuple(a + s * b for a, s, b in zip(first, step, shift, strict=True)),
     )
 
 
 def _even(size: Cells, cells: Cells) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Cells that divide the image evenly."""
+    """Step and first pixel of cells that divide the image evenly."""
     step = tuple(n / c for n, c in zip(size, cells, strict=True))
     return step, tuple((s - 1) / 2 for s in step)

@@ -1,4 +1,4 @@
-"""Tiles of slides through a frozen network: features, the files that hold them, bags for multiple-instance learning."""
+"""Features of the tiles of slides by a frozen network, their files, and bags for multiple-instance learning."""
 
 from monai_pipelines.features.bags import FeatureBags, FeatureSplits, PrepareBags, pad_bags
 from monai_pipelines.features.extraction import extract_features

@@ -1,10 +1,10 @@
-"""Slides as bags of features, and how unequal bags become a batch."""
+"""Slides as bags of features, and batches of unequal bags."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -19,28 +19,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from monai_pipelines.chains import Chain
-from monai_pipelines.data.prepared import Splits, UsableItems
+from monai_pipelines.data.prepared import OnError, Splits, UsableItems
 from monai_pipelines.data.slide_table import feature_file
-from monai_pipelines.data.split import Cohort
+from monai_pipelines.data.split import Cohort, Item
 from monai_pipelines.features.extraction import extract_features
 from monai_pipelines.features.files import read_features
 from monai_pipelines.inferers import Precision
 from monai_pipelines.networks import TileBackbone
 
-Item = dict[str, Any]
-OnError = Literal["raise", "skip"]
-
 
 def pad_bags(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A batch of unequal bags: filled up with zeros to the longest, and a mask that tells the tiles.
+    """A batch of unequal bags: zero-padded to the longest, with a mask of the tiles.
 
     Args:
-        items: with ``bag`` (n, ...), n of its own for each, and maybe ``label``, ``name`` and ``patient``; other keys
-            are left out.
+        items: with ``bag`` (n, ...), where n may differ, and optionally ``label``, ``name`` and ``patient``; other keys
+            are ignored.
 
     Returns:
-        ``bag`` (B, N, ...), ``mask`` (B, N) bool, True where there is a tile, ``label`` (B,) or (B, C), and the lists
-        ``name`` and ``patient``.
+        ``bag`` (B, N, ...), ``mask`` (B, N) bool, True for tiles, ``label`` (B,) or (B, C), and the lists ``name`` and
+        ``patient``.
 
     Raises:
         ValueError: tiles of different shape, features of different length, or bags of different dtype.
@@ -60,8 +57,8 @@ def pad_bags(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     longest = max(map(len, bags))
     bag = bags[0].new_zeros(len(bags), longest, *bags[0].shape[1:])
     mask = torch.zeros(len(bags), longest, dtype=torch.bool)
-    for own, there, tiles in zip(bag, mask, bags, strict=True):
-        own[: len(tiles)], there[: len(tiles)] = tiles, True
+    for row, tiles in enumerate(bags):
+        bag[row, : len(tiles)], mask[row, : len(tiles)] = tiles, True
     batch: dict[str, Any] = {"bag": bag, "mask": mask}
     if all("label" in item for item in items):
         batch["label"] = torch.tensor([item["label"] for item in items])
@@ -75,10 +72,10 @@ class PrepareBags(PrepareBatch):
     """Move a batch of `pad_bags` to the device: (bag, label, (), {"mask": mask}).
 
     Args:
-        use_mask: False gives (bag, label), for networks that take no mask, such as MONAI's `MILModel`.
+        use_mask: False gives (bag, label), for networks without a mask, such as MONAI's `MILModel`.
 
     Raises:
-        ValueError: without a mask, bags of different length in one batch.
+        ValueError: bags of different length in a batch without a mask.
     """
 
     def __init__(self, use_mask: bool = True) -> None:
@@ -100,32 +97,28 @@ class PrepareBags(PrepareBatch):
             lengths = sorted(set(mask.sum(1).tolist()))
             raise ValueError(
                 f"PrepareBags: a network without a mask wants bags of one length, got {lengths} tiles "
-                "(batch_size 1, or a number of tiles that every slide has)"
+                "(use batch_size 1, or the same number of tiles for every slide)"
             )
         return bag, label
 
 
 class FeatureBags(UsableItems):
-    """Slides as bags of features, made where they are missing.
+    """Slides as bags of features, which are extracted if they are missing.
 
-    An item is that of ``data`` with ``bag`` (N, D) float32, ``coords`` (N, 2) int64 numpy, ``level0_px``, ``tile_px``,
-    ``mpp``, ``slide_mpp``, and, where it is asked for alone, the thumbnail as ``image`` (3, h, w) uint8, its
-    ``downsample``, and what a network has to beat as ``shortcut``. Files of other tools have no thumbnail: a white one
-    stands in, and the number of tiles is the only shortcut.
+    An item of ``data`` gets ``bag`` (N, D) float32, ``coords`` (N, 2) int64 numpy, ``level0_px``, ``tile_px``, ``mpp``,
+    ``slide_mpp``, and, outside batches, the thumbnail as ``image`` (3, h, w) uint8, its ``downsample``, and the
+    ``shortcut`` that a network has to beat. For files of other tools the thumbnail is white, and the number of tiles is
+    the only shortcut.
 
     Args:
         data: datalist with ``image`` (path of the slide) and ``name``.
         chain, backbone, batch_size, num_workers, precision, dtype: of `extract_features`.
-        features_dir: folder of the files; None: one that is deleted with the dataset.
-        max_tiles: so many tiles of a bag at most, drawn anew each time from torch's generator; None: all.
-        on_error: "raise" one `CohortError` that lists every bad slide, or "skip" them; see ``skipped``.
-
-    Attributes:
-        data: the usable items.
-        skipped: ``{**item, "skipped": reason}`` for the others.
+        features_dir: folder of the files; None: a temporary one, deleted with the dataset.
+        max_tiles: maximum number of tiles in a bag, drawn from torch's generator on each access; None: all.
+        on_error: of `UsableItems`, which see also for the attributes.
 
     Raises:
-        CohortError: bad slides under "raise"; no usable slide; as `extract_features`.
+        CohortError: bad slides with "raise"; no usable slide; see also `extract_features`.
     """
 
     collate = staticmethod(pad_bags)
@@ -145,22 +138,18 @@ class FeatureBags(UsableItems):
     ) -> None:
         if max_tiles is not None and max_tiles < 1:
             raise ValueError(f"FeatureBags: max_tiles must be 1 or more, or None for all, got {max_tiles}")
-        if features_dir is None:
-            self._own_folder = _OwnFolder()
-            features_dir = self._own_folder.path
-        extract = partial(
-            extract_features,
-            data,
-            features_dir,
-            chain,
-            backbone,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            precision=precision,
-            dtype=dtype,
-        )
         self.max_tiles = max_tiles
-        super().__init__(data, chain, _outcomes(extract, features_dir), on_error)
+        if features_dir is None:
+            self._temporary = _TemporaryFolder()
+            features_dir = self._temporary.path
+
+        def outcomes() -> Iterator[tuple[Path, str | None]]:
+            options: dict[str, Any] = {"precision": precision, "dtype": dtype}
+            options |= {"batch_size": batch_size, "num_workers": num_workers}
+            for row in extract_features(data, features_dir, chain, backbone, **options):
+                yield feature_file(features_dir, row["name"]), row["reason"] or None
+
+        super().__init__(data, chain, outcomes(), on_error)
 
     def __getitems__(self, indices: Sequence[int]) -> list[Item]:
         return [self._item(index, pictures=False) for index in indices]
@@ -169,47 +158,30 @@ class FeatureBags(UsableItems):
         return self._item(index, pictures=True)
 
     def _item(self, index: int, pictures: bool) -> Item:
-        found = read_features(self._results[index], pictures)
-        num_tiles = len(found.features)
+        bag = read_features(self._results[index], pictures)
+        num_tiles = len(bag.features)
         chosen: Any = slice(None)
         if self.max_tiles is not None and num_tiles > self.max_tiles:
             chosen = torch.randperm(num_tiles)[: self.max_tiles].sort().values.numpy()
         item = {
             **self.data[index],
-            "bag": torch.from_numpy(found.features[chosen]),
-            "coords": None if found.coords is None else found.coords[chosen],
-            "level0_px": found.level0_px,
-            "tile_px": found.tile_px,
-            "mpp": found.mpp,
-            "slide_mpp": found.slide_mpp,
+            "bag": torch.from_numpy(bag.features[chosen]),
+            "coords": None if bag.coords is None else bag.coords[chosen],
+            **{key: getattr(bag, key) for key in ("level0_px", "tile_px", "mpp", "slide_mpp")},
         }
         if not pictures:
             return item
-        if (
-            found.thumbnail is None
-            or found.tissue is None
-            or not (found.downsample and found.slide_mpp and found.slide_size)
-        ):
+        if bag.thumbnail is None or bag.tissue is None or not (bag.downsample and bag.slide_mpp and bag.slide_size):
             white = torch.full((3, 32, 32), 255, dtype=torch.uint8)
             number = torch.tensor([num_tiles], dtype=torch.float32).log()
             return {**item, "image": white, "downsample": None, "shortcut": {"number of tiles": number}}
-        shortcut = measure_slide(
-            found.thumbnail, found.tissue, found.downsample, found.slide_mpp, found.slide_size, num_tiles
-        )
-        image = torch.from_numpy(found.thumbnail).permute(2, 0, 1)
-        return {**item, "image": image, "downsample": found.downsample, "shortcut": shortcut}
+        shortcut = measure_slide(bag.thumbnail, bag.tissue, bag.downsample, bag.slide_mpp, bag.slide_size, num_tiles)
+        image = torch.from_numpy(bag.thumbnail).permute(2, 0, 1)
+        return {**item, "image": image, "downsample": bag.downsample, "shortcut": shortcut}
 
 
-def _outcomes(
-    extract: Callable[[], list[Item]], features_dir: str | PathLike[str]
-) -> Iterator[tuple[Path, str | None]]:
-    """File of each slide, or why there is none; nothing is done before the first is asked for."""
-    for row in extract():
-        yield feature_file(features_dir, row["name"]), row["reason"] or None
-
-
-class _OwnFolder:
-    """A folder that goes with the last dataset that knows it, in the process that made it."""
+class _TemporaryFolder:
+    """Deleted with the last dataset that refers to it, by the process that made it."""
 
     def __init__(self) -> None:
         self.path = mkdtemp(prefix="features-")
@@ -222,15 +194,13 @@ def _remove(folder: str, made_by: int) -> None:
 
 
 class FeatureSplits(Splits[FeatureBags]):
-    """The `FeatureBags` of each split of a cohort, made together: every bad slide is told at once.
+    """`FeatureBags` for each split of a cohort: ``train``, ``validation`` and ``test``.
 
     Args:
         cohort: with the datalists ``train``, ``validation`` and ``test``.
-        chain, backbone, features_dir, on_error, batch_size, num_workers, precision, dtype: of the `FeatureBags`.
+        chain, backbone, features_dir: of the `FeatureBags`.
         max_tiles: of a bag in training; validation and test have all.
-
-    Attributes:
-        train, validation, test: `FeatureBags`.
+        options: of the `FeatureBags`: ``on_error``, ``batch_size``, ``num_workers``, ``precision``, ``dtype``.
     """
 
     def __init__(
@@ -242,15 +212,8 @@ class FeatureSplits(Splits[FeatureBags]):
         max_tiles: int | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(cohort)
-        self.chain, self.backbone, self.features_dir = chain, backbone, features_dir
-        self.max_tiles, self.options = max_tiles, options
-
-    def _prepare(self, data: list[Item]) -> FeatureBags:
-        return FeatureBags(data, self.chain, self.backbone, self.features_dir, **self.options)
-
-    def _draw_anew(self, train: FeatureBags) -> None:
-        train.max_tiles = self.max_tiles
+        make = partial(FeatureBags, chain=chain, backbone=backbone, features_dir=features_dir, **options)
+        super().__init__(cohort, make, max_tiles=max_tiles)
 
 
 def measure_slide(
@@ -261,20 +224,20 @@ def measure_slide(
     slide_size: Sequence[int],
     num_tiles: int,
 ) -> dict[str, Tensor]:
-    """What can be told of a slide without looking at its tiles: the shortcuts that a network has to beat.
+    """Measurements of a slide without its tiles: the shortcuts that a network has to beat.
 
     Args:
         thumbnail: (h, w, 3) uint8.
         tissue: (h, w), not 0 on tissue.
-        downsample: pixels of level 0 for one of the thumbnail.
+        downsample: pixels of level 0 per pixel of the thumbnail.
         slide_mpp: um per pixel of level 0.
         slide_size: width and height of level 0, pixels.
         num_tiles: of the slide.
 
     Returns:
-        float32 by the name of the baseline: "tissue colour" (6,), mean and standard deviation of red, green and blue
-        in [0, 1]; "amount of tissue" (2,), logarithms of mm2 and of the number of tiles; "scanner" (3,), um per pixel
-        and logarithms of width and height.
+        float32 by name of the shortcut: "tissue color" (6,), mean and standard deviation of red, green and blue in
+        [0, 1]; "amount of tissue" (2,), logarithms of mm2 and of the number of tiles; "scanner" (3,), um per pixel and
+        logarithms of width and height.
 
     Example:
         >>> picture = np.full((10, 10, 3), 128, dtype=np.uint8)
@@ -282,10 +245,10 @@ def measure_slide(
         >>> measured["amount of tissue"].round(decimals=3)
         tensor([0., 0.])
     """
-    colours = thumbnail[tissue > 0] / 255
-    area_mm2 = len(colours) * (downsample * slide_mpp / 1000) ** 2
+    colors = thumbnail[tissue > 0] / 255
+    area_mm2 = len(colors) * (downsample * slide_mpp / 1000) ** 2
     measured = {
-        "tissue colour": [*colours.mean(0), *colours.std(0)],
+        "tissue color": [*colors.mean(0), *colors.std(0)],
         "amount of tissue": [np.log(area_mm2), np.log(num_tiles)],
         "scanner": [slide_mpp, *np.log(slide_size)],
     }

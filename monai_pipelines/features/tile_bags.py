@@ -7,9 +7,10 @@ import logging
 import zlib
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -17,41 +18,32 @@ from numpy.typing import NDArray
 from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
+from monai_pipelines.atomic import atomic_write
 from monai_pipelines.chains import Chain
-from monai_pipelines.data.prepared import Splits, UsableItems, as_is, why_unusable
+from monai_pipelines.data.prepared import OnError, Splits, UsableItems, as_is, why_unusable
 from monai_pipelines.data.slide_table import slide_source
-from monai_pipelines.data.split import Cohort
+from monai_pipelines.data.split import Cohort, Item
 from monai_pipelines.errors import ScanError
 from monai_pipelines.features.bags import measure_slide, pad_bags
-from monai_pipelines.runs.checkpoint import save_plain
 from monai_pipelines.slides import Tiles, TileSize, open_slide
 
 logger = logging.getLogger(__name__)
 
-Item = dict[str, Any]
-
 
 class TileBags(UsableItems):
-    """Slides as bags of tiles: listed once, drawn and read each time.
+    """Slides as bags of tiles, which are listed once, but drawn and read on each access.
 
-    An item is that of ``data`` with ``bag`` (n, 3, H, W) uint8, ``coords`` (n, 2) int64 numpy, ``level0_px``,
-    ``tile_px``, ``mpp``, ``slide_mpp``, and, where it is asked for alone, the thumbnail as ``image`` (3, h, w) uint8,
-    its ``downsample``, and what a network has to beat as ``shortcut``.
+    An item of ``data`` gets ``bag`` (n, 3, H, W) uint8, ``coords`` (n, 2) int64 numpy, ``level0_px``, ``tile_px``,
+    ``mpp``, ``slide_mpp``, and, outside batches, the thumbnail as ``image`` (3, h, w) uint8, its ``downsample``, and
+    the ``shortcut`` that a network has to beat.
 
     Args:
-        data: datalist: ``image`` (path of the slide), ``name``, and ``mpp`` where the slide does not tell.
-        chain: slide -> tiles, with the steps of ``slide_tiles``: up to "sample" it lists them, then it draws and reads.
+        data: datalist: ``image`` (path of the slide), ``name``, and ``mpp`` where the slide has none.
+        chain: slide -> tiles, with the steps of ``slide_tiles``: before "sample" it lists, then it draws and reads.
         cache_dir: folder for the lists; None keeps them in memory.
-        on_error: "raise" one `CohortError` that lists every bad slide, or "skip" them; see ``skipped``.
+        on_error: of `UsableItems`, which see also for the attributes and errors.
         num_workers: processes that list.
-        redraw: draw tiles anew each time, for training; else a slide, known by its name, gives the same tiles always.
-
-    Attributes:
-        data: the usable items.
-        skipped: ``{**item, "skipped": reason}`` for the others.
-
-    Raises:
-        CohortError: bad slides under "raise"; no usable slide.
+        redraw: draw new tiles on each access, for training; otherwise they depend only on the slide's name.
     """
 
     collate = staticmethod(pad_bags)
@@ -61,18 +53,18 @@ class TileBags(UsableItems):
         data: Sequence[Item],
         chain: Chain,
         cache_dir: str | PathLike[str] | None = None,
-        on_error: Literal["raise", "skip"] = "raise",
+        on_error: OnError = "raise",
         num_workers: int = 0,
         redraw: bool = False,
     ) -> None:
-        own = deepcopy(chain)  # the random numbers of the caller's go on as they would
-        lists = _TileLists(data, own.until("sample"), Path(cache_dir) if cache_dir else None)
+        copied = deepcopy(chain)  # the caller's random state stays as it is
+        lists = _TileLists(data, copied.until("sample"), Path(cache_dir) if cache_dir else None)
         loader = DataLoader(lists, batch_size=None, num_workers=num_workers, collate_fn=as_is)
-        self.lists, self.draw, self.redraw = lists, own.since("sample"), redraw
+        self.lists, self.draw, self.redraw = lists, copied.since("sample"), redraw
         super().__init__(data, chain, track(loader, "listing tiles", total=len(data)), on_error)
 
     def part(self, split: str) -> Self:
-        """The items whose ``split`` this is, nothing listed anew; it draws on its own."""
+        """The items of one ``split``, with a random state of its own; nothing is listed again."""
         part = super().part(split)
         part.draw = deepcopy(self.draw)
         return part
@@ -85,8 +77,8 @@ class TileBags(UsableItems):
         if not self.redraw:
             self.draw.set_random_state(seed=zlib.crc32(item["name"].encode()))
         bag = self.draw(tiles)
-        told = ("coords", "level0_px", "tile_px", "mpp", "slide_mpp")
-        return {**item, "bag": bag.as_tensor(), **{key: bag.meta[key] for key in told}}
+        meta = {key: bag.meta[key] for key in ("coords", "level0_px", "tile_px", "mpp", "slide_mpp")}
+        return {**item, "bag": bag.as_tensor(), **meta}
 
     def _transform(self, index: int) -> Item:
         slide, num_tiles = self._results[index].slide, len(self._results[index])
@@ -101,14 +93,11 @@ class TileBags(UsableItems):
 
 
 class TileSplits(Splits[TileBags]):
-    """The `TileBags` of each split of a cohort, listed together; those of training are drawn anew each time.
+    """`TileBags` for each split of a cohort; those of ``train`` draw new tiles on each access.
 
     Args:
         cohort: with the datalists ``train``, ``validation`` and ``test``.
         chain, cache_dir, on_error, num_workers: of the `TileBags`.
-
-    Attributes:
-        train, validation, test: `TileBags`.
     """
 
     def __init__(
@@ -116,18 +105,11 @@ class TileSplits(Splits[TileBags]):
         cohort: Cohort,
         chain: Chain,
         cache_dir: str | PathLike[str] | None = None,
-        on_error: Literal["raise", "skip"] = "raise",
+        on_error: OnError = "raise",
         num_workers: int = 0,
     ) -> None:
-        super().__init__(cohort)
-        self.chain, self.cache_dir = chain, cache_dir
-        self.on_error, self.num_workers = on_error, num_workers
-
-    def _prepare(self, data: list[Item]) -> TileBags:
-        return TileBags(data, self.chain, self.cache_dir, self.on_error, self.num_workers)
-
-    def _draw_anew(self, train: TileBags) -> None:
-        train.redraw = True
+        options: dict[str, Any] = {"cache_dir": cache_dir, "on_error": on_error, "num_workers": num_workers}
+        super().__init__(cohort, partial(TileBags, chain=chain, **options), redraw=True)
 
 
 class _TileLists(Dataset):
@@ -149,8 +131,8 @@ class _TileLists(Dataset):
         item = self.data[index]
         try:
             file = self._file(item)
-            if file is not None and (kept := _load(file)) is not None:
-                coords, size, slide_mpp = kept
+            if file is not None and (cached := _load(file)) is not None:
+                coords, size, slide_mpp = cached
                 return Tiles(open_slide(item["image"], slide_mpp), coords, size), None
             tiles: Tiles = self.plan(item)["image"]
         except (ScanError, OSError) as error:
@@ -160,24 +142,25 @@ class _TileLists(Dataset):
             raise
         if file is not None:
             listed = {"coords": torch.from_numpy(tiles.coords), "size": list(tiles.size), "slide_mpp": tiles.slide.mpp}
-            save_plain(listed, file)
+            with atomic_write(file) as part, part.open("wb") as out:
+                torch.save(listed, out)
         return tiles, None
 
     def _file(self, item: Mapping[str, Any]) -> Path | None:
         path = Path(item["image"])
-        if self.cache_dir is None or not path.exists():  # the chain tells what is missing
+        if self.cache_dir is None or not path.exists():  # the chain reports what is missing
             return None
         key = repr((self.fingerprint, str(path.resolve()), slide_source(item)))
         return self.cache_dir / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.pt"
 
 
 def _load(file: Path) -> tuple[NDArray[np.int64], TileSize, float] | None:
-    """Coordinates, size of tile and um per pixel of a slide; None where there is no list, or a damaged one."""
+    """Coordinates, tile size and um per pixel of a slide; None if there is no list or it is damaged."""
     if not file.exists():
         return None
     try:
-        kept = torch.load(file, weights_only=True)
-        return kept["coords"].numpy(), TileSize(*kept["size"]), kept["slide_mpp"]
+        listed = torch.load(file, weights_only=True)
+        return listed["coords"].numpy(), TileSize(*listed["size"]), listed["slide_mpp"]
     except Exception:  # what a damaged pickle raises depends on the damage
-        logger.warning("%s is damaged: the tiles are listed anew", file)
+        logger.warning("%s is damaged: the tiles are listed again", file)
         return None

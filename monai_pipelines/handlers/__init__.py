@@ -3,8 +3,9 @@
 from monai_pipelines.handlers.collect import CollectFeatures, CollectPredictions
 from monai_pipelines.handlers.epoch_metrics import ClassificationMetrics
 from monai_pipelines.handlers.guards import ClipGradients, StopOnNaN
-from monai_pipelines.handlers.keep_best import Checkpoints, LoadCheckpoint
+from monai_pipelines.handlers.keep_best import Checkpoints
 from monai_pipelines.handlers.monitor import Monitor
+from monai_pipelines.handlers.tracking import TrackTraining
 from monai_pipelines.handlers.training import TrainingHandlers
 
 __all__ = [
@@ -13,8 +14,8 @@ __all__ = [
     "ClipGradients",
     "CollectFeatures",
     "CollectPredictions",
-    "LoadCheckpoint",
     "Monitor",
     "StopOnNaN",
+    "TrackTraining",
     "TrainingHandlers",
 ]

@@ -1,4 +1,4 @@
-"""What an evaluator saw and said of each image."""
+"""Predictions and features of every image of an evaluation."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import ignite.distributed as idist
 import torch
@@ -23,27 +22,28 @@ Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 class ClassificationMetrics(Metric):
     """Metrics of all logits and labels of an epoch: one logit, several classes, or several labels (N, C) each.
 
-    With several processes every one gets the metrics of all their rows. A `DistributedSampler` gives some images twice,
-    so that all processes have as many: evaluators count each ``name`` of a batch once.
+    Attached under any name it reports all of `classification_metrics` under their own names, and keeps
+    ``(logits, label)``, (N, C) or (N, 1) and (N,) or (N, C) on the CPU, in
+    ``engine.state.metric_details["predictions"]``.
+
+    With several processes each gets the metrics of all rows. A `DistributedSampler` repeats some images so that all
+    processes have as many: evaluators count each ``name`` of a batch once.
 
     Args:
-        only: the one metric to report (for a ``key_metric``); None reports all of `classification_metrics` under their
-            own names, and keeps ``(logits, label)``, (N, C) or (N, 1) and (N,) or (N, C) on the CPU, in
-            ``engine.state.metric_details["predictions"]``.
         loss_function: adds ``loss`` of the whole epoch, from its logits.
 
     Raises:
         FloatingPointError: logits that are not finite, with the names of the batch.
 
     Example:
-        >>> metric = ClassificationMetrics(only="accuracy")
+        >>> metric = ClassificationMetrics()
         >>> metric.update((torch.tensor([[0.0, 2.0], [1.0, 0.0]]), torch.tensor([1, 1])))
-        >>> metric.compute()
+        >>> metric.compute()["accuracy"]
         0.5
     """
 
-    def __init__(self, only: str | None = None, loss_function: Loss | None = None) -> None:
-        self.only, self.loss_function = only, loss_function
+    def __init__(self, loss_function: Loss | None = None) -> None:
+        self.loss_function = loss_function
         super().__init__(output_transform=_logits_and_labels)
 
     def reset(self) -> None:
@@ -59,17 +59,17 @@ class ClassificationMetrics(Metric):
 
     def iteration_completed(self, engine: Engine) -> None:
         super().iteration_completed(engine)
-        odd = self._logits[-1][~self._logits[-1].isfinite()]
-        if odd.numel():
-            check_finite(engine, "a logit", float(odd[0]))
+        bad = self._logits[-1][~self._logits[-1].isfinite()]
+        if bad.numel():
+            check_finite(engine, "a logit", float(bad[0]))
         if isinstance(engine, Evaluator) and idist.get_world_size() > 1:
             self._names += engine.state.batch.get("name", ())
 
-    def compute(self) -> Any:
+    def compute(self) -> dict[str, float]:
         if not self._logits:
-            raise NotComputableError("ClassificationMetrics: wanted a batch or more before the figures, got none")
+            raise NotComputableError("ClassificationMetrics: wanted one batch or more, got none")
         logits, labels = (
-            evenly_divisible_all_gather(torch.cat(own), concat=True) for own in (self._logits, self._labels)
+            evenly_divisible_all_gather(torch.cat(batches), concat=True) for batches in (self._logits, self._labels)
         )
         if self._names:
             first = {name: row for row, name in reversed([*enumerate(string_list_all_gather(self._names))])}
@@ -81,13 +81,11 @@ class ClassificationMetrics(Metric):
             weights = list(self.loss_function.buffers()) if isinstance(self.loss_function, torch.nn.Module) else []
             device = weights[0].device if weights else logits.device
             values["loss"] = float(self.loss_function(logits.to(device), labels.to(device)))
-        return values if self.only is None else values[self.only]
+        return values
 
     def completed(self, engine: Engine, name: str) -> None:
-        super().completed(engine, name)
-        if self.only is None:
-            del engine.state.metrics[name]  # its values stay under their own names
-            engine.state.metric_details["predictions"] = self._predictions  # type: ignore[attr-defined]
+        engine.state.metrics.update(self.compute())
+        engine.state.metric_details["predictions"] = self._predictions  # type: ignore[attr-defined]
 
 
 def _logits_and_labels(output: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""What keeps a training run sane: gradients clipped, NaN stopped."""
+"""Gradient clipping, and stopping on values that are not finite."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ClipGradients:
 
 
 class StopOnNaN:
-    """Stop training on a loss that is not finite, and name the scans of the batch."""
+    """Stop training on a loss that is not finite, and name the images of the batch."""
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self)
@@ -52,6 +52,6 @@ def check_finite(engine: Any, what: str, value: float) -> None:
         batch = engine.state.batch if isinstance(engine.state.batch, Mapping) else {}
         names = ", ".join(map(str, batch.get("name", ["(no names in the data)"])))
         raise FloatingPointError(
-            f"{what} is {value} in epoch {engine.state.epoch}, iteration {engine.state.iteration}, with the scans "
-            f"{names}; look at these scans, lower the learning rate, or use --precision fp32"
+            f"{what} is {value} in epoch {engine.state.epoch}, iteration {engine.state.iteration}, with the images "
+            f"{names}; look at these images, lower the learning rate, or use --precision fp32"
         )

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
-from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,92 +11,70 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
-from monai_pipelines import __version__
-from monai_pipelines.chains import Chain
 from monai_pipelines.metrics import check_rule, choose_threshold, classification_metrics, fit_temperature
+from monai_pipelines.model import Model
 from monai_pipelines.probabilities import probabilities
 from monai_pipelines.report.words import LOWER_IS_BETTER
-from monai_pipelines.runs.checkpoint import load_checkpoint, save_plain
+from monai_pipelines.runs.checkpoint import load_weights, read_checkpoint, save_checkpoint
+from monai_pipelines.versions import library_versions
 
 logger = logging.getLogger(__name__)
-
-
-class LoadCheckpoint:
-    """Load a run's weights when the engine starts, checked against chain and classes (see `load_checkpoint`)."""
-
-    def __init__(
-        self, file: str | PathLike[str], network: torch.nn.Module, chain: Chain, classes: Sequence[str]
-    ) -> None:
-        self.file, self.network, self.chain, self.classes = file, network, chain, classes
-
-    def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.STARTED, self)
-
-    def __call__(self, engine: Engine) -> None:
-        load_checkpoint(self.file, self.network, self.chain, self.classes)
 
 
 class Checkpoints:
     """Keep ``last.pt`` and ``best.pt``, stop early, resume.
 
     The best epoch has the highest validation metric (the lowest of loss, Brier score, ECE or log loss) and, among
-    equals, the lowest loss. What is not a number comes last, so any number replaces it.
+    equals, the lowest loss. NaN comes last, so any number replaces it.
 
     Both files are a model card in plain data: ``model`` (weights), ``network`` (its ``name`` and ``num_parameters``),
     ``classes``, ``chain`` (description), ``fingerprint``, ``epoch``, ``key_metric``, ``split``, ``versions``; of the
     epoch's validation ``metrics`` (untempered, threshold 1/2), ``num_validation`` (images), ``temperature``,
-    ``threshold`` and ``threshold_by``, None where there was none. ``last.pt`` holds besides all that ``resume`` needs:
-    optimiser, scheduler, best figures, epochs without a better one, history.
+    ``threshold`` and ``threshold_by``, None where there was none. ``last.pt`` also holds what ``resume`` needs:
+    optimizer, scheduler, best metrics, epochs without a better one, history.
 
     Args:
         output_dir: folder of the run.
+        model: what is saved.
         evaluator: the validation engine; an epoch counts when it has run in it.
-        network, optimizer, lr_scheduler: what is saved.
-        chain: of the validation data; stored with the weights.
-        classes: class names by index.
+        lr_scheduler: of the trainer's optimizer.
         key_metric: name of the validation metric: "loss", or of `monai_pipelines.metrics.classification_metrics`.
         patience: validations without a better one before training stops; None never stops.
-        split: what the split was made from (`monai_pipelines.runs.split_card`); stored with the weights.
-        threshold_by: how the probability from which the second of two classes is called, or each of several labels,
+        split: `monai_pipelines.data.Cohort.split_card`; stored with the weights.
+        threshold_by: how the probability from which the second of two classes is predicted, or each of several labels,
             is chosen on the tempered validation data (see `monai_pipelines.metrics.choose_threshold`); None: not.
         calibrate: fit a temperature to the validation data (`monai_pipelines.metrics.fit_temperature`).
-        multilabel: any number of classes at once, instead of exactly one.
         history: list of epochs, shared with the handler that fills it.
     """
 
     def __init__(
         self,
         output_dir: str | PathLike[str],
+        model: Model,
         evaluator: Any,
-        network: torch.nn.Module,
-        optimizer: torch.optim.Optimizer,
         lr_scheduler: Any,
-        chain: Chain,
-        classes: Sequence[str],
         key_metric: str = "roc_auc",
         patience: int | None = 15,
         split: dict[str, Any] | None = None,
         threshold_by: str | None = None,
         calibrate: bool = True,
-        multilabel: bool = False,
         history: list[dict[str, Any]] | None = None,
     ) -> None:
         if patience is not None and (not isinstance(patience, int) or patience < 1):
             raise ValueError(f"patience must be 1 or more, or null ('$None' on the command line), got {patience!r}")
-        even = torch.full((1, len(classes)), 1 / len(classes)).numpy()
-        figures = ["loss", *classification_metrics(even, even.astype(int) if multilabel else [0])]
-        if key_metric not in figures:
-            raise ValueError(f"the best epoch is chosen by one of {', '.join(figures)}, got {key_metric!r}")
+        num = len(model.classes)
+        even = torch.full((1, num), 1 / num).numpy()
+        metrics = ["loss", *classification_metrics(even, even.astype(int) if model.multilabel else [0])]
+        if key_metric not in metrics:
+            raise ValueError(f"key_metric must be one of {', '.join(metrics)}, got {key_metric!r}")
         if threshold_by is not None:
             check_rule(threshold_by)
-            if len(classes) != 2 and not multilabel:
-                raise ValueError(
-                    f"threshold_by is for two classes, or for multilabel, got {len(classes)} classes; set it to null"
-                )
-        self.output_dir, self.split = Path(output_dir), split
+            if num != 2 and not model.multilabel:
+                raise ValueError(f"threshold_by is for two classes or multilabel, got {num} classes; set it to null")
+        self.output_dir, self.model = Path(output_dir), model
+        self.evaluator, self.lr_scheduler = evaluator, lr_scheduler
+        self.key_metric, self.patience, self.split = key_metric, patience, split
         self.threshold_by, self.calibrate = threshold_by, calibrate
-        self.evaluator, self.network, self.optimizer, self.lr_scheduler = evaluator, network, optimizer, lr_scheduler
-        self.chain, self.classes, self.key_metric, self.patience = chain, list(classes), key_metric, patience
         self.history = [] if history is None else history
         self.best: dict[str, Any] = {"metric": math.nan, "loss": math.nan, "epoch": 0}
         self.num_without_better = 0
@@ -117,13 +93,14 @@ class Checkpoints:
         file = self.output_dir / "last.pt"
         if not file.is_file():
             raise FileNotFoundError(f"{file}: nothing to resume; start without --resume, or name the run's output_dir")
-        checkpoint = load_checkpoint(file, self.network, self.chain, self.classes)
+        checkpoint = read_checkpoint(file, self.model)
         if checkpoint["split"] != self.split:
             raise ValueError(f"{file}: trained on the split {checkpoint['split']}, now {self.split}; use the same")
         if checkpoint["epoch"] >= engine.state.max_epochs:
             done = f"{checkpoint['epoch']} of {engine.state.max_epochs} epochs"
             raise ValueError(f"{file}: already trained {done}; raise max_epochs to go on")
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        load_weights(self.model.network, checkpoint["model"], file)
+        engine.optimizer.load_state_dict(checkpoint["optimizer"])
         cycle = ("total_steps", "_schedule_phases")  # of a one-cycle schedule: longer now if there are more epochs
         state = checkpoint["lr_scheduler"]
         self.lr_scheduler.load_state_dict({name: value for name, value in state.items() if name not in cycle})
@@ -135,20 +112,20 @@ class Checkpoints:
         logger.info("resumed after epoch %d, best %s %.4f", engine.state.epoch, self.key_metric, self.best["metric"])
 
     def __call__(self, engine: Any) -> None:
-        epoch = engine.state.epoch
+        epoch, network, chain = engine.state.epoch, self.model.network, self.model.chain
         card = {
-            "model": self.network.state_dict(),
+            "model": network.state_dict(),
             "network": {
-                "name": type(self.network).__name__,
-                "num_parameters": sum(parameter.numel() for parameter in self.network.parameters()),
+                "name": type(network).__name__,
+                "num_parameters": sum(parameter.numel() for parameter in network.parameters()),
             },
-            "classes": self.classes,
-            "chain": self.chain.describe(),
-            "fingerprint": self.chain.fingerprint(),
+            "classes": list(self.model.classes),
+            "chain": chain.describe(),
+            "fingerprint": chain.fingerprint(),
             "epoch": epoch,
             "key_metric": self.key_metric,
             "split": self.split,
-            "versions": {"monai_pipelines": __version__, "monai": version("monai"), "torch": str(torch.__version__)},
+            "versions": library_versions(),
             "temperature": None,
             "threshold": None,
             "threshold_by": None,
@@ -160,17 +137,17 @@ class Checkpoints:
             if not self.best["epoch"] or self._rank(metric, loss) > self._rank(self.best["metric"], self.best["loss"]):
                 self.best = {"metric": metric, "loss": loss, "epoch": epoch}
                 self.num_without_better = 0
-                save_plain(card, self.output_dir / "best.pt")
+                save_checkpoint(card, self.output_dir / "best.pt")
             else:
                 self.num_without_better += 1
         state = {
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": engine.optimizer.state_dict(),
             "lr_scheduler": self.lr_scheduler.state_dict(),
             "best": self.best,
             "num_without_better": self.num_without_better,
             "history": self.history,
         }
-        save_plain({**card, **state}, self.output_dir / "last.pt")
+        save_checkpoint({**card, **state}, self.output_dir / "last.pt")
         if self.patience is not None and self.num_without_better >= self.patience:
             logger.info("no better %s in %d validations: stopped after epoch %d", self.key_metric, self.patience, epoch)
             engine.terminate()
@@ -190,7 +167,7 @@ class Checkpoints:
         }
 
     def _rank(self, metric: float, loss: float) -> tuple[float, float]:
-        """Higher is better; what is not a number comes last."""
+        """Higher is better; NaN comes last."""
         score = -metric if self.key_metric in LOWER_IS_BETTER else metric
         return -math.inf if math.isnan(score) else score, -math.inf if math.isnan(loss) else -loss
 

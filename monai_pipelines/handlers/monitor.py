@@ -1,4 +1,4 @@
-"""What one watches while a network trains: TensorBoard and the history."""
+"""TensorBoard and the history of a training."""
 
 from __future__ import annotations
 
@@ -7,21 +7,19 @@ import logging
 import math
 import shutil
 from collections.abc import Iterable, Sequence
-from functools import partial
-from operator import itemgetter
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
-from monai.handlers import MLFlowHandler
 from torch.utils.tensorboard import SummaryWriter
 
 from monai_pipelines.probabilities import probabilities
 from monai_pipelines.report.figures import confusion_figure, history_figure
 from monai_pipelines.report.pictures import images_figure
 from monai_pipelines.report.tensorboard import add_pr_curves
+from monai_pipelines.runs.folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -33,17 +31,16 @@ class Monitor:
 
     Writes ``history.json`` after each epoch, ``history.png`` at the end, and into ``tensorboard/``
 
-    - ``train`` and ``validation``, epoch by epoch: all figures, of one name in both, so that they share a chart; also
-      the learning rate, PR curves and confusion matrix of the validation, and once some images as the network sees
-      them, a layout for the tab Custom Scalars, and the settings (none with a path) and configs of ``run.json``;
-    - ``steps``, iteration by iteration: loss, learning rate, and the gradient's norm where `ClipGradients` measures it.
+    - ``train`` and ``validation``, epoch by epoch: all metrics, by the same names so that they share a chart; also the
+      learning rate, PR curves and confusion matrix of the validation, and once some images as the network sees them, a
+      layout for the tab Custom Scalars, and the settings (none with a path) and configs of ``run.json``;
+    - ``steps``, iteration by iteration: loss, learning rate, and the gradient's norm if `ClipGradients` measures it.
 
-    A run that is started anew removes what an earlier one left there; one that is resumed hides what it does again.
+    A new run removes what an earlier one left there; a resumed run hides the epochs that it repeats.
 
     Args:
         output_dir: folder of the run.
         evaluator: the validation engine.
-        optimizer: whose learning rate is told.
         classes: class names by index.
         key_metric: name of the validation metric.
         history: list that is filled: ``{"epoch", "lr", "train": {...}, "val": {...}}`` per epoch.
@@ -53,13 +50,12 @@ class Monitor:
         self,
         output_dir: str | PathLike[str],
         evaluator: Any,
-        optimizer: Any,
         classes: Sequence[str],
         key_metric: str,
         history: list[dict[str, Any]],
     ) -> None:
         self.output_dir = Path(output_dir)
-        self.evaluator, self.optimizer, self.classes = evaluator, optimizer, list(classes)
+        self.evaluator, self.classes = evaluator, list(classes)
         self.key_metric, self.history = key_metric, history
 
     def attach(self, engine: Engine) -> None:
@@ -70,7 +66,6 @@ class Monitor:
 
     def start(self, engine: Any) -> None:
         """Before the first epoch, or the first one after a resume."""
-        _mend_tracking(engine)
         epoch = engine.state.epoch
         done = {"train": epoch, "validation": epoch, "steps": engine.state.iteration}
         folders = {name: self.output_dir / "tensorboard" / name for name in done}
@@ -78,14 +73,14 @@ class Monitor:
             for folder in folders.values():
                 shutil.rmtree(folder, ignore_errors=True)
         self.writers = {name: SummaryWriter(str(folder), purge_step=done[name] + 1) for name, folder in folders.items()}
-        for tag, text in _told(self.output_dir).items():
+        for tag, text in _texts(RunFolder(self.output_dir)).items():
             self.writers["train"].add_text(tag, text, epoch)
 
     def step(self, engine: Any) -> None:
         """After each step."""
         iteration, output, writer = engine.state.iteration, engine.state.output, self.writers["steps"]
         writer.add_scalar("steps/loss", float(output["loss"].detach()), iteration)
-        writer.add_scalar("steps/learning_rate", self._lr, iteration)
+        writer.add_scalar("steps/learning_rate", _learning_rate(engine), iteration)
         if hasattr(engine.state, "gradient_norm"):
             writer.add_scalar("steps/gradient_norm", engine.state.gradient_norm, iteration)
         if iteration == 1 and "image" in engine.state.batch:
@@ -96,7 +91,7 @@ class Monitor:
     def epoch(self, engine: Any) -> None:
         """After each epoch and its validation."""
         epoch = engine.state.epoch
-        record: dict[str, Any] = {"epoch": epoch, "lr": self._lr, "train": _numbers(engine.state.metrics)}
+        record: dict[str, Any] = {"epoch": epoch, "lr": _learning_rate(engine), "train": _numbers(engine.state.metrics)}
         if epoch == 1:
             self.writers["train"].add_custom_scalars(_layout(record["train"]))
         self.writers["train"].add_scalar("learning_rate", record["lr"], epoch)
@@ -125,13 +120,9 @@ class Monitor:
         for writer in self.writers.values():
             writer.close()
 
-    @property
-    def _lr(self) -> float:
-        return self.optimizer.param_groups[0]["lr"]
-
     def _named(self, label: torch.Tensor) -> str:
-        own = label.nonzero().flatten().tolist() if label.ndim else [int(label)]
-        return ", ".join(self.classes[k] for k in own) or "none"
+        indices = label.nonzero().flatten().tolist() if label.ndim else [int(label)]
+        return ", ".join(self.classes[k] for k in indices) or "none"
 
     def _line(self, record: dict[str, Any]) -> str:
         parts = [
@@ -143,56 +134,36 @@ class Monitor:
         return ", ".join(parts)
 
 
+def _learning_rate(trainer: Any) -> float:
+    return trainer.optimizer.param_groups[0]["lr"]
+
+
 def _numbers(metrics: dict[str, Any]) -> dict[str, float | None]:
     return {name: float(v) if math.isfinite(float(v)) else None for name, v in metrics.items()}
 
 
-def _mend_tracking(trainer: Any) -> None:
-    """Have MONAI's ``--tracking mlflow`` find the loss, and tell training from validation.
-
-    It looks for the loss in a list of items, while the output here is that of a whole batch, and it logs the figures of
-    trainer and evaluator under the same names.
-    """
-    for registered in trainer._event_handlers.values():
-        for handler, *_ in registered:
-            tracker = getattr(handler, "__self__", None)
-            if isinstance(tracker, MLFlowHandler):
-                tracker.output_transform = itemgetter("loss")
-                tracker.epoch_logger = partial(_track_epoch, tracker)
-
-
-def _track_epoch(tracker: MLFlowHandler, trainer: Any) -> None:
-    figures = {f"train_{name}": value for name, value in trainer.state.metrics.items() if name != "loss"}
-    tracker._log_metrics(figures, trainer.state.epoch)
-
-
 def _layout(metrics: Iterable[str]) -> dict[str, dict[str, list[Any]]]:
-    """A chart for each figure, with training, validation and, after an evaluation, test; tags are patterns."""
+    """A chart for each metric, with training, validation and, after an evaluation, test; tags are patterns."""
     charts = {
         "Each epoch": {name: f"^metrics/{name}$" for name in metrics} | {"learning_rate": "^learning_rate$"},
         "Each step": {name: f"^steps/{name}$" for name in ("loss", "learning_rate", "gradient_norm")},
     }
     return {
-        title: {name.replace("_", " "): ["Multiline", [tag]] for name, tag in own.items()}
-        for title, own in charts.items()
+        title: {name.replace("_", " "): ["Multiline", [tag]] for name, tag in tags.items()}
+        for title, tags in charts.items()
     }
 
 
-def _told(output_dir: Path) -> dict[str, str]:
+def _texts(folder: RunFolder) -> dict[str, str]:
     """Markdown by tag: settings, those of the command line marked, and the configs, of ``run.json``; without paths."""
-    file = output_dir / "run.json"
-    if not file.is_file():
+    run = folder.run
+    if run is None:
         return {}
-    run = json.loads(file.read_text("utf-8"))
-    overrides = run.get("overrides", {})
-    told = {name: str(value) for name, value in {**run.get("settings", {}), **overrides}.items()}
+    overrides = run["overrides"]
     rows = [
-        f"| {name} | {value.replace('|', '&#124;')} | {'command line' if name in overrides else ''} |"
-        for name, value in told.items()
-        if not {"/", "\\"} & {*value}
+        f"| {name} | {str(value).replace('|', '&#124;')} | {'command line' if name in overrides else ''} |"
+        for name, value in {**run["settings"], **overrides}.items()
+        if not {"/", "\\"} & {*str(value)}
     ]
     texts = {"settings": "\n".join(["| setting | value | from |", "|---|---|---|", *rows])} if rows else {}
-    for name in run.get("config_files", []):
-        text = (output_dir / "configs" / name).read_text("utf-8")
-        texts[f"config/{name}"] = f"```\n{text}\n```"
-    return texts
+    return texts | {f"config/{name}": f"```\n{text}\n```" for name, text in folder.configs.items()}

@@ -1,4 +1,4 @@
-"""Losses for classes of unequal size, for one logit, multi-class and multi-label heads; entropy of attention."""
+"""Losses for imbalanced classes, for one-logit, multi-class and multi-label heads; entropy of attention."""
 
 from monai_pipelines.losses.asymmetric import AsymmetricLoss
 from monai_pipelines.losses.attention import AttentionEntropyLoss

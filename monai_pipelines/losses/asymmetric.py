@@ -10,21 +10,20 @@ from monai_pipelines.losses.base import ClassificationLoss, Weight, focusing, we
 
 
 class AsymmetricLoss(ClassificationLoss):
-    """Asymmetric loss: negatives are focused more than positives, and the easiest of them dropped.
+    """Asymmetric loss: negatives are focused more than positives, and the easiest dropped.
 
     For each sample and class, with p its probability, y its label and q = max(p - clip, 0):
     ``-w y (1 - p)^gamma_pos log p - (1 - y) q^gamma_neg log(1 - q)``.
 
     - multi-label, as published: p the sigmoid, w the weight of the class's positives, mean over samples and classes
       (gamma 0 and clip 0: binary cross-entropy).
-    - one logit: the same with one class; w is the weight of the sample's own class and the mean a weighted one.
-    - multi-class: each class against the rest, on the softmax, which is what the network reports; summed over the
-      classes, weighted mean over the samples.
+    - one logit: the same with one class; w is the weight of the sample's class, and the mean is weighted.
+    - multi-class: each class against the rest, on the softmax; summed over the classes, weighted mean over the samples.
 
     Args:
         gamma_pos: of positives, 0 or more.
         gamma_neg: of negatives, 0 or more.
-        clip: shift of the negatives' probability, 0 up to, not including, 1.
+        clip: shift of the negatives' probability, in [0, 1).
         weight: see `ClassificationLoss`.
 
     Raises:
@@ -35,8 +34,8 @@ class AsymmetricLoss(ClassificationLoss):
         tensor(0.3588)
 
     Reference:
-        Ridnik et al., Asymmetric loss for multi-label classification, ICCV 2021; the authors' code sums where this
-        takes the mean.
+        Ridnik et al., Asymmetric loss for multi-label classification, ICCV 2021; the authors' code sums instead of
+        averaging.
     """
 
     def __init__(
@@ -61,8 +60,8 @@ class AsymmetricLoss(ClassificationLoss):
         return weighted_mean(torch.stack([negative, positive], 1).gather(1, labels[:, None])[:, 0], labels, weight)
 
     def _multi_class(self, logits: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
-        own = torch.eye(logits.shape[1], dtype=torch.bool, device=logits.device)
-        log_others = logits[:, None].masked_fill(own, -torch.inf).logsumexp(2) - logits.logsumexp(1, keepdim=True)
+        diagonal = torch.eye(logits.shape[1], dtype=torch.bool, device=logits.device)
+        log_others = logits[:, None].masked_fill(diagonal, -torch.inf).logsumexp(2) - logits.logsumexp(1, keepdim=True)
         positive, negative = self._terms(logits.log_softmax(1), log_others)
         one_hot = functional.one_hot(labels, logits.shape[1])
         return weighted_mean(torch.where(one_hot > 0, positive, negative).sum(1), labels, weight)

@@ -1,4 +1,4 @@
-"""A term that keeps attention over tiles from spreading."""
+"""A penalty on attention that is spread over many tiles."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 class AttentionEntropyLoss:
-    """A loss, and the entropy of the network's attention: lower where fewer tiles are looked at.
+    """A loss plus the entropy of the network's attention, which is lower on fewer tiles.
 
     ``loss(logits, label) + weight * mean(-sum_n a_n ln a_n)``, the mean over the bags and branches of the network's
-    last forward pass. The term is added in training only, where the logits have a gradient: a metric or a validation
-    gets the loss alone.
+    last forward pass. The term is added in training only, where the logits have a gradient: metrics and validation
+    get the loss alone.
 
     Args:
         network: an `AttentionMIL` with attention, or another network that keeps ``attention_weights`` (B, K, N).
         loss: of logits and labels.
-        weight: 0 or more. An even attention over 10,000 tiles has an entropy of 9.2.
+        weight: 0 or more. Uniform attention over 10,000 tiles has an entropy of 9.2.
 
     Raises:
-        ValueError: a negative weight, or logits with a gradient when the network keeps no attention of as many bags.
+        ValueError: a negative weight, or no attention of as many bags where the logits have a gradient.
 
     Example:
         >>> from monai_pipelines.losses import CrossEntropyLoss
@@ -47,10 +47,10 @@ class AttentionEntropyLoss:
             return loss
         attention = getattr(self.network, "attention_weights", None)
         if attention is None or len(attention) != len(logits):
-            came = "none" if attention is None else f"that of {len(attention)}"
+            actual = "none" if attention is None else f"that of {len(attention)}"
             raise ValueError(
                 f"AttentionEntropyLoss: wanted the attention of {len(logits)} bags, {type(self.network).__name__} "
-                f"keeps {came} (AttentionMIL with pooling gated or attention keeps it; for others set the weight to 0)"
+                f"keeps {actual} (AttentionMIL with pooling gated or attention keeps it; otherwise set weight to 0)"
             )
-        log = attention.clamp_min(torch.finfo(attention.dtype).tiny).log()  # finite slope on padding, where a is 0
+        log = attention.clamp_min(torch.finfo(attention.dtype).tiny).log()  # finite slope at 0, as on padding
         return loss - self.weight * (attention * log).sum(2).mean()

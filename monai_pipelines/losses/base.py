@@ -1,4 +1,4 @@
-"""What all losses share: the three forms of a head, and class weights."""
+"""Base of the losses: the three kinds of heads, and class weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Weight = Tensor | Sequence[float] | None
 
 
 class ClassificationLoss(nn.Module, ABC):
-    """Base of the losses; the shapes tell the form of the head.
+    """Base of the losses; the shapes determine the kind of head.
 
     - one logit: logits (N, 1), labels (N,) of 0 and 1; treated as two classes with logits ``[0, z]``.
     - multi-class: logits (N, C), labels (N,) of 0..C - 1.
@@ -24,7 +24,7 @@ class ClassificationLoss(nn.Module, ABC):
 
     Args:
         weight: (C,), each above 0: of the samples of each class (two for one logit, as from `class_weights`), or of the
-            positives of each class (multi-label, as from `pos_weights`). None weighs all the same.
+            positives of each class (multi-label, as from `pos_weights`). None: all equal.
 
     Raises:
         ValueError: another weight, or tensors of other shapes.
@@ -47,17 +47,17 @@ class ClassificationLoss(nn.Module, ABC):
                 f"{self._name}: wanted logits (N, C) with labels (N,) or (N, C), "
                 f"got {tuple(logits.shape)} and {tuple(labels.shape)}"
             )
-        several = labels.ndim == 2
-        num_classes = logits.shape[1] if several else max(2, logits.shape[1])
+        multilabel = labels.ndim == 2
+        num_classes = logits.shape[1] if multilabel else max(2, logits.shape[1])
         if self.weight is not None and len(self.weight) != num_classes:
             raise ValueError(f"{self._name}: wanted {num_classes} weights, one for each class, got {len(self.weight)}")
-        if not several and labels.is_floating_point():
+        if not multilabel and labels.is_floating_point():
             raise TypeError(
-                f"{self._name}: wanted whole-number labels (N,), got {labels.dtype} (class numbers: use labels.long())"
+                f"{self._name}: wanted integer labels (N,), got {labels.dtype} (class indices: use labels.long())"
             )
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         weight = None if self.weight is None else self.weight.to(logits.dtype)
-        if several:
+        if multilabel:
             return self._multi_label(logits, labels.to(logits.dtype), weight)
         apply = self._one_logit if logits.shape[1] == 1 else self._multi_class
         return apply(logits, labels.long(), weight)
@@ -80,11 +80,11 @@ class ClassificationLoss(nn.Module, ABC):
 
 
 def weighted_mean(loss: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
-    """Mean of the losses (N,) of single samples, each weighing what its class weighs."""
+    """Mean of the losses (N,) of the samples, weighted by their classes."""
     if weight is None:
         return loss.mean()
-    of_sample = weight[labels]
-    return (of_sample * loss).sum() / of_sample.sum()
+    sample_weight = weight[labels]
+    return (sample_weight * loss).sum() / sample_weight.sum()
 
 
 def focusing(prob: Tensor, gamma: float) -> Tensor:

@@ -16,12 +16,12 @@ class SoftDiceLoss(ClassificationLoss):
     """One minus the soft Dice (F1) of each class over the batch, averaged over the classes that occur in it.
 
     ``sum_c w_c (1 - (2 sum_i p_ic y_ic + s) / (sum_i p_ic + sum_i y_ic + s)) / sum_c w_c`` over the classes with a
-    positive label in the batch, p the softmax (multi-label: the sigmoid), y 0 or 1. Classes that do not occur are left
-    out, as their Dice is 0 whatever the network says; one logit counts as two classes. A multi-label batch without any
-    positive costs 0 and teaches nothing: pair the loss with another (`FocalDiceLoss`). Small batches make it noisy.
+    positive label in the batch, p the softmax (multi-label: the sigmoid), y 0 or 1. Absent classes are left out, as
+    their Dice is 0 for any prediction; one logit counts as two classes. A multi-label batch without positives has loss
+    and gradient 0: combine with another loss (`FocalDiceLoss`). Noisy in small batches.
 
     Args:
-        weight: of each class in the average, (C,) above 0 (two for one logit); None weighs all the same.
+        weight: of each class in the average, (C,) above 0 (two for one logit); None: all equal.
         smooth: s, above 0.
 
     Raises:
@@ -32,8 +32,8 @@ class SoftDiceLoss(ClassificationLoss):
         tensor(0.5000)
 
     Reference:
-        Milletari et al., V-Net, 3DV 2016. The Dice of each class is that of MONAI's `DiceLoss(batch=True)`, which
-        averages absent classes in.
+        Milletari et al., V-Net, 3DV 2016. The Dice of each class is that of MONAI's `DiceLoss(batch=True)`, whose
+        average includes absent classes.
     """
 
     def __init__(self, weight: Weight = None, smooth: float = 1e-5) -> None:
@@ -44,12 +44,12 @@ class SoftDiceLoss(ClassificationLoss):
 
     def _multi_class(self, logits: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
         one_hot = functional.one_hot(labels, logits.shape[1]).to(logits.dtype)
-        return self._over_classes(probabilities(logits), one_hot, weight)
+        return self._mean_dice_loss(probabilities(logits), one_hot, weight)
 
     def _multi_label(self, logits: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
-        return self._over_classes(probabilities(logits, multilabel=True), labels, weight)
+        return self._mean_dice_loss(probabilities(logits, multilabel=True), labels, weight)
 
-    def _over_classes(self, prob: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
+    def _mean_dice_loss(self, prob: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
         present = labels.any(0).to(prob.dtype)
         share = present if weight is None else present * weight
         return (share * self.dice(prob, labels)).sum() / share.sum().clamp_min(torch.finfo(prob.dtype).tiny)
@@ -60,7 +60,7 @@ class FocalDiceLoss(ClassificationLoss):
 
     Args:
         gamma: of the focal loss, 0 or more.
-        weight: see `ClassificationLoss`; it also weighs the classes in the average of the Dice.
+        weight: see `ClassificationLoss`; also of the classes in the average of the Dice.
         lambda_focal: 0 or more.
         lambda_dice: 0 or more.
         smooth: of the Dice, above 0.

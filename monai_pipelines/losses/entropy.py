@@ -10,15 +10,15 @@ from monai_pipelines.losses.base import ClassificationLoss, Weight, focusing, we
 
 
 class CrossEntropyLoss(ClassificationLoss):
-    """Cross-entropy for all heads, by torch's own functions.
+    """Cross-entropy for all heads, by torch's functions.
 
-    One class out of several: ``sum_i w_i (-log p_i) / sum_i w_i``, with p_i the softmax probability of sample i's own
-    class and w_i the weight of that class. Multi-label: the mean of ``-w_c y log p - (1 - y) log(1 - p)`` over samples
-    and classes, with p the sigmoid. All class labels count: torch's -100, which leaves a sample out, is an error.
+    One class out of several: ``sum_i w_i (-log p_i) / sum_i w_i``, with p_i the softmax probability of sample i's class
+    and w_i the weight of that class. Multi-label: the mean of ``-w_c y log p - (1 - y) log(1 - p)`` over samples and
+    classes, with p the sigmoid. No label is ignored: torch's -100 is an error.
 
     Args:
         weight: see `ClassificationLoss`.
-        label_smoothing: e, 0 up to, not including, 1: labels become ``y (1 - e) + e / C`` (multi-label: C = 2).
+        label_smoothing: e in [0, 1): labels become ``y (1 - e) + e / C`` (multi-label: C = 2).
 
     Raises:
         ValueError: label_smoothing or weight out of range, or tensors of other shapes.
@@ -35,9 +35,9 @@ class CrossEntropyLoss(ClassificationLoss):
         self.label_smoothing = label_smoothing
 
     def _multi_class(self, logits: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
-        nothing = torch.iinfo(torch.int64).min
+        no_label = torch.iinfo(torch.int64).min
         return functional.cross_entropy(
-            logits, labels, weight, ignore_index=nothing, label_smoothing=self.label_smoothing
+            logits, labels, weight, ignore_index=no_label, label_smoothing=self.label_smoothing
         )
 
     def _multi_label(self, logits: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
@@ -46,10 +46,10 @@ class CrossEntropyLoss(ClassificationLoss):
 
 
 class FocalLoss(ClassificationLoss):
-    """Focal loss: easy samples weigh less.
+    """Focal loss: easy samples are down-weighted.
 
     One class out of several: ``sum_i w_i (1 - p_i)^gamma (-log p_i) / sum_i w_i`` with p_i the softmax probability of
-    sample i's own class, which knows no weights, and w_i the weight (alpha) of that class. Multi-label: the mean of
+    sample i's class, before weighting, and w_i the weight (alpha) of that class. Multi-label: the mean of
     ``-w_c y (1 - p)^gamma log p - (1 - y) p^gamma log(1 - p)`` over samples and classes, with p the sigmoid. With
     gamma 0 it is `CrossEntropyLoss(weight)`.
 
@@ -66,7 +66,7 @@ class FocalLoss(ClassificationLoss):
 
     Reference:
         Lin et al., Focal loss for dense object detection, ICCV 2017. MONAI's `FocalLoss(use_softmax=True)` divides by
-        N * C instead of the sum of the weights and so has another scale than cross-entropy.
+        N * C instead of the sum of the weights, so its scale differs from cross-entropy's.
     """
 
     def __init__(self, gamma: float = 2.0, weight: Weight = None) -> None:

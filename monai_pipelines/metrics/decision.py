@@ -1,4 +1,4 @@
-"""What acting on a classifier is worth, for all who weigh a miss against a false alarm differently."""
+"""Net benefit of acting on a classifier, over all trade-offs between a miss and a false alarm."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ __all__ = ["net_benefit"]
 def net_benefit(
     prob: ArrayLike, label: ArrayLike, thresholds: ArrayLike
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Net benefit of treating those whom the model calls positive, and of treating all: a decision curve.
+    """Net benefit of treating those predicted positive, and of treating all: a decision curve.
 
-    ``true positives / N - false positives / N * t / (1 - t)``: who treats from a probability of t on holds a miss to
-    be (1 - t) / t times as bad as a false alarm. Treating nobody is worth 0 at every t. The probabilities should be
-    calibrated.
+    ``true positives / N - false positives / N * t / (1 - t)``: treating at a probability of t or more implies that a
+    miss is (1 - t) / t times as bad as a false alarm. Treating nobody has a net benefit of 0 at every t. The
+    probabilities should be calibrated.
 
     Args:
         prob: (N,) probability of the positive class.
         label: (N,) 0 or 1.
-        thresholds: (T,) in [0, 1); a case is called positive from there on.
+        thresholds: (T,) in [0, 1); probabilities at or above are positive.
 
     Returns:
         (T,) of the model and (T,) of treating all, in true positives per case.
 
     Raises:
-        ValueError: no rows, lengths that differ, labels other than 0 and 1, values outside their ranges.
+        ValueError: no rows, different lengths, labels other than 0 and 1, values outside their ranges.
 
     Example:
         >>> model, treat_all = net_benefit([0.1, 0.4, 0.8, 0.9], [0, 0, 1, 1], [0.2, 0.5])
@@ -47,7 +47,7 @@ def net_benefit(
     ):
         raise ValueError("net_benefit: label must be 0 or 1, prob in [0, 1] and thresholds in [0, 1)")
     score, num, num_positive = score.clip(0, 1), len(score), int(truth.sum())
-    found = num_positive - np.searchsorted(np.sort(score[truth == 1]), cuts)
-    alarms = num - num_positive - np.searchsorted(np.sort(score[truth == 0]), cuts)
+    true_positive = num_positive - np.searchsorted(np.sort(score[truth == 1]), cuts)
+    false_positive = num - num_positive - np.searchsorted(np.sort(score[truth == 0]), cuts)
     odds = cuts / (1 - cuts)
-    return (found - alarms * odds) / num, (num_positive - (num - num_positive) * odds) / num
+    return (true_positive - false_positive * odds) / num, (num_positive - (num - num_positive) * odds) / num

@@ -1,4 +1,4 @@
-"""Whether two models rank equally well: the difference of two areas under the ROC curve of the same images."""
+"""DeLong's test: the difference between two areas under the ROC curve on the same images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import norm, rankdata
 
-from monai_pipelines.metrics.weighted import numbered
+from monai_pipelines.metrics.weighted import group_indices
 
 __all__ = ["DeLong", "delong_test"]
 
@@ -18,13 +18,13 @@ _ROUNDING = 1e-12
 
 
 class DeLong(NamedTuple):
-    """What :func:`delong_test` returns; NaN stands for what is undefined.
+    """Result of :func:`delong_test`; undefined values are NaN.
 
     Attributes:
         auc_a, auc_b: areas under the ROC curve.
         difference: ``auc_b - auc_a``.
         low, high: 95% interval of the difference.
-        p: two-sided, of no difference.
+        p: two-sided p value of no difference.
     """
 
     auc_a: float
@@ -40,26 +40,26 @@ def delong_test(
 ) -> DeLong:
     """Compare the areas under the ROC curve of two scores of the same images.
 
-    Each positive has the share of negatives it is scored above (a tie counts half), each negative the share of
-    positives it is scored below; the variance of the area follows from how these shares spread. Images of one patient
-    are alike, so with ``groups`` the shares are summed over each patient first, and the spread is that of patients
-    (Obuchowski); where every image is a patient of its own, that is DeLong's test.
+    Each positive image has a share of negatives scored below it (a tie counts half), each negative a share of positives
+    scored above it; the variance of the area follows from the variance of these shares. Images of one patient are
+    correlated, so with ``groups`` the shares are first summed over each patient, and the variance is that between
+    patients (Obuchowski); with one image per patient this is DeLong's test.
 
     Args:
         label: (N,) 0 or 1.
         score_a, score_b: (N,) of any scale, higher for 1.
-        groups: (N,) whom each image belongs to; None: each to a patient of its own.
+        groups: (N,) patient of each image; None: one image per patient.
 
     Returns:
-        the areas, their difference B - A with its 95% interval, and p. All are NaN where a class is absent; interval
-        and p are where one class has fewer than two patients, or where the areas differ and no share varies.
+        the areas, their difference B - A with its 95% interval, and p. All are NaN if a class is absent; interval and p
+        are NaN if a class has fewer than two patients, or if the areas differ and no share varies.
 
     Raises:
-        ValueError: lengths that differ, other labels, or scores that are not finite.
+        ValueError: different lengths, labels other than 0 and 1, or scores that are not finite.
 
     Example:
-        >>> found = delong_test([0, 0, 0, 1, 1, 1], [1, 4, 2, 3, 6, 5], [1, 2, 4, 5, 3, 6])
-        >>> round(found.auc_a, 3), found.difference, found.p
+        >>> result = delong_test([0, 0, 0, 1, 1, 1], [1, 4, 2, 3, 6, 5], [1, 2, 4, 5, 3, 6])
+        >>> round(result.auc_a, 3), result.difference, result.p
         (0.889, 0.0, 1.0)
 
     Reference: DeLong, DeLong and Clarke-Pearson, Comparing the areas under two or more correlated receiver operating
@@ -67,11 +67,11 @@ def delong_test(
     Biometrics, 1997. Sun and Xu, Fast implementation of DeLong's algorithm, IEEE Signal Processing Letters, 2014.
     """
     truth, scores = np.asarray(label), np.array([score_a, score_b], dtype=np.float64)
-    members = np.arange(truth.size) if groups is None else numbered(groups)
-    if truth.ndim != 1 or scores.shape[1:] != truth.shape or members.shape != truth.shape:
+    patient = np.arange(truth.size) if groups is None else group_indices(groups)
+    if truth.ndim != 1 or scores.shape[1:] != truth.shape or patient.shape != truth.shape:
         raise ValueError(
             "delong_test: label, scores and groups must have one length, got "
-            f"{truth.shape}, {scores.shape[1:]} and {members.shape}"
+            f"{truth.shape}, {scores.shape[1:]} and {patient.shape}"
         )
     if not np.isin(truth, (0, 1)).all() or not np.isfinite(scores).all():
         raise ValueError("delong_test: wanted labels 0 or 1 and finite scores")
@@ -85,10 +85,10 @@ def delong_test(
     auc_a, auc_b = above.mean(axis=1)
     difference = float(auc_b - auc_a)
     spread = [
-        np.bincount(members[own], share[1] - share[0] - difference, members.max() + 1) / own.sum()
-        for own, share in ((positive, above), (~positive, below))
+        np.bincount(patient[side], share[1] - share[0] - difference, patient.max() + 1) / side.sum()
+        for side, share in ((positive, above), (~positive, below))
     ]
-    counts = [len(np.unique(own)) for own in (members[positive], members[~positive], members)]
+    counts = [len(np.unique(patients)) for patients in (patient[positive], patient[~positive], patient)]
     if min(counts[:2]) < 2:
         return DeLong(float(auc_a), float(auc_b), difference, math.nan, math.nan, math.nan)
     terms = (spread[0] ** 2).sum(), (spread[1] ** 2).sum(), 2 * (spread[0] * spread[1]).sum()

@@ -1,21 +1,21 @@
-"""How far a figure may be off: intervals that know which images belong to one patient."""
+"""Confidence intervals of metrics, for images clustered by patient."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit, stdtrit
 
-from monai_pipelines.metrics.classification import Threshold, weighted_figures
-from monai_pipelines.metrics.weighted import Figures, WeightedFigures, numbered
+from monai_pipelines.metrics.classification import Threshold, weighted_metrics
+from monai_pipelines.metrics.weighted import MetricValues, WeightedMetrics, group_indices
 
-__all__ = ["Intervals", "bootstrap_intervals", "metric_intervals", "resampled_metrics"]
+__all__ = ["Intervals", "mean_interval", "metric_intervals", "resampled_metrics"]
 
 CHUNK = 16  # resamples at a time: a row of their weights fills two cache lines
 BOUNDS = {"mcc": (-1, 1), "kappa": (-1, 1), "kappa_quadratic": (-1, 1), "log_loss": (0, math.inf)}
@@ -23,19 +23,19 @@ LOGARITHMIC = ("brier", "log_loss")
 OF_ALL_ROWS = ("accuracy", "brier", "log_loss", "ece")
 OF_CLASS = ("precision", "recall", "f1", "average_precision", "average_precision_micro")
 OF_REST = ("specificity", "npv")
-OF_CALLED = ("precision", "npv")
+OF_PREDICTED = ("precision", "npv")
 
 Array = NDArray[np.float64]
 Interval = tuple[float, float]
 
 
 class Intervals(NamedTuple):
-    """(low, high) of figures of the whole and of each class; a figure without an interval is left out."""
+    """(low, high) of metrics, overall and of each class; metrics without an interval are left out."""
 
     metrics: dict[str, Interval]
-    """name -> (low, high), of the figures of :func:`classification_metrics`"""
+    """name -> (low, high), for the metrics of :func:`classification_metrics`"""
     per_class: list[dict[str, Interval]]
-    """the same for each class, of the figures of :func:`per_class_metrics`"""
+    """the same for each class, for the metrics of :func:`per_class_metrics`"""
 
 
 def metric_intervals(
@@ -48,37 +48,38 @@ def metric_intervals(
     level: float = 0.95,
     seed: int = 0,
 ) -> Intervals:
-    """Bootstrap intervals of all figures, whole groups (patients) drawn with replacement.
+    """Bootstrap intervals of all metrics, resampling whole groups (patients) with replacement.
 
-    Images of one patient are alike; drawing images instead of patients makes intervals too narrow. With s, the standard
-    deviation of a figure x over the resamples, and t, the quantile of Student's distribution, an interval is
+    Images of one patient are correlated; resampling images instead of patients makes intervals too narrow. With s, the
+    standard deviation of a metric x over the resamples, and t, the quantile of Student's distribution, an interval is
     ``expit(logit(x) +- t s / (x (1 - x)))`` (MCC and kappas scaled to 0..1 first), and ``x exp(+-t s / x)`` for Brier
-    score and log loss. Degrees of freedom are one less than the patients that count: all of them for accuracy, Brier
-    score, log loss and ECE; those with images of the class for recall, F1 and average precision; those with others for
-    specificity; those with images that are given the class for precision, and not given it for NPV; the fewer of those
-    with the class and with others for the rest. For averages it is the mean over the classes that have the figure.
-    Percentiles of the resamples are too narrow for a hundred patients, above all near 0 and 1 and for rare classes.
+    score and log loss. Degrees of freedom are the number of relevant patients minus one: all of them for accuracy,
+    Brier score, log loss and ECE; those with images of the class for recall, F1 and average precision; those with other
+    images for specificity; those with images predicted as the class for precision, and as another for NPV; the fewer of
+    those with the class and with others for the rest. For averages it is the mean over the classes where the metric is
+    defined. Percentiles of the resamples are too narrow for a hundred patients, above all near 0 and 1 and for rare
+    classes.
 
-    A figure that is 0 or 1 gets the exact (Clopper-Pearson) interval of as many patients, all wrong or all right. ECE,
-    which chance makes larger, goes from ``ECE - q``, with q the quantile of the sum of the absolute errors of the bins,
-    to ``ECE + t s``: cautious, and down to 0 where the model may well be calibrated.
+    A metric of 0 or 1 gets the exact (Clopper-Pearson) interval of as many patients, all wrong or all right. ECE is
+    biased upwards by chance; its interval runs from ``ECE - q``, with q the quantile of the summed absolute errors of
+    the bins, to ``ECE + t s``: conservative, and down to 0 if the model may well be calibrated.
 
     Args:
         prob: (N, C) probabilities, C >= 2.
-        label: (N,) integers in 0..C-1, or (N, C) of 0 and 1 for several labels each.
-        groups: (N,) whom each row belongs to.
-        num_classes: the C that is wanted; None takes it from ``prob``.
+        label: (N,) integers in 0..C-1, or (N, C) of 0 and 1 for multi-label data.
+        groups: (N,) group of each row.
+        num_classes: the expected C; None takes it from ``prob``.
         threshold: as in :func:`predicted_classes`.
-        num_resamples: draws, 2 or more.
+        num_resamples: number of resamples, 2 or more.
         level: of the interval.
-        seed: of the draws.
+        seed: of the resamples.
 
     Returns:
-        Intervals of the figures of the whole and of each class. Left out is a figure that is undefined in more than
-        half of the resamples (a class is absent) or does not vary in them, and one of fewer than two patients.
+        Intervals of the overall metrics and of those of each class. A metric is left out if it is undefined in more
+        than half of the resamples (a class is absent), does not vary, or rests on fewer than two patients.
 
     Raises:
-        ValueError: lengths that differ, too few resamples, a level outside (0, 1), or as
+        ValueError: different lengths, too few resamples, a level outside (0, 1), or as
             :func:`classification_metrics`.
 
     Example:
@@ -92,22 +93,22 @@ def metric_intervals(
     transformed scale); Davison and Hinkley, Bootstrap methods and their application, 1997, section 3.8 (clusters).
     """
     _check(level)
-    figures = _figures(prob, label, groups, num_classes, threshold)
-    num_groups = figures.num_groups
-    found, drawn = figures(np.ones((num_groups, 1))), _resampled(figures, num_resamples, seed)
-    sides = np.array([_sides(own, figures.group) for own in (figures.positive, figures.called)])
-    averaged = sides[:, 1:] if figures.micro is None else sides
-    bounds = BOUNDS if figures.micro is None or figures.several else {**BOUNDS, "brier": (0, 2)}
-    metrics = _intervals(found.whole, drawn.whole, bounds, averaged, num_groups, level)
-    if (ece := float(found.whole["ece"][0])) and "ece" in metrics:
-        errors = np.abs(drawn.gaps - found.gaps).sum(axis=0)
-        spread = float(drawn.whole["ece"].std(ddof=1)) * _quantile(num_groups, level)
-        metrics["ece"] = max(0.0, ece - float(np.quantile(errors, (1 + level) / 2))), min(1.0, ece + spread)
+    metrics = _weighted(prob, label, groups, num_classes, threshold)
+    num_groups = metrics.num_groups
+    values, resamples = metrics(np.ones((num_groups, 1))), _resampled(metrics, num_resamples, seed)
+    sides = np.array([_sides(rows, metrics.group) for rows in (metrics.positive, metrics.predicted)])
+    averaged = sides[:, 1:] if metrics.micro is None else sides
+    bounds = BOUNDS if metrics.micro is None or metrics.multilabel else {**BOUNDS, "brier": (0, 2)}
+    overall = _intervals(values.overall, resamples.overall, bounds, averaged, num_groups, level)
+    if (ece := float(values.overall["ece"][0])) and "ece" in overall:
+        errors = np.abs(resamples.gaps - values.gaps).sum(axis=0)
+        reach = float(resamples.overall["ece"].std(ddof=1)) * _quantile(num_groups, level)
+        overall["ece"] = max(0.0, ece - float(np.quantile(errors, (1 + level) / 2))), min(1.0, ece + reach)
     per_class = [
-        _intervals(_of_class(found, k), _of_class(drawn, k), BOUNDS, sides[:, [k]], num_groups, level)
+        _intervals(_of_class(values, k), _of_class(resamples, k), BOUNDS, sides[:, [k]], num_groups, level)
         for k in range(sides.shape[1])
     ]
-    return Intervals(metrics, per_class)
+    return Intervals(overall, per_class)
 
 
 def resampled_metrics(
@@ -119,150 +120,135 @@ def resampled_metrics(
     num_resamples: int = 2000,
     seed: int = 0,
 ) -> dict[str, NDArray[np.float64]]:
-    """Figures of bootstrap resamples, whole groups (patients) drawn with replacement.
+    """Metrics of bootstrap resamples of whole groups (patients).
 
-    The draws depend on the seed and on the order of the groups alone: two models on the same images get the same
-    resamples, so that their differences are those of a paired bootstrap.
+    Resamples depend only on the seed and the order of the groups: two models on the same images get the same
+    resamples, so their differences form a paired bootstrap.
 
     Args:
         prob, label, groups, num_classes, threshold, num_resamples, seed: as in :func:`metric_intervals`.
 
     Returns:
-        The figures of :func:`classification_metrics`: name -> (num_resamples,), NaN where undefined.
+        The metrics of :func:`classification_metrics`: name -> (num_resamples,), NaN where undefined.
 
     Raises:
         ValueError: as :func:`metric_intervals`.
 
     Example:
-        >>> drawn = resampled_metrics([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]], [0, 1, 1], "abc", num_resamples=3)
-        >>> drawn["accuracy"].round(2).tolist()
+        >>> resamples = resampled_metrics([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]], [0, 1, 1], "abc", num_resamples=3)
+        >>> resamples["accuracy"].round(2).tolist()
         [0.67, 0.33, 0.67]
     """
-    return _resampled(_figures(prob, label, groups, num_classes, threshold), num_resamples, seed).whole
+    return _resampled(_weighted(prob, label, groups, num_classes, threshold), num_resamples, seed).overall
 
 
-def bootstrap_intervals(
-    figures: Callable[[NDArray[Any], NDArray[Any]], Mapping[str, float]],
-    prob: ArrayLike,
-    label: ArrayLike,
-    groups: Sequence[Hashable],
-    num_resamples: int = 2000,
-    level: float = 0.95,
-) -> dict[str, Interval]:
-    """Percentile intervals of figures of one's own, whole groups (patients) drawn with replacement.
+def mean_interval(values: ArrayLike, groups: Sequence[Hashable], level: float = 0.95) -> Interval | None:
+    """Interval of the mean of values in [0, 1] from whole groups (patients).
+
+    As in :func:`metric_intervals`, with ``s^2 = sum over groups of (sum of (x - mean))^2 / N^2`` in place of resamples.
 
     Args:
-        figures: gives name -> value from probabilities and labels.
-        prob: (N, ...) probabilities.
-        label: (N, ...) labels.
-        groups: (N,) whom each row belongs to.
-        num_resamples: draws.
+        values: (N,) in [0, 1].
+        groups: (N,) group of each value.
         level: of the interval.
 
     Returns:
-        name -> (low, high); a figure that is undefined in more than half of the resamples is left out.
+        (low, high); None for a single group.
 
     Raises:
-        ValueError: lengths that differ, fewer than two resamples, or a level outside (0, 1).
+        ValueError: different lengths, or a level outside (0, 1).
 
     Example:
-        >>> def accuracy(prob, label):
-        ...     return {"accuracy": (prob.argmax(1) == label).mean()}
-        >>> bootstrap_intervals(accuracy, [[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]], [0, 1, 1], ["a", "b", "b"])
-        {'accuracy': (0.5, 1.0)}
+        >>> low, high = mean_interval([0.6, 0.7, 0.9, 0.9], "aabc")
+        >>> f"{low:.2f} to {high:.2f}"
+        '0.25 to 0.97'
     """
-    scores, truth = np.asarray(prob), np.asarray(label)
     _check(level)
-    group = _checked_groups(groups, scores, truth)
-    rows = np.arange(len(group))
-    drawn = [
-        figures(scores[own], truth[own])
-        for resamples in _chunks(num_resamples)
-        for own in (np.repeat(rows, often[group]) for often in _draw(int(group.max()) + 1, resamples, 0).T)
-    ]
-    values = {name: np.array([own[name] for own in drawn]) for name in drawn[0]}
-    return {name: own for name, column in values.items() if (own := _percentiles(column, level))}
+    scores = np.asarray(values, dtype=np.float64)
+    group = _checked_groups(groups, scores)
+    mean, sums = float(scores.mean()), np.bincount(group, scores - scores.mean())
+    if len(sums) < 2:
+        return None
+    reach = math.sqrt((sums**2).sum()) / len(scores) * _quantile(len(sums), level)
+    return _interval("mean", mean, reach, (0, 1), ((1 - level) / 2) ** (1 / len(sums)))
 
 
-def _figures(
+def _weighted(
     prob: ArrayLike, label: ArrayLike, groups: Sequence[Hashable], num_classes: int | None, threshold: Threshold
-) -> WeightedFigures:
-    return weighted_figures(prob, label, num_classes, threshold, _checked_groups(groups, prob, label))
+) -> WeightedMetrics:
+    return weighted_metrics(prob, label, num_classes, threshold, _checked_groups(groups, prob, label))
 
 
 def _sides(rows: NDArray[np.bool_], group: NDArray[np.int64]) -> NDArray[np.int64]:
     """(C, 2): how many groups have a row outside of each class, and inside."""
-    return np.array([[len(np.unique(group[own == side])) for side in (False, True)] for own in rows.T])
+    return np.array([[len(np.unique(group[column == side])) for side in (False, True)] for column in rows.T])
 
 
-def _checked_groups(groups: Sequence[Hashable], prob: ArrayLike, label: ArrayLike) -> NDArray[np.int64]:
-    lengths = len(np.asarray(prob)), len(np.asarray(label)), len(groups)
+def _checked_groups(groups: Sequence[Hashable], *columns: ArrayLike) -> NDArray[np.int64]:
+    lengths = [len(np.asarray(column)) for column in columns] + [len(groups)]
     if len(set(lengths)) > 1:
-        raise ValueError("bootstrap: prob, label and groups must have one length, got {}, {} and {}".format(*lengths))
-    return numbered(groups)
+        raise ValueError(f"intervals: rows and groups must have one length, got {' and '.join(map(str, lengths))}")
+    return group_indices(groups)
 
 
-def _resampled(figures: WeightedFigures, num_resamples: int, seed: int) -> Figures:
-    num_groups = figures.num_groups
+def _resampled(metrics: WeightedMetrics, num_resamples: int, seed: int) -> MetricValues:
+    if num_resamples < 2:
+        raise ValueError(f"bootstrap: wanted 2 resamples or more, got num_resamples {num_resamples}")
+    chunks = [range(start, min(start + CHUNK, num_resamples)) for start in range(0, num_resamples, CHUNK)]
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        parts = list(pool.map(lambda own: figures(_draw(num_groups, own, seed)), _chunks(num_resamples)))
-    return Figures(
-        {name: np.concatenate([part.whole[name] for part in parts]) for name in parts[0].whole},
+        parts = list(pool.map(lambda chunk: metrics(_resample(metrics.num_groups, chunk, seed)), chunks))
+    return MetricValues(
+        {name: np.concatenate([part.overall[name] for part in parts]) for name in parts[0].overall},
         {name: np.concatenate([part.per_class[name] for part in parts], axis=1) for name in parts[0].per_class},
         np.concatenate([part.gaps for part in parts], axis=1),
     )
 
 
-def _chunks(num_resamples: int) -> list[range]:
-    if num_resamples < 2:
-        raise ValueError(f"bootstrap: wanted 2 resamples or more, got num_resamples {num_resamples}")
-    return [range(start, min(start + CHUNK, num_resamples)) for start in range(0, num_resamples, CHUNK)]
-
-
-def _draw(num_groups: int, resamples: range, seed: int) -> NDArray[np.int64]:
-    """(G, R): how often each group is in each resample."""
-    drawn = [
-        np.bincount(np.random.default_rng([seed, own]).integers(num_groups, size=num_groups), minlength=num_groups)
-        for own in resamples
+def _resample(num_groups: int, indices: range, seed: int) -> NDArray[np.int64]:
+    """(G, R): how often each group occurs in each resample."""
+    counts = [
+        np.bincount(np.random.default_rng([seed, index]).integers(num_groups, size=num_groups), minlength=num_groups)
+        for index in indices
     ]
-    return np.stack(drawn, axis=1)
+    return np.stack(counts, axis=1)
 
 
 def _intervals(
-    found: Mapping[str, Array],
-    drawn: Mapping[str, Array],
+    values: Mapping[str, Array],
+    resamples: Mapping[str, Array],
     bounds: Mapping[str, Interval],
     sides: NDArray[np.int64],
     num_groups: int,
     level: float,
 ) -> dict[str, Interval]:
-    """Intervals of figures (1,) by resamples (R,).
+    """Intervals of metrics (1,) from resamples (R,).
 
-    sides: (2, K, 2) groups with images of the rest and of each class, and with images given the rest and the class.
+    sides: (2, K, 2) groups with images outside and inside each class, and with images predicted so.
     """
     intervals = {}
-    for name, values in drawn.items():
-        true, called = (
-            own[:, 1] if name in OF_CLASS else own[:, 0] if name in OF_REST else own.min(axis=1) for own in sides
+    for name, column in resamples.items():
+        true, predicted = (
+            side[:, 1] if name in OF_CLASS else side[:, 0] if name in OF_REST else side.min(axis=1) for side in sides
         )
-        counted = (called if name in OF_CALLED else true)[true > 0]
-        num = num_groups if name in OF_ALL_ROWS else float(counted.sum()) / max(len(counted), 1)
-        defined = values[~np.isnan(values)]
-        if 2 * len(defined) < len(values) or num < 2:
+        relevant = (predicted if name in OF_PREDICTED else true)[true > 0]
+        num = num_groups if name in OF_ALL_ROWS else float(relevant.sum()) / max(len(relevant), 1)
+        defined = column[~np.isnan(column)]
+        if 2 * len(defined) < len(column) or num < 2:
             continue
         reach = float(defined.std(ddof=1)) * _quantile(num, level)
-        own = _interval(name, float(found[name][0]), reach, bounds.get(name, (0, 1)), ((1 - level) / 2) ** (1 / num))
-        if own is not None:
-            intervals[name] = own
+        exact = ((1 - level) / 2) ** (1 / num)
+        interval = _interval(name, float(values[name][0]), reach, bounds.get(name, (0, 1)), exact)
+        if interval is not None:
+            intervals[name] = interval
     return intervals
 
 
-def _of_class(figures: Figures, k: int) -> dict[str, Array]:
-    return {name: values[k] for name, values in figures.per_class.items()}
+def _of_class(values: MetricValues, k: int) -> dict[str, Array]:
+    return {name: column[k] for name, column in values.per_class.items()}
 
 
 def _interval(name: str, value: float, reach: float, bounds: Interval, exact: float) -> Interval | None:
-    """Value with that reach on a scale that ends at the bounds; `exact`: share that all right are told apart from."""
+    """Interval of that reach, on a scale that ends at the bounds; `exact`: lower end of the exact interval of 1."""
     low, high = bounds
     share = round((value - low) / (high - low), 12)
     if share in (0, 1) and math.isfinite(high):
@@ -279,18 +265,10 @@ def _interval(name: str, value: float, reach: float, bounds: Interval, exact: fl
 
 
 def _quantile(num_groups: float, level: float) -> float:
-    """Of Student's t, times what a bootstrap's standard deviation is too small by."""
+    """Quantile of Student's t, times the factor by which a bootstrap's standard deviation is too small."""
     return float(stdtrit(num_groups - 1, (1 + level) / 2)) * math.sqrt(num_groups / (num_groups - 1))
-
-
-def _percentiles(values: Array, level: float) -> Interval | None:
-    defined = values[~np.isnan(values)]
-    if 2 * len(defined) < len(values):
-        return None
-    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
 
 
 def _check(level: float) -> None:
     if not 0 < level < 1:
-        raise ValueError(f"bootstrap: wanted a level in (0, 1), got {level}")
+        raise ValueError(f"intervals: wanted a level in (0, 1), got {level}")

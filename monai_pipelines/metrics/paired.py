@@ -1,4 +1,4 @@
-"""Two models on the same images: which figures differ by more than chance."""
+"""Paired comparison of two models on the same images: which metrics differ by more than chance."""
 
 from __future__ import annotations
 
@@ -29,38 +29,38 @@ def compare_predictions(
     num_resamples: int = 2000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Differences of all figures of two models on the same images, with intervals and p values.
+    """Differences between two models in all metrics on the same images, with intervals and p values.
 
-    Both models are scored on the same drawn patients, so what makes an image hard for both cancels. The 95% interval
-    is ``difference +- t s``, with s the standard deviation of the drawn differences times ``sqrt(n / (n - 1))`` for n
-    patients, and t the quantile of Student's distribution of n - 1 degrees of freedom; p is that of ``difference / s``,
-    two-sided. Percentiles of the draws are too narrow for few patients. Areas under the ROC curve also get the test of
-    :func:`delong_test`. The calibration error is too high on few images, and more so in resamples: its interval is a
-    rough one.
+    Both models are scored on the same resampled patients, so what makes an image hard for both cancels. The 95%
+    interval is ``difference +- t s``, with s the standard deviation of the resampled differences times
+    ``sqrt(n / (n - 1))`` for n patients, and t the quantile of Student's distribution with n - 1 degrees of freedom; p
+    is the two-sided p value of ``difference / s``. Percentiles of the resamples are too narrow for few patients. Areas
+    under the ROC curve are also compared by :func:`delong_test`. The calibration error is biased upwards on few images,
+    and more so in resamples: its interval is approximate.
 
     Args:
-        prob_a, prob_b: (N, C) probabilities of the models, rows in one order.
-        label: (N,) integers, or (N, C) of 0 and 1 for several labels each.
-        groups: (N,) whom each row belongs to (patients).
+        prob_a, prob_b: (N, C) probabilities of the models, rows in the same order.
+        label: (N,) integers, or (N, C) of 0 and 1 for multi-label data.
+        groups: (N,) group of each row (patients).
         threshold_a, threshold_b: of :func:`classification_metrics`.
-        num_resamples: draws.
-        seed: of the draws.
+        num_resamples: number of resamples.
+        seed: of the resamples.
 
     Returns:
-        ``metrics``: each figure of :func:`classification_metrics` -> ``a``, ``b``, ``difference`` (B - A), ``low``,
-        ``high`` and ``p``, NaN where the figure is undefined, or is in more than half of the draws, where it differs
-        by the same in all of them, and of one patient; ``delong``: for class 1 of two, or each class of more, the
-        fields of :class:`DeLong`.
+        ``metrics``: each metric of :func:`classification_metrics` -> ``a``, ``b``, ``difference`` (B - A), ``low``,
+        ``high`` and ``p``. The last three are NaN if the metric is undefined, on the data or in more than half of the
+        resamples, if it differs by the same amount in all of them, or for a single patient. ``delong``: the fields of
+        :class:`DeLong` for class 1 of two, or for each of more classes.
 
     Raises:
-        ValueError: shapes that differ, or as :func:`classification_metrics`.
+        ValueError: different shapes, or as :func:`classification_metrics`.
 
     Example:
         >>> label = np.arange(40) % 2
         >>> good, bad = (np.clip(0.5 + s * (label - 0.5) + np.sin(np.arange(40)) / 3, 0, 1) for s in (0.5, 0.1))
         >>> a, b = np.stack([1 - bad, bad], 1), np.stack([1 - good, good], 1)
-        >>> found = compare_predictions(a, b, label, range(40), num_resamples=200)["metrics"]["roc_auc"]
-        >>> found["low"] > 0, found["p"] < 0.05
+        >>> auc = compare_predictions(a, b, label, range(40), num_resamples=200)["metrics"]["roc_auc"]
+        >>> auc["low"] > 0, auc["p"] < 0.05
         (True, True)
 
     Reference: Davison and Hinkley, Bootstrap methods and their application, 1997, chapter 5; Efron and
@@ -72,28 +72,28 @@ def compare_predictions(
             f"compare_predictions: prob_a and prob_b must have one shape, got {scores[0].shape} and {scores[1].shape}"
         )
     thresholds = (threshold_a, threshold_b)
-    a, b = (classification_metrics(own, truth, threshold=t) for own, t in zip(scores, thresholds, strict=True))
-    drawn_a, drawn_b = (
-        resampled_metrics(own, truth, groups, threshold=t, num_resamples=num_resamples, seed=seed)
-        for own, t in zip(scores, thresholds, strict=True)
+    a, b = (classification_metrics(prob, truth, threshold=t) for prob, t in zip(scores, thresholds, strict=True))
+    boot_a, boot_b = (
+        resampled_metrics(prob, truth, groups, threshold=t, num_resamples=num_resamples, seed=seed)
+        for prob, t in zip(scores, thresholds, strict=True)
     )
     positive = truth == 1 if truth.ndim == 2 else truth[:, None] == np.arange(scores[0].shape[1])
     classes = [1] if positive.shape[1] == 2 and truth.ndim == 1 else range(positive.shape[1])
     num = len(set(groups))
     return {
         "metrics": {
-            name: {"a": a[name], "b": b[name], **_difference(b[name] - a[name], drawn_b[name] - drawn_a[name], num)}
+            name: {"a": a[name], "b": b[name], **_difference(b[name] - a[name], boot_b[name] - boot_a[name], num)}
             for name in a
         },
         "delong": [delong_test(positive[:, k], scores[0][:, k], scores[1][:, k], groups)._asdict() for k in classes],
     }
 
 
-def _difference(value: float, drawn: NDArray[np.float64], num_groups: int) -> dict[str, float]:
-    known = drawn[np.isfinite(drawn)]
+def _difference(value: float, resamples: NDArray[np.float64], num_groups: int) -> dict[str, float]:
+    defined = resamples[np.isfinite(resamples)]
     low = high = p = math.nan
-    if not math.isnan(value) and 2 * len(known) >= len(drawn) and num_groups > 1:
-        error = float(known.std()) * math.sqrt(num_groups / (num_groups - 1))
+    if not math.isnan(value) and 2 * len(defined) >= len(resamples) and num_groups > 1:
+        error = float(defined.std()) * math.sqrt(num_groups / (num_groups - 1))
         if error > _ROUNDING:
             reach = float(stdtrit(num_groups - 1, 0.975)) * error
             low, high = value - reach, value + reach

@@ -1,4 +1,4 @@
-"""What a model without eyes would have reached."""
+"""Shortcut baselines: what can be predicted from cheap features, without the anatomy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def shortcut_baselines(
     test_features: Mapping[str, ArrayLike],
     num_classes: int | None = None,
 ) -> dict[str, NDArray[np.float64]]:
-    """:func:`shortcut_baseline` of each group of features and, where there are several, of "all of them" together.
+    """:func:`shortcut_baseline` of each group of features and, if there are several, of "all of them" together.
 
     Args:
         train_features: name -> (N_train, F) finite numbers.
@@ -33,7 +33,7 @@ def shortcut_baselines(
         name -> (N_test, C) probabilities.
 
     Raises:
-        ValueError: names that differ, or as :func:`shortcut_baseline`.
+        ValueError: different names, or as :func:`shortcut_baseline`.
 
     Example:
         >>> train, test = {"mean": [[0.1], [0.9]], "size": [[3], [3]]}, {"mean": [[0.2]], "size": [[3]]}
@@ -53,26 +53,26 @@ def shortcut_baselines(
 def shortcut_baseline(
     train_features: ArrayLike, train_labels: ArrayLike, test_features: ArrayLike, num_classes: int | None = None
 ) -> NDArray[np.float64]:
-    """Probabilities of a class-weighted logistic regression on cheap features, to hold a network against.
+    """Probabilities of a class-weighted logistic regression on cheap features, as a baseline for a network.
 
-    The features are ones that need no look at the anatomy: mean and histogram of intensity, image size, scanner. A
-    network that does not beat this on the same images has learnt a shortcut, or nothing. Features are standardised by
-    the training images' mean and standard deviation; training classes weigh the same however many images they have.
+    The features need no look at the anatomy: mean and histogram of intensity, image size, scanner. A network that does
+    not beat this on the same images has learned a shortcut, or nothing. Features are standardized by the training
+    images' mean and standard deviation; training classes have equal total weight.
 
     Args:
         train_features: (N_train, F) finite numbers, any units.
-        train_labels: (N_train,) integers in 0..C-1, at least two classes; or (N_train, C) of 0 and 1, a regression
-            for each column.
+        train_labels: (N_train,) integers in 0..C-1, at least two classes; or (N_train, C) of 0 and 1, with one
+            regression per column.
         test_features: (N_test, F), the same features.
         num_classes: C; None takes the highest training label + 1, or the columns of the labels.
 
     Returns:
-        (N_test, C) probabilities; 0 for a class that is not in the training labels, and 1 for one of several labels
+        (N_test, C) probabilities; 0 for a class absent from the training labels, and in multi-label data 1 for a label
         that all training images have.
 
     Raises:
-        ValueError: fewer than two classes to learn from, labels that are none of the C, features not finite or of
-            differing number (scikit-learn).
+        ValueError: fewer than two training classes, labels outside the C classes, features that are not finite or
+            differ in number (scikit-learn).
 
     Example:
         >>> shortcut_baseline([[-800.0], [-790.0], [-600.0], [-610.0]], [0, 0, 1, 1], [[-805.0], [-590.0]]).argmax(1)

@@ -1,4 +1,4 @@
-"""Which cases a classifier is unsure of, and what is gained by leaving these to somebody else."""
+"""Uncertainty of predictions, and what is gained by referring uncertain cases to somebody else."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["RiskCoverage", "referral_table", "risk_coverage", "uncertainty"]
 
 
 class RiskCoverage(NamedTuple):
-    """Share of wrong cases among those kept, from the most certain case to all of them."""
+    """Share of wrong cases among the most certain ones, for every number of them."""
 
     coverage: NDArray[np.float64]
-    """(N,) share of the cases that is kept: 1/N .. 1."""
+    """(N,) share of the cases that is included: 1/N .. 1."""
     risk: NDArray[np.float64]
     """(N,) share of these that is wrong."""
     area: float
@@ -26,23 +26,23 @@ class RiskCoverage(NamedTuple):
 
 
 def uncertainty(prob: ArrayLike, threshold: Threshold = None, multilabel: bool = False) -> NDArray[np.float64]:
-    """How unsure each prediction is, from its probabilities: 0 is certain.
+    """Uncertainty of each prediction, from its probabilities; 0 is certain.
 
-    1 minus the probability of the predicted class. Where a threshold t decides, the odds are first divided by
-    t / (1 - t), a shift on the logit scale that moves the threshold to 1/2; so those nearest to the threshold are the
-    most uncertain, at 1/2. Of several labels each the least certain label counts.
+    1 minus the probability of the predicted class. With a threshold t, the odds are first divided by t / (1 - t), a
+    shift on the logit scale that moves the threshold to 1/2; so cases nearest to the threshold are the most uncertain,
+    at 1/2. For multi-label data the least certain label counts.
 
     Args:
         prob: (N, C) probabilities.
-        threshold: probability in [0, 1] from which the second of two classes is predicted, or each of several labels
-            (one for all, or one for each); None: 1/2.
-        multilabel: each class by itself.
+        threshold: lowest probability in [0, 1] for which the second of two classes, or each label of several, is
+            predicted (one for all labels or one for each); None: 1/2.
+        multilabel: classes are not exclusive.
 
     Returns:
-        (N,) in [0, 1 - 1/C]; for two classes and several labels each in [0, 1/2].
+        (N,) in [0, 1 - 1/C]; for two classes and multi-label data in [0, 1/2].
 
     Raises:
-        ValueError: a threshold for more than two classes, of a wrong number, or outside [0, 1].
+        ValueError: a threshold for more than two classes or outside [0, 1], or the wrong number of thresholds.
 
     Example:
         >>> uncertainty([[0.9, 0.1], [0.5, 0.5]]).round(2)
@@ -56,29 +56,29 @@ def uncertainty(prob: ArrayLike, threshold: Threshold = None, multilabel: bool =
     if threshold is None and not multilabel:
         return 1 - scores.max(axis=1)
     cut = np.asarray(0.5 if threshold is None else threshold, dtype=np.float64)
-    wanted = ((), (scores.shape[1],)) if multilabel else ((),)
-    if (scores.shape[1] != 2 and not multilabel) or cut.shape not in wanted or not ((cut >= 0) & (cut <= 1)).all():
-        kind = f"{scores.shape[1]} labels each" if multilabel else f"{scores.shape[1]} classes"
+    shapes = ((), (scores.shape[1],)) if multilabel else ((),)
+    if (scores.shape[1] != 2 and not multilabel) or cut.shape not in shapes or not ((cut >= 0) & (cut <= 1)).all():
+        kind = f"{scores.shape[1]} {'labels' if multilabel else 'classes'}"
         raise ValueError(
             f"uncertainty: wanted a threshold in [0, 1] for two classes or labels, got {threshold} for {kind}"
         )
-    own, rest = (scores, 1 - scores) if multilabel else (scores[:, 1:], scores[:, :1])
-    own, rest = own * (1 - cut), rest * cut
-    both = own + rest  # 0 where the probability and the threshold are both 0 or both 1
-    return np.divide(np.minimum(own, rest), both, out=np.full(both.shape, 0.5), where=both > 0).max(axis=1)
+    positive, negative = (scores, 1 - scores) if multilabel else (scores[:, 1:], scores[:, :1])
+    positive, negative = positive * (1 - cut), negative * cut
+    both = positive + negative  # 0 where the probability and the threshold are both 0 or both 1
+    return np.divide(np.minimum(positive, negative), both, out=np.full(both.shape, 0.5), where=both > 0).max(axis=1)
 
 
 def risk_coverage(uncertainty: ArrayLike, wrong: ArrayLike) -> RiskCoverage:
     """Share of wrong predictions among the most certain ones, for every number of them.
 
-    Of equally uncertain cases none is preferred: the curve is the mean over their orders.
+    The curve is averaged over all orders of equally uncertain cases.
 
     Args:
         uncertainty: (N,) any scale, higher is less certain.
         wrong: (N,) whether the prediction is wrong, or the share of an image's labels that is.
 
     Raises:
-        ValueError: no cases, lengths that differ, or an uncertainty that is not finite.
+        ValueError: no cases, different lengths, or an uncertainty that is not finite.
 
     Example:
         >>> curve = risk_coverage([0.1, 0.2, 0.4, 0.4], [False, False, True, False])
@@ -93,9 +93,9 @@ def risk_coverage(uncertainty: ArrayLike, wrong: ArrayLike) -> RiskCoverage:
         raise ValueError(f"risk_coverage: wanted finite uncertainty (N >= 1,) and wrong (N,), got {shapes}")
     _, run, sizes = np.unique(unsure, return_inverse=True, return_counts=True)
     expected = np.repeat(np.bincount(run, errors) / sizes, sizes)
-    kept = np.arange(1, len(unsure) + 1)
-    risk = expected.cumsum() / kept
-    return RiskCoverage(kept / len(unsure), risk, float(risk.mean()))
+    num_included = np.arange(1, len(unsure) + 1)
+    risk = expected.cumsum() / num_included
+    return RiskCoverage(num_included / len(unsure), risk, float(risk.mean()))
 
 
 def referral_table(
@@ -105,22 +105,22 @@ def referral_table(
     fractions: Sequence[float] = (0, 0.05, 0.1, 0.2, 0.3, 0.5),
     threshold: Threshold = None,
 ) -> list[dict[str, float]]:
-    """How good the classifier is on what is left when the most uncertain cases are referred to somebody else.
+    """Metrics on the remaining cases when the most uncertain ones are referred to somebody else.
 
     Args:
         uncertainty: (N,) any scale, higher is less certain.
         prob: (N, C) probabilities.
-        label: (N,) integers, or (N, C) of 0 and 1 for several labels each.
-        fractions: shares of the cases to be referred, in [0, 1); as many cases as reach the share, of equally
-            uncertain ones the last.
+        label: (N,) integers, or (N, C) of 0 and 1 for multi-label data.
+        fractions: shares of the cases to be referred, in [0, 1), rounded up to whole cases; of equally uncertain ones
+            the last.
         threshold: as in :func:`predicted_classes`.
 
     Returns:
         for each fraction ``referred`` (the fraction), ``num_left``, ``accuracy``, ``balanced_accuracy``, and for two
-        classes ``recall`` and ``specificity``, of what is left (see :func:`classification_metrics`).
+        classes ``recall`` and ``specificity`` of the remaining cases (see :func:`classification_metrics`).
 
     Raises:
-        ValueError: a fraction outside [0, 1), lengths that differ, or as :func:`classification_metrics`.
+        ValueError: a fraction outside [0, 1), different lengths, or as :func:`classification_metrics`.
 
     Example:
         >>> prob = [[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.1, 0.9]]
@@ -140,8 +140,8 @@ def referral_table(
         names += ["recall", "specificity"]
     table = []
     for fraction in fractions:
-        num_left = math.floor(len(scores) * (1 - fraction) + 1e-9)
-        kept = np.sort(order[: max(num_left, 1)])
-        figures = classification_metrics(scores[kept], truth[kept], threshold=threshold)
-        table.append({"referred": fraction, "num_left": len(kept), **{name: figures[name] for name in names}})
+        num_left = max(math.floor(len(scores) * (1 - fraction) + 1e-9), 1)
+        left = np.sort(order[:num_left])
+        metrics = classification_metrics(scores[left], truth[left], threshold=threshold)
+        table.append({"referred": fraction, "num_left": num_left, **{name: metrics[name] for name in names}})
     return table

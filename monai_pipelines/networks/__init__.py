@@ -1,4 +1,4 @@
-"""Networks around MONAI's: heads with options, ImageNet weights, backbones for tiles, attention over bags of them."""
+"""Networks around MONAI's: heads with options, ImageNet weights, tile backbones, attention over bags of tiles."""
 
 from monai_pipelines.networks.backbone import GivenFeatures, TileBackbone
 from monai_pipelines.networks.classifier import ImageClassifier, last_linear

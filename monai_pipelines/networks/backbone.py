@@ -12,37 +12,37 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from monai_pipelines.networks.imagenet import HEADS, misfits, monai_name
+from monai_pipelines.networks.imagenet import HEADS, mismatches, monai_name, read_checkpoint
 from monai_pipelines.transforms.image2d.normalize import IMAGENET
 
-NUM_LISTED = 10  # misfits in a message
+NUM_LISTED = 10  # mismatches in a message
 
 
 class TileBackbone(nn.Module):
-    """Tiles to feature vectors: pixels normalised, then a network without its head.
+    """Feature vectors of tiles: normalized pixels through a network without its head.
 
-    Pixels become ``(x - mean) / std``, x in [0, 1]. The features are what the network's last linear layer gets, where
-    its output is that of the network, (N, classes); otherwise what the network returns, (N, F) or (N, F, 1, 1).
+    Pixels become ``(x - mean) / std``, x in [0, 1]. The features are the input of the network's last linear layer if
+    its output is that of the network, (N, classes); otherwise the network's output, (N, F) or (N, F, 1, 1).
 
     Args:
-        network: any network for (N, 3, H, W), of MONAI, timm (``num_classes=0`` or with its head) or your own; taken
-            over, its head left out.
-        weights: path of a checkpoint of a run (``best.pt`` of a tile bundle), or of weights by name (torchvision's
-            files fit MONAI's networks); None leaves the network as it comes.
-        mean: of red, green and blue, in [0, 1]; None: what the run's checkpoint was trained with, else ImageNet's.
-        std: the same, above 0.
-        name: what `describe` calls the network; None: its class.
-        tile_px: side of the tile that it is tried with; a network for one size (most vision transformers) wants that.
+        network: any network for (N, 3, H, W), such as MONAI's or timm's (``num_classes=0`` or with its head); modified
+            in place: its head is removed.
+        weights: path of a run's checkpoint (``best.pt`` of a tile bundle) or of a state dict (torchvision's files fit
+            MONAI's networks); None: those of the network.
+        mean: of red, green and blue, in [0, 1]; None: as the run's checkpoint was trained, else ImageNet's.
+        std: likewise, above 0.
+        name: of the network in `describe`; None: its class.
+        tile_px: side of a trial tile; networks of fixed input size (most vision transformers) need theirs.
 
     Attributes:
         num_features: F.
-        weights: as given.
+        weights: the argument.
 
     Raises:
-        TypeError: no network.
+        TypeError: `network` is not a module.
         FileNotFoundError: no such file of weights.
-        ValueError: a network that takes no such tile or returns no vectors, mean or std out of range, or weights that
-            do not fit; says what differs. The head in a file is never read.
+        ValueError: a network that does not take such a tile or returns no vectors, mean or std out of range, or weights
+            that do not fit; lists the differences. The head in a file is ignored.
 
     Example:
         >>> from monai.networks.nets import resnet18
@@ -65,18 +65,18 @@ class TileBackbone(nn.Module):
         if not isinstance(network, nn.Module):
             raise TypeError(
                 f"TileBackbone: network must be a torch.nn.Module, got {type(network).__name__} "
-                "(call what makes it; wrap a function in a Module)"
+                "(call its factory; wrap a function in a Module)"
             )
         content = {} if weights is None else _read(Path(weights))
         trained = content.get("chain", {}).get("steps", {}).get("normalize", {})
         mean = _three(trained.get("mean") if mean is None else mean, "mean")
-        std = _three(trained.get("sd") if std is None else std, "sd")
+        std = _three(trained.get("std") if std is None else std, "std")
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise ValueError(f"TileBackbone: mean and std are three numbers, std above 0, got {mean} and {std}")
         self.name, self.weights = name or type(network).__name__, weights
         self.mean = nn.Buffer(torch.tensor(mean)[:, None, None], persistent=False)
         self.std = nn.Buffer(torch.tensor(std)[:, None, None], persistent=False)
-        head, self.num_features = _try(network, tile_px)
+        head, self.num_features = _probe(network, tile_px)
         if head is not None:
             network.set_submodule(head, nn.Identity())
         self.network = network
@@ -118,11 +118,11 @@ class TileBackbone(nn.Module):
 
 
 class GivenFeatures(nn.Module):
-    """Stands where a `TileBackbone` would, for features that another tool made: their files must all be there.
+    """Takes the place of a `TileBackbone` where another tool made the features: all their files must exist.
 
     Args:
         num_features: F.
-        name: of the network that made them; a model trained on them is refused under another name.
+        name: of the network that made them; a model trained on them accepts no other.
 
     Example:
         >>> GivenFeatures(1024, "uni").describe()
@@ -134,18 +134,14 @@ class GivenFeatures(nn.Module):
         self.num_features, self.name = num_features, name
 
     def forward(self, tiles: Tensor) -> Tensor:
-        """Nothing: there is no network.
-
-        Raises:
-            ValueError: always; tells the way out.
-        """
+        """Always raises a ValueError: there is no network."""
         raise ValueError(
             f"GivenFeatures: wanted a file of features of {self.name} for every slide, got a slide without one "
-            "(make it with the tool that made the others, or name a TileBackbone)"
+            "(make it with the tool that made the others, or use a TileBackbone)"
         )
 
     def describe(self) -> dict[str, Any]:
-        """What the features depend on, as far as it is known."""
+        """What is known of the network, as plain data."""
         return {"name": self.name, "num_features": self.num_features}
 
     def fingerprint(self) -> str:
@@ -154,16 +150,16 @@ class GivenFeatures(nn.Module):
 
 
 def _kind(module: nn.Module) -> list[Any]:
-    """What a layer does, as far as its weights do not tell."""
-    told = ("kernel_size", "stride", "padding", "dilation", "groups", "eps", "num_heads")
-    return [type(module).__name__, *(str(getattr(module, name, None)) for name in told)]
+    """Type and settings of a layer, which its weights do not show."""
+    settings = ("kernel_size", "stride", "padding", "dilation", "groups", "eps", "num_heads")
+    return [type(module).__name__, *(str(getattr(module, name, None)) for name in settings)]
 
 
 def _hash(described: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _try(network: nn.Module, tile_px: int) -> tuple[str | None, int]:
+def _probe(network: nn.Module, tile_px: int) -> tuple[str | None, int]:
     """Name of the linear layer that is the head, or None, and the number of features, from one black tile."""
     linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     last = network.get_submodule(linear[-1]) if linear else nn.Identity()
@@ -174,10 +170,10 @@ def _try(network: nn.Module, tile_px: int) -> tuple[str | None, int]:
     try:
         with torch.no_grad():
             result = network.eval()(torch.zeros(1, 3, tile_px, tile_px, device=device))
-    except Exception as error:  # whatever a network says to a tile of another kind than it takes
+    except Exception as error:  # depends on the network
         raise ValueError(
             f"TileBackbone: {type(network).__name__} does not take tiles (1, 3, {tile_px}, {tile_px}) in float32: "
-            f"{error} (tile_px is the side it takes)"
+            f"{error} (set tile_px to the side it takes)"
         ) from error
     finally:
         hook.remove()
@@ -186,47 +182,42 @@ def _try(network: nn.Module, tile_px: int) -> tuple[str | None, int]:
     if isinstance(last, nn.Linear) and isinstance(result, Tensor) and result.ndim == 2 and result is outputs[-1]:
         return linear[-1], last.in_features
     if not isinstance(result, Tensor) or result.ndim < 2 or result.shape[2:].numel() != 1:
-        came = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
+        output = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
         raise ValueError(
-            f"TileBackbone: {type(network).__name__} must return one vector for each tile, (N, F), got {came} "
-            "(pool it, or pick the vector, in a Module around it)"
+            f"TileBackbone: {type(network).__name__} must return one vector for each tile, (N, F), got {output} "
+            "(pool it, or pick the vector, in a wrapping Module)"
         )
     return None, result.shape[1]
 
 
 def _three(value: Any, name: str) -> tuple[float, ...]:
-    """As `NormalizeImage` takes it: one number, three, or "imagenet"."""
+    """Three numbers from what `NormalizeImage` takes: one number, three, or "imagenet"."""
     if value is None or value == "imagenet":
         return IMAGENET[name]
     return (value,) * 3 if isinstance(value, int | float) else tuple(value)
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """A run's checkpoint, or weights by name."""
-    if not file.is_file():
-        raise FileNotFoundError(f"TileBackbone: no file {file} (best.pt of a run, or weights by name)")
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # what a damaged pickle raises depends on the damage
-        raise ValueError(f"TileBackbone: {file} is no checkpoint file of torch, or cut off ({error})") from error
+    """A run's checkpoint, or a state dict."""
+    content = read_checkpoint(file, "TileBackbone", "best.pt of a run, or a state dict")
     weights = content.get("model", content) if isinstance(content, dict) else content
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise ValueError(f"TileBackbone: wanted a run's checkpoint or tensors by name in {file}, got other things")
+        raise ValueError(f"TileBackbone: wanted a run's checkpoint or a state dict in {file}, got neither")
     return content
 
 
 def _load(network: nn.Module, file: Path, weights: dict[str, Tensor], head: tuple[str, ...]) -> None:
-    """Load all weights but those of the head; the network has none any more."""
-    wanted = network.state_dict()
+    """Load all weights but those of the head, which the network no longer has."""
+    expected = network.state_dict()
     heads = (*head, *HEADS, "head.")
-    kept = {name: value for name, value in weights.items() if name in wanted or not name.startswith(heads)}
-    found = {name if name in wanted else monai_name(name): value for name, value in kept.items()}
-    problems = misfits(found, wanted)
+    body = {name: value for name, value in weights.items() if name in expected or not name.startswith(heads)}
+    renamed = {name if name in expected else monai_name(name): value for name, value in body.items()}
+    problems = mismatches(renamed, expected)
     if problems:
         more = [f"and {len(problems) - NUM_LISTED} more"] if len(problems) > NUM_LISTED else []
         title = f"TileBackbone: {file} does not fit {type(network).__name__} (made with other arguments?):"
         raise ValueError("\n  - ".join([title, *problems[:NUM_LISTED], *more]))
-    network.load_state_dict(found, strict=False)
+    network.load_state_dict(renamed, strict=False)
 
 
 def _digest(weights: dict[str, Tensor]) -> str:

@@ -10,19 +10,20 @@ from torch import Tensor, nn
 
 
 class ImageClassifier(nn.Module):
-    """The features of MONAI's ResNet or DenseNet, pooled, under a head with dropout and a hidden layer.
+    """The pooled features of MONAI's ResNet or DenseNet under a head with dropout and a hidden layer.
 
     The last feature map f (N, F, *positions) is averaged, or, with attention, weighted by a trainable map:
-    ``sum_x a(x) f(x)`` with ``a = softmax_x(k . f(x))``, k a 1x1 convolution that starts at 0, where a is the mean.
+    ``sum_x a(x) f(x)`` with ``a = softmax_x(k . f(x))``, k a 1x1 convolution that starts at 0, which
+    is the mean.
     The head is ``dropout -> linear`` or ``linear -> ReLU -> dropout -> linear``.
 
     Args:
-        backbone: ResNet or DenseNet of MONAI, 2D or 3D; taken over, its own head left out. Its weights keep their
-            names, behind "backbone.".
+        backbone: MONAI's ResNet or DenseNet, 2D or 3D; its layers are used, without its head. Their names get the
+            prefix "backbone.".
         num_classes: outputs; 1 is the head with one logit.
         dropout: probability, 0..1.
         hidden: units of the hidden layer; None: no hidden layer.
-        attention: pool by the trainable map.
+        attention: pool with the trainable map.
 
     Raises:
         TypeError: another network.
@@ -48,7 +49,7 @@ class ImageClassifier(nn.Module):
         super().__init__()
         if num_classes < 1 or not 0 <= dropout <= 1 or (hidden is not None and hidden < 1):
             raise ValueError(
-                "ImageClassifier: num_classes and hidden must be 1 or more and dropout lie in 0..1, "
+                "ImageClassifier: num_classes and hidden must be 1 or more and dropout in 0..1, "
                 f"got num_classes {num_classes}, hidden {hidden}, dropout {dropout}"
             )
         self.backbone = _feature_map(backbone)
@@ -73,13 +74,13 @@ class ImageClassifier(nn.Module):
         return self.head((flat * weight).sum(2))
 
     def attention_map(self, image: Tensor) -> Tensor:
-        """The weight of each position, (N, 1, *positions), that sums to 1 over the positions.
+        """Weights of the positions, (N, 1, *positions), which sum to 1.
 
         Raises:
-            ValueError: the network was made without attention.
+            ValueError: the network has no attention.
         """
         if self.attention is None:
-            raise ValueError("ImageClassifier: made without an attention map (attention=True makes one)")
+            raise ValueError("ImageClassifier: no attention map (make the network with attention=True)")
         scores = self.attention(self.backbone(image))
         return scores.flatten(2).softmax(2).reshape(scores.shape)
 
@@ -101,10 +102,10 @@ def last_linear(network: nn.Module) -> nn.Linear:
 
 
 def _feature_map(backbone: ResNet | DenseNet) -> nn.Sequential:
-    """The layers up to the last feature map, under their own names."""
+    """The layers up to the last feature map, under their names."""
     if isinstance(backbone, DenseNet):
         return nn.Sequential(OrderedDict(features=backbone.features, relu=backbone.class_layers.get_submodule("relu")))
     if not isinstance(backbone, ResNet):
         raise TypeError(f"ImageClassifier: backbone must be MONAI's ResNet or DenseNet, got {type(backbone).__name__}")
-    left_out = {"avgpool", "fc"} | ({"maxpool"} if backbone.no_max_pool else set())
-    return nn.Sequential(OrderedDict((n, m) for n, m in backbone.named_children() if n not in left_out))
+    head = {"avgpool", "fc"} | ({"maxpool"} if backbone.no_max_pool else set())
+    return nn.Sequential(OrderedDict((n, m) for n, m in backbone.named_children() if n not in head))

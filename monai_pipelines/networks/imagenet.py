@@ -1,14 +1,13 @@
-"""ImageNet weights, from the checkpoint files of torchvision, for MONAI's networks."""
+"""ImageNet weights for MONAI's networks, from torchvision's checkpoint files."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -33,13 +32,13 @@ Network = TypeVar("Network", bound=nn.Module)
 def load_imagenet(network: Network, file: str | PathLike[str] | None = None) -> Network:
     """Load ImageNet weights into MONAI's 2D ResNet-18, 34, 50 or DenseNet-121, or one in an `ImageClassifier`.
 
-    Everything but the head must fit, name by name and shape by shape. For one input channel the first convolution is
-    summed over its three: a grey image then gives what it gives as three equal channels. The head stays as it is.
+    Everything but the head must fit by name and shape; the head stays as it is. For one input channel the first
+    convolution is summed over its three: a gray image then gives what it gives as three equal channels.
 
     Args:
         network: changed in place. The published ResNet is MONAI's with ``conv1_t_stride=2, bias_downsample=False``.
-        file: a checkpoint file of torchvision (resnet18-f37072fd.pth, ...); "download" takes it from torch's hub
-            folder, fetched if need be, and checks its SHA-256; None leaves the network as it is, to train from scratch.
+        file: a checkpoint file of torchvision (resnet18-f37072fd.pth, ...); "download": from torch's hub folder,
+            downloaded and its SHA-256 checked if missing; None: none, to train from scratch.
 
     Returns:
         `network`.
@@ -47,7 +46,7 @@ def load_imagenet(network: Network, file: str | PathLike[str] | None = None) -> 
     Raises:
         FileNotFoundError: no such file.
         ConnectionError: the download failed; says what to place where.
-        ValueError: a network or a file of another kind, a damaged file, or weights that do not fit; lists their names.
+        ValueError: a network or a file of another kind, a damaged file, or weights that do not fit (listed).
 
     Example:
         >>> from monai.networks.nets import resnet18
@@ -61,41 +60,41 @@ def load_imagenet(network: Network, file: str | PathLike[str] | None = None) -> 
     if file is None:
         return network
     target: nn.Module = network.backbone if isinstance(network, ImageClassifier) else network
-    wanted = {name: value for name, value in target.state_dict().items() if not name.startswith(HEADS)}
-    first = "features.conv0" if "features.conv0.weight" in wanted else "conv1"
-    if f"{first}.weight" not in wanted or wanted[f"{first}.weight"].ndim != 4:
+    expected = {name: value for name, value in target.state_dict().items() if not name.startswith(HEADS)}
+    first = "features.conv0" if "features.conv0.weight" in expected else "conv1"
+    if f"{first}.weight" not in expected or expected[f"{first}.weight"].ndim != 4:
         raise ValueError(
             f"load_imagenet: wanted MONAI's 2D ResNet or DenseNet, or an ImageClassifier of one, "
-            f"got {type(network).__name__}{' in 3D' if f'{first}.weight' in wanted else ''}"
+            f"got {type(network).__name__}{' in 3D' if f'{first}.weight' in expected else ''}"
         )
-    source = _fetch(set(wanted)) if file == "download" else _read(Path(file))
-    found = {monai_name(name): value for name, value in source.items() if not name.startswith(HEADS)}
-    notes = [_fit_stem(found, f"{first}.weight", wanted[f"{first}.weight"].shape[1]), _stride_note(target, first)]
+    source = _download(set(expected)) if file == "download" else _read(Path(file))
+    weights = {monai_name(name): value for name, value in source.items() if not name.startswith(HEADS)}
+    notes = [_fit_stem(weights, f"{first}.weight", expected[f"{first}.weight"].shape[1]), _stride_note(target, first)]
 
-    problems = misfits(found, wanted)
+    problems = mismatches(weights, expected)
     if problems:
         head = f"load_imagenet: {file} does not fit {type(network).__name__} (another depth? the published ResNet has "
         head += "bias_downsample=False, conv1_t_size=7, shortcut_type='B'):"
         raise ValueError("\n  - ".join([head, *problems]))
-    target.load_state_dict(found, strict=False)
+    target.load_state_dict(weights, strict=False)
     logger.info(
-        "ImageNet weights of %s: %d tensors loaded%s; the head stays as initialised.",
+        "ImageNet weights of %s: %d tensors loaded%s; the head stays as initialized.",
         file,
-        len(found),
+        len(weights),
         "".join(f"; {note}" for note in notes if note),
     )
     return network
 
 
-def misfits(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
-    """A line for each of the weights found that does not fit, by name and shape, those wanted."""
-    counters = {name for name in wanted if name.endswith("num_batches_tracked")}  # lacking in files of before 2018
-    missing = [f"missing: {name}" for name in sorted(wanted.keys() - found.keys() - counters)]
-    unexpected = [f"unexpected: {name}" for name in sorted(found.keys() - wanted.keys())]
+def mismatches(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """One line for each tensor that is missing, unexpected or of another shape."""
+    counters = {name for name in expected if name.endswith("num_batches_tracked")}  # missing in files from before 2018
+    missing = [f"missing: {name}" for name in sorted(expected.keys() - weights.keys() - counters)]
+    unexpected = [f"unexpected: {name}" for name in sorted(weights.keys() - expected.keys())]
     shapes = [
-        f"shape: {name} is {tuple(found[name].shape)}, the network's {tuple(wanted[name].shape)}"
-        for name in sorted(found.keys() & wanted.keys())
-        if found[name].shape != wanted[name].shape
+        f"shape: {name} is {tuple(weights[name].shape)}, the network's {tuple(expected[name].shape)}"
+        for name in sorted(weights.keys() & expected.keys())
+        if weights[name].shape != expected[name].shape
     ]
     return missing + unexpected + shapes
 
@@ -106,7 +105,7 @@ def monai_name(name: str) -> str:
 
 
 def _fit_stem(weights: dict[str, Tensor], name: str, num_channels: int) -> str:
-    """Fit the first convolution to the channels of the network; says what was done."""
+    """Fit the first convolution to the network's channels; returns a note on what was done."""
     if num_channels == 3 or name not in weights:
         return ""
     if num_channels != 1:
@@ -123,7 +122,7 @@ def _stride_note(network: nn.Module, first: str) -> str:
     return "" if stride == (2, 2) else f"first convolution has stride {stride}, the weights were trained with (2, 2)"
 
 
-def _fetch(names: set[str]) -> dict[str, Tensor]:
+def _download(names: set[str]) -> dict[str, Tensor]:
     """The published weights for a network with tensors of these names."""
     if "features.conv0.weight" in names:
         block, stage = "dense", "features.denseblock"
@@ -137,36 +136,33 @@ def _fetch(names: set[str]) -> dict[str, Tensor]:
             "not for this network (give a file, or train from scratch)"
         )
     path = Path(torch.hub.get_dir(), "checkpoints", file)
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(DOWNLOAD_URL + file, str(path))
-        except OSError as error:
-            raise ConnectionError(
-                f"load_imagenet: could not fetch {DOWNLOAD_URL}{file} ({error}); fetch it elsewhere and give its path, "
-                f"or place it in {path.parent}"
-            ) from error
-    with path.open("rb") as opened:
-        found = hashlib.file_digest(opened, "sha256").hexdigest()
-    if not found.startswith(path.stem.rpartition("-")[2]):
-        raise ValueError(f"load_imagenet: {path} is damaged: its SHA-256 is {found[:8]}...; delete it and fetch again")
-    return _read(path)
+    try:
+        return torch.hub.load_state_dict_from_url(
+            DOWNLOAD_URL + file, map_location="cpu", check_hash=True, weights_only=True
+        )
+    except OSError as error:
+        raise ConnectionError(
+            f"load_imagenet: could not download {DOWNLOAD_URL}{file} ({error}); download it elsewhere and give its "
+            f"path, or place it in {path.parent}"
+        ) from error
+    except Exception as error:  # another hash, or a damaged file in the folder
+        raise ValueError(f"load_imagenet: {path} is damaged ({error}); delete it and download it again") from error
 
 
 def _read(file: Path) -> dict[str, Tensor]:
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"load_imagenet: no file {file} (a checkpoint of torchvision, from {DOWNLOAD_URL}, or 'download')"
-        )
-    try:
-        weights = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # what a damaged pickle raises depends on the damage
-        raise ValueError(
-            f"load_imagenet: {file} is no checkpoint file of torch, or cut off; fetch it again from {DOWNLOAD_URL} "
-            f"({error})"
-        ) from error
+    weights = read_checkpoint(file, "load_imagenet", f"a torchvision checkpoint, from {DOWNLOAD_URL}, or 'download'")
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise ValueError(
-            f"load_imagenet: wanted tensors by name in {file}, as in torchvision's files, got other things"
-        )
+        raise ValueError(f"load_imagenet: wanted a state dict in {file}, as in torchvision's files, got something else")
     return weights
+
+
+def read_checkpoint(file: Path, subject: str, wanted: str) -> Any:
+    """Content of a checkpoint file; errors name `subject` and what was `wanted`."""
+    if not file.is_file():
+        raise FileNotFoundError(f"{subject}: no file {file} ({wanted})")
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # depends on the damage
+        raise ValueError(
+            f"{subject}: {file} is not a torch checkpoint, or truncated; wanted {wanted} ({error})"
+        ) from error

@@ -1,4 +1,4 @@
-"""Multiple-instance learning: one answer for a bag of tiles, by attention, mean or maximum."""
+"""Multiple-instance learning: one prediction for a bag of tiles, by attention, mean or maximum."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 Pooling = Literal["gated", "attention", "mean", "max"]
-CHUNK = 64  # tiles whose activations in the backbone are held at a time
+CHUNK = 64  # tiles in each pass of a checkpointed backbone
 
 
 class AttentionMIL(nn.Module):
-    """Classify bags of tiles: the whole slide from what its tiles show.
+    """Classify bags of tiles, such as whole slides.
 
     The features x_n of each tile become ``h_n = ReLU(dropout(W x_n))``, and a bag's vector is
     ``z = sum_n a_n h_n`` with ``a = softmax_n(w . tanh(V h_n))`` ("attention"), or
     ``a = softmax_n(w . (tanh(V h_n) * sigmoid(U h_n)))`` ("gated"), or the mean or maximum over the tiles; W, V and U
-    have a bias. The logits are a linear layer of z. With a branch for each class, class c has its own w_c, so its own
-    attention and z_c, and its logit is that of the linear layer's row c for z_c.
+    have a bias. The logits are a linear layer of z. With one branch per class, class c has a separate w_c, attention
+    and z_c, and its logit is row c of the linear layer applied to z_c.
 
-    Only real tiles are computed: padding costs nothing, whatever it holds, and gets no gradient.
+    Padding is never computed: it costs nothing, may hold anything, and gets no gradient.
 
     Args:
         in_features: D, features of a tile.
@@ -30,16 +30,16 @@ class AttentionMIL(nn.Module):
         attention: rows of V and U.
         dropout: probability, 0..1.
         pooling: "gated", "attention", "mean" or "max".
-        branches: 1, one attention for all classes, or num_classes, one for each.
-        backbone: network from tiles (M, 3, H, W) to (M, in_features), trained end to end, as a `TileBackbone`; None:
-            bags hold features.
-        checkpoint_backbone: in training, compute the backbone by 64 tiles and once more in the backward pass: memory
-            for the activations of 64 tiles instead of all. Batch normalisation then sees 64 tiles at a time, and its
-            running averages move twice a step.
+        branches: 1, one attention for all classes, or num_classes, one per class.
+        backbone: network from tiles (M, 3, H, W) to (M, in_features), trained end to end, such as a `TileBackbone`;
+            None: bags hold features.
+        checkpoint_backbone: in training, run the backbone on 64 tiles at a time and again in the backward pass: memory
+            for the activations of 64 tiles instead of all. Batch normalization then sees 64 tiles at a time and
+            updates its running averages twice per step.
 
     Attributes:
         attention_weights: attention of the last forward pass, (B, branches, N) float32; with its graph in training,
-            detached otherwise. None before, and where the pooling is mean or max.
+            detached otherwise. None before the first, and for mean and max pooling.
 
     Raises:
         ValueError: an argument out of range, or options that exclude each other.
@@ -53,8 +53,8 @@ class AttentionMIL(nn.Module):
 
     Reference:
         Ilse et al., Attention-based deep multiple instance learning, ICML 2018, which has no bias in V and U; branches
-        as in Lu et al., Nature Biomedical Engineering 2021. MONAI's `MILModel` knows no mask and keeps its attention
-        to itself.
+        as in Lu et al., Nature Biomedical Engineering 2021. MONAI's `MILModel` takes no mask and does not
+        return its attention.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class AttentionMIL(nn.Module):
         super().__init__()
         if min(in_features, num_classes, hidden, attention) < 1 or not 0 <= dropout <= 1:
             raise ValueError(
-                "AttentionMIL: in_features, num_classes, hidden and attention must be 1 or more and dropout lie in "
+                "AttentionMIL: in_features, num_classes, hidden and attention must be 1 or more and dropout in "
                 f"0..1, got {in_features}, {num_classes}, {hidden}, {attention} and {dropout}"
             )
         if pooling not in get_args(Pooling):
@@ -82,7 +82,7 @@ class AttentionMIL(nn.Module):
         if branches > 1 and pooling in ("mean", "max"):
             raise ValueError(f"AttentionMIL: pooling {pooling!r} has no attention to branch (set branches to 1)")
         if checkpoint_backbone and backbone is None:
-            raise ValueError("AttentionMIL: checkpoint_backbone wants a backbone (bags of features have none)")
+            raise ValueError("AttentionMIL: checkpoint_backbone needs a backbone (bags of features have none)")
         self.in_features, self.pooling = in_features, pooling
         self.checkpoint_backbone = checkpoint_backbone
         self.backbone = backbone
@@ -90,25 +90,25 @@ class AttentionMIL(nn.Module):
         self.attend = (
             None if pooling in ("mean", "max") else _Attention(hidden, attention, branches, gated=pooling == "gated")
         )
-        self.head = nn.Linear(hidden, num_classes) if branches == 1 else _OwnVectors(hidden, num_classes)
+        self.head = nn.Linear(hidden, num_classes) if branches == 1 else _PerClassLinear(hidden, num_classes)
         self.attention_weights: Tensor | None = None
 
     def forward(
         self, bag: Tensor, mask: Tensor | None = None, return_attention: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Logits of bags, and where the network looked.
+        """Logits of bags and, on request, the attention.
 
         Args:
-            bag: (B, N, in_features) floating point; with a backbone (B, N, 3, H, W), what the backbone takes.
+            bag: (B, N, in_features) floating point; with a backbone its input, (B, N, 3, H, W).
             mask: (B, N) bool, True where there is a tile; None: everywhere.
             return_attention: return the attention too.
 
         Returns:
-            logits (B, num_classes) float32; with them, on request, the attention (B, branches, N) float32, which sums
-            to 1 over the tiles of a bag and is 0 on padding.
+            logits (B, num_classes) float32, and the attention (B, branches, N) float32, which sums to 1 over the tiles
+            of a bag and is 0 on padding.
 
         Raises:
-            ValueError: another shape, a bag without any tile, or attention asked of a pooling that has none.
+            ValueError: another shape, a bag without tiles, or attention requested from mean or max pooling.
         """
         if not torch.jit.is_scripting():
             self._check(bag, mask, return_attention)
@@ -116,12 +116,12 @@ class AttentionMIL(nn.Module):
             mask = torch.ones(bag.shape[:2], dtype=torch.bool, device=bag.device)
         num_tiles: list[int] = mask.sum(1).tolist()
         if 0 in num_tiles:
-            raise ValueError("AttentionMIL: a bag without any tile (leave such slides out)")
+            raise ValueError("AttentionMIL: wanted tiles in each bag, got an empty one (leave such slides out)")
         embedded: list[Tensor] = []  # of each bag
         scores: list[Tensor] = []
         groups = self._groups(bag, mask, num_tiles)
         counts = [num_tiles] if len(groups) == 1 else [[n] for n in num_tiles]
-        for tiles, sizes in zip(groups, counts):  # noqa: B905  TorchScript knows no strict
+        for tiles, sizes in zip(groups, counts):  # noqa: B905  TorchScript has no strict
             hidden = self.embed(self._features(tiles))
             embedded += hidden.split(sizes)
             if self.attend is not None:
@@ -143,13 +143,13 @@ class AttentionMIL(nn.Module):
         return logits
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the attention, whose graph can be neither copied nor pickled."""
+        """Without the attention, as its graph can be neither copied nor pickled."""
         return {**self.__dict__, "attention_weights": None}
 
     def _groups(self, bag: Tensor, mask: Tensor, num_tiles: list[int]) -> list[Tensor]:
         """Real tiles: all in one (M, ...), or a tensor for each bag.
 
-        On the CPU linear layers take bags one by one: large tensors come in fresh pages each time, small ones do not.
+        On the CPU linear layers take bags one by one: large tensors are allocated in fresh pages, small ones are not.
         """
         if self.backbone is None and bag.device.type == "cpu":
             parts = zip(bag, mask, num_tiles)  # noqa: B905
@@ -157,7 +157,7 @@ class AttentionMIL(nn.Module):
         return [bag.flatten(0, 1) if sum(num_tiles) == mask.numel() else bag[mask]]
 
     def _features(self, tiles: Tensor) -> Tensor:
-        """(M, in_features) of tiles (M, 3, H, W), or what are features already."""
+        """(M, in_features) of tiles (M, 3, H, W), or of features, which stay."""
         if self.backbone is None:
             return tiles
         if torch.jit.is_scripting() or not (self.checkpoint_backbone and self.training):
@@ -194,8 +194,8 @@ class _Attention(nn.Module):
         return self.score(content.tanh() * gate.sigmoid())
 
 
-class _OwnVectors(nn.Linear):
-    """A linear layer whose output c sees vector c only, of vectors (B, num_classes * hidden) one after another."""
+class _PerClassLinear(nn.Linear):
+    """A linear layer whose output c sees only vector c of the concatenated vectors (B, num_classes * hidden)."""
 
     def forward(self, vectors: Tensor) -> Tensor:
         return (vectors.unflatten(1, self.weight.shape) * self.weight).sum(2) + self.bias

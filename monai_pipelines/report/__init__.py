@@ -10,12 +10,13 @@ from monai_pipelines.report.curves import (
 )
 from monai_pipelines.report.embedding import embed, embedding_figure
 from monai_pipelines.report.figures import class_figure, confusion_figure, history_figure
-from monai_pipelines.report.page import read_history, write_report
+from monai_pipelines.report.page import rebuild_report, write_report
 from monai_pipelines.report.pictures import images_figure, slices_figure
 from monai_pipelines.report.predictions import write_predictions
-from monai_pipelines.report.saved import rebuild_report
+from monai_pipelines.report.saved import Evaluation
 
 __all__ = [
+    "Evaluation",
     "class_figure",
     "confusion_figure",
     "decision_figure",
@@ -24,7 +25,6 @@ __all__ = [
     "history_figure",
     "images_figure",
     "pr_figure",
-    "read_history",
     "rebuild_report",
     "reliability_figure",
     "risk_coverage_figure",

@@ -1,70 +1,185 @@
-"""The page of two runs side by side."""
+"""Two evaluated runs compared on the same images, and the page of it."""
 
 from __future__ import annotations
 
 import base64
+import json
 import math
+import shlex
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
-from monai_pipelines.report.figures import COLORS, tidy
-from monai_pipelines.report.page import page_template, png_bytes
-from monai_pipelines.report.words import LOWER_IS_BETTER, rule_words, told_metrics
+from monai_pipelines.metrics import compare_predictions
+from monai_pipelines.report.figures import COLORS, GRAY, png_bytes, tidy
+from monai_pipelines.report.page import page_template
+from monai_pipelines.report.results import plain_data
+from monai_pipelines.report.words import LOWER_IS_BETTER, described_metrics, rule_words
+from monai_pipelines.runs.folder import RunFolder
 
 __all__ = [
     "better",
+    "compare_runs",
+    "compared_metrics",
     "differences_figure",
-    "figure_names",
-    "other_rules",
-    "told_interval",
-    "told_p",
+    "format_interval",
+    "format_p",
+    "rules_differ",
     "verdict",
+    "winners",
     "write_comparison",
 ]
 
 DECIDE_FIRST = (
-    "Every figure is tested by itself: of 20 tests of two equally good models one finds a difference by chance. Decide "
-    "before you look which figure counts."
+    "Each metric is tested separately: of 20 tests of two equally good models, one shows a difference by chance. "
+    "Decide which metric counts before you look."
 )
-_UNBOUNDED = "log_loss"  # on a scale of its own
-_GREY = "#6b6b6b"
+_UNBOUNDED = "log_loss"  # on another scale
+
+
+def compare_runs(
+    run_a: str | PathLike[str], run_b: str | PathLike[str], out: str | PathLike[str] | None = None
+) -> dict[str, Any]:
+    """Compare two evaluated runs on the images that both predicted.
+
+    Images are matched by name, and whole patients resampled: see :func:`monai_pipelines.metrics.compare_predictions`.
+
+    Args:
+        run_a, run_b: folders of runs, each with ``metrics.json`` and ``predictions.csv``.
+        out: folder for ``comparison.json`` and ``comparison.html``; None writes nothing.
+
+    Returns:
+        the content of ``comparison.json``: ``command``; ``runs``: ``a`` and ``b``, each with ``folder``, ``title``,
+        ``unit``, ``classes``, ``seed``, ``fingerprint``, ``num_networks``, ``threshold``, ``threshold_by``,
+        ``num_images`` and ``num_only`` (images missing from the other run); ``unit``, ``multilabel``, ``num_images``
+        (in common), ``num_patients`` (None if unknown); ``metrics`` of `compare_predictions`, each with ``better``: "a"
+        or "b" if the interval excludes 0, else None; ``delong``: class -> the test of its ROC AUC.
+
+    Raises:
+        FileNotFoundError: a folder that is not an evaluated run.
+        ValueError: runs with different classes, labels or patients, or without a common image.
+    """
+    a, b = _read_run(run_a), _read_run(run_b)
+    if a["classes"] != b["classes"]:
+        raise ValueError(f"compare: wanted runs of the same classes, got {a['classes']} in A and {b['classes']} in B")
+    rows_a, rows_b = a.pop("rows"), b.pop("rows")
+    names = [name for name in rows_a if name in rows_b]
+    if not names:
+        raise ValueError(
+            f"compare: no common image, A has {len(rows_a)} like {next(iter(rows_a))} and B {len(rows_b)} like "
+            f"{next(iter(rows_b))}: evaluate both on the same test images"
+        )
+    for key in ("label", "patient"):
+        values = {name: (rows_a[name][key], rows_b[name][key]) for name in names}
+        if different := [name for name, (in_a, in_b) in values.items() if in_a and in_b and in_a != in_b]:
+            raise ValueError(
+                f"compare: {len(different)} of {len(names)} images have another {key} in B than in A, such as "
+                f"{different[0]}: evaluate both with the same table"
+            )
+    label = np.array([rows_a[name]["label"].split("|") for name in names], dtype=np.int64)
+    patients = [rows_a[name]["patient"] or rows_b[name]["patient"] for name in names]
+    groups = [patient or name for patient, name in zip(patients, names, strict=True)]
+    tests = compare_predictions(
+        np.array([rows_a[name]["prob"] for name in names]),
+        np.array([rows_b[name]["prob"] for name in names]),
+        label if label.shape[1] > 1 else label[:, 0],
+        groups,
+        a["threshold"],
+        b["threshold"],
+    )
+    options = [] if out is None else ["--out", str(out)]
+    result: dict[str, Any] = plain_data(
+        {
+            "command": shlex.join(["python", "-m", "monai_pipelines", "compare", str(run_a), str(run_b), *options]),
+            "runs": {key: {**run, "num_only": run["num_images"] - len(names)} for key, run in (("a", a), ("b", b))},
+            "unit": a["unit"],
+            "multilabel": label.shape[1] > 1,
+            "num_images": len(names),
+            "num_patients": len(set(groups)) if any(patients) else None,
+            "metrics": {name: {**row, "better": better(name, row)} for name, row in tests["metrics"].items()},
+            "delong": dict(zip(a["classes"][-len(tests["delong"]) :], tests["delong"], strict=True)),
+        }
+    )
+    if out is not None:
+        folder = Path(out)
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False)
+        (folder / "comparison.json").write_text(text + "\n", encoding="utf-8")
+        write_comparison(folder / "comparison.html", result)
+    return result
+
+
+def _read_run(path: str | PathLike[str]) -> dict[str, Any]:
+    """A run and its scored ``rows``: image -> ``label`` (as written), ``patient``, ``prob``."""
+    folder = RunFolder(path)
+    for name in ("metrics.json", "predictions.csv"):
+        if not (folder.path / name).is_file():
+            inside = next(folder.path.glob("*/metrics.json"), None)
+            hint = f"did you mean {inside.parent}?" if inside else "evaluate it first"
+            raise FileNotFoundError(f"compare: {path}: wanted the folder of an evaluated run, found no {name}; {hint}")
+    metrics, evaluation = folder.metrics or {}, folder.evaluation or {}
+    classes = list(metrics["classes"])
+    rows: dict[str, dict[str, Any]] = {}
+    for line in folder.predictions():
+        if line["skipped"] or not line.get("label"):
+            continue
+        if line["image"] in rows:
+            raise ValueError(
+                f"compare: {path}/predictions.csv: {line['image']} occurs twice, so runs cannot be matched"
+            )
+        prob = [float(line[f"prob_{name}"]) for name in classes]
+        rows[line["image"]] = {"label": line["label"], "patient": line.get("patient", ""), "prob": prob}
+    if not rows:
+        raise ValueError(f"compare: {path}: no scored image in predictions.csv, none has a label")
+    return {
+        "folder": str(path),
+        "title": evaluation.get("title", folder.path.name),
+        "unit": evaluation.get("unit", "image"),
+        "seed": metrics["run"].get("seed"),
+        "fingerprint": metrics["run"].get("fingerprint"),
+        "num_networks": len(metrics.get("members") or [None]),
+        "threshold": metrics["threshold"],
+        "threshold_by": metrics.get("threshold_by"),
+        "classes": classes,
+        "num_images": len(rows),
+        "rows": rows,
+    }
 
 
 def write_comparison(file: str | PathLike[str], result: Mapping[str, Any]) -> None:
-    """Write the page of a comparison; it holds its picture and needs no network.
+    """Write the page of a comparison, self-contained.
 
     Args:
         file: the page.
-        result: what :func:`monai_pipelines.commands.compare.compare_runs` returns.
+        result: of :func:`compare_runs`.
     """
-    names = figure_names(result)
     page = page_template("comparison.html.j2").render(
-        names=names,
+        names=compared_metrics(result),
         verdict=verdict(result),
         decide_first=DECIDE_FIRST,
         picture=base64.b64encode(png_bytes(differences_figure(result), dpi=170)).decode(),
         lower_is_better=LOWER_IS_BETTER,
-        interval=told_interval,
-        p=told_p,
+        interval=format_interval,
+        p=format_p,
         rule=rule_words,
-        other_rules=other_rules(result),
+        rules_differ=rules_differ(result),
         **result,
     )
     Path(file).write_text(page, encoding="utf-8")
 
 
-def figure_names(result: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """Name and meaning of each figure that was compared, in the order of reports."""
-    told = told_metrics(result["unit"], result["multilabel"])
-    return {name: told[name] for name in told if name in result["metrics"]}
+def compared_metrics(result: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Name and description of each compared metric, in the order of reports."""
+    metrics = described_metrics(result["unit"], result["multilabel"])
+    return {name: metrics[name] for name in metrics if name in result["metrics"]}
 
 
 def better(name: str, difference: Mapping[str, float]) -> str | None:
-    """Which model is better by a figure: "a", "b", or None where the interval of B - A holds 0 or is undefined.
+    """The model that is better by a metric, "a" or "b"; None if the interval of B - A contains 0 or is undefined.
 
     Example:
         >>> better("roc_auc", {"low": 0.01, "high": 0.2}), better("brier", {"low": 0.01, "high": 0.2})
@@ -76,96 +191,98 @@ def better(name: str, difference: Mapping[str, float]) -> str | None:
     return "b" if (low > 0) != (name in LOWER_IS_BETTER) else "a"
 
 
+def winners(result: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The metrics by which "b" or "a" is better, and those that show "neither"; undefined ones are left out.
+
+    Example:
+        >>> rows = {"roc_auc": {"better": "b", "low": 0.01}, "f1": {"better": None, "low": -0.02}}
+        >>> winners({"unit": "image", "multilabel": False, "metrics": rows})
+        {'b': ['roc_auc'], 'a': [], 'neither': ['f1']}
+    """
+    lists: dict[str, list[str]] = {"b": [], "a": [], "neither": []}
+    for name in compared_metrics(result):
+        row = result["metrics"][name]
+        if row["low"] is not None:
+            lists[row["better"] or "neither"].append(name)
+    return lists
+
+
 def verdict(result: Mapping[str, Any]) -> list[str]:
-    """In plain words who is better in what.
-
-    Example:
-        >>> figures = {"roc_auc": ("b", 0.01), "f1": (None, -0.02), "brier": (None, 0.0)}
-        >>> metrics = {name: {"better": own, "low": low, "high": 0.1} for name, (own, low) in figures.items()}
-        >>> verdict({"unit": "image", "multilabel": False, "metrics": metrics})
-        ['B is better in ROC AUC.', 'Not told apart in F1; Brier score.']
-    """
-    texts = {"b": "B is better in", "a": "A is better in", None: "Not told apart in"}
-    names, figures = figure_names(result), result["metrics"]
-    if {own[edge] for own in figures.values() for edge in ("low", "high")} - {None} == {0}:
-        return ["A and B predict the same."]
-    lists = {
-        text: [names[name][0] for name in names if figures[name]["better"] == own and figures[name]["low"] is not None]
-        for own, text in texts.items()
-    }
-    return [f"{text} {'; '.join(found)}." for text, found in lists.items() if found]
+    """Sentences that say which model is better, and in which metrics."""
+    rows, names = result["metrics"].values(), compared_metrics(result)
+    if {row[end] for row in rows for end in ("low", "high")} - {None} == {0}:
+        return ["A and B make the same predictions."]
+    texts = {"b": "B is better in", "a": "A is better in", "neither": "No difference shown in"}
+    lists = winners(result)
+    return [f"{texts[key]} {'; '.join(names[name][0] for name in found)}." for key, found in lists.items() if found]
 
 
-def other_rules(result: Mapping[str, Any]) -> str | None:
-    """A warning where the thresholds of the two models were not chosen by the same rule.
-
-    Example:
-        >>> a, b = {"threshold": 0.3, "threshold_by": "youden"}, {"threshold": None, "threshold_by": None}
-        >>> other_rules({"runs": {"a": a, "b": b}})[:47]
-        'The thresholds were chosen by different rules: '
-    """
+def rules_differ(result: Mapping[str, Any]) -> str | None:
+    """A warning if the thresholds of the two models were chosen by different rules, else None."""
     rules = [
-        rule_words(run["threshold_by"]) or ("none, 0.5" if run["threshold"] is None else "none that is known")
+        rule_words(run["threshold_by"]) or ("none, 0.5" if run["threshold"] is None else "unknown")
         for run in result["runs"].values()
     ]
     if rules[0] == rules[1]:
         return None
     return (
-        f"The thresholds were chosen by different rules: A: {rules[0]}; B: {rules[1]}. Figures of what is predicted, "
-        "such as sensitivity, may differ for that alone."
+        f"The thresholds were chosen by different rules: A: {rules[0]}; B: {rules[1]}. Metrics of the predictions, "
+        "such as sensitivity, may differ for this reason alone."
     )
 
 
-def told_interval(own: Mapping[str, float | None]) -> str:
-    """The interval of a difference as text, both ends with their sign.
+def format_interval(row: Mapping[str, float | None]) -> str:
+    """The interval of a difference, with signs.
 
     Example:
-        >>> told_interval({"low": -0.01, "high": 0.2})
-        '-0.010 to +0.200'
+        >>> format_interval({"low": 0.01, "high": 0.2})
+        '+0.010 to +0.200'
     """
-    return "n/a" if own["low"] is None or own["high"] is None else f"{own['low']:+.3f} to {own['high']:+.3f}"
+    if row["low"] is None or row["high"] is None:
+        return "n/a"
+    return f"{row['low']:+.3f} to {row['high']:+.3f}"
 
 
-def told_p(p: float | None) -> str:
-    """A p value as text.
+def format_p(p: float | None) -> str:
+    """A p value.
 
     Example:
-        >>> told_p(0.0004), told_p(0.25)
+        >>> format_p(0.0004), format_p(0.25)
         ('< 0.001', '0.250')
     """
     return "n/a" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def differences_figure(result: Mapping[str, Any]) -> Figure:
-    """A point with its interval for each figure: right of the line B is better, left of it A.
+    """A point with its interval for each metric: right of the line B is better, left of it A.
 
-    Figures of which the lower is better are turned round; log loss, which has no upper end, is not drawn.
+    The sign is flipped where lower is better; log loss, which has no upper bound, is not drawn.
 
     Args:
-        result: what :func:`monai_pipelines.commands.compare.compare_runs` returns.
+        result: of :func:`compare_runs`.
 
     Returns:
         The figure.
     """
-    names = {name: told[0] for name, told in figure_names(result).items() if name != _UNBOUNDED}
+    names = {name: short for name, (short, _) in compared_metrics(result).items() if name != _UNBOUNDED}
     figure = Figure(figsize=(6.6, 1.3 + 0.34 * len(names)), layout="constrained")
     axes = figure.subplots()
-    for row, name in enumerate(names):
-        own = result["metrics"][name]
-        if own["low"] is None:
+    for k, name in enumerate(names):
+        row = result["metrics"][name]
+        if row["low"] is None:
             continue
         sign = -1 if name in LOWER_IS_BETTER else 1
-        color, marker = {"b": (COLORS[0], "o"), "a": (COLORS[1], "s"), None: (_GREY, "d")}[own["better"]]
-        axes.plot([sign * own["low"], sign * own["high"]], [row, row], color=color, linewidth=2.2)
-        axes.plot(sign * own["difference"], row, marker, color=color, markersize=7)
+        color, marker = {"b": (COLORS[0], "o"), "a": (COLORS[1], "s"), None: (GRAY, "d")}[row["better"]]
+        axes.plot([sign * row["low"], sign * row["high"]], [k, k], color=color, linewidth=2.2)
+        axes.plot(sign * row["difference"], k, marker, color=color, markersize=7)
     axes.axvline(0, color="black", linewidth=1)
     edge = 1.05 * max((abs(x) for x in axes.dataLim.intervalx), default=0)
     axes.set_xlim(-max(edge, 0.01), max(edge, 0.01))
     axes.set_yticks(
-        range(len(names)), [text + (" *" if name in LOWER_IS_BETTER else "") for name, text in names.items()]
+        range(len(names)), [short + (" *" if name in LOWER_IS_BETTER else "") for name, short in names.items()]
     )
     axes.set_ylim(len(names) - 0.5, -0.5)
-    tidy(axes, "Difference of B and A, 95% interval", "")
+    tidy(axes, "Difference B \u2212 A, 95% interval", "")
     axes.tick_params(axis="y", length=0, labelsize=11)
     axes.grid(axis="y", visible=False)
     axes.set_title("\u2190 A is better", loc="left", fontsize=11, color=COLORS[1])

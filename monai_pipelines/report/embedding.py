@@ -1,4 +1,4 @@
-"""Images as points: what lies near what, in raw pixels or in a network's features."""
+"""Two-dimensional embeddings of images, from raw pixels or a network's features."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _MIN_POINTS = 5
 
 
 def stratified_indices(label: ArrayLike, num: int) -> NDArray[np.int64]:
-    """Indices of at most ``num`` images, every class with its share, in rising order.
+    """Choose at most ``num`` images in proportion to the classes; ascending indices.
 
     Args:
-        label: (N,) classes, or (N, C) of 0 and 1: each combination counts as a class.
-        num: of images wanted.
+        label: (N,) classes, or (N, C) of 0 and 1, where each combination counts as a class.
+        num: number of images.
 
     Example:
         >>> stratified_indices([0, 0, 0, 0, 1, 1], 3).shape
@@ -33,17 +33,17 @@ def stratified_indices(label: ArrayLike, num: int) -> NDArray[np.int64]:
     truth = np.asarray(label)
     _, stratum = np.unique(truth, axis=0, return_inverse=True)
     order = np.random.default_rng(0).permutation(len(truth))
-    place = np.empty(len(truth))  # in 0..1, within the image's class
+    place = np.empty(len(truth))  # rank within the class, 0..1
     for k in range(stratum.max() + 1):
-        own = order[stratum[order] == k]
-        place[own] = np.arange(len(own)) / len(own)
+        members = order[stratum[order] == k]
+        place[members] = np.arange(len(members)) / len(members)
     return np.sort(order[np.argsort(place[order], kind="stable")[:num]])
 
 
 def principal_components(features: ArrayLike, num: int = 50) -> NDArray[np.float32] | None:
     """The first principal components (N, at most ``num``) of features (N, F).
 
-    None for fewer than five images, or where fewer than two features vary: too little to place by :func:`embed`.
+    None for fewer than five images or fewer than two varying features, which are too few for :func:`embed`.
 
     Example:
         >>> principal_components(np.eye(6), num=2).shape
@@ -58,13 +58,13 @@ def principal_components(features: ArrayLike, num: int = 50) -> NDArray[np.float
 
 
 def embed(components: ArrayLike) -> NDArray[np.float32]:
-    """Two coordinates for each image, by t-SNE: near means alike.
+    """Embed images in two dimensions by t-SNE: nearby points are similar.
 
-    Distances between groups, their sizes and the axes mean nothing. Of some thousand points it takes seconds to
-    minutes: see :func:`stratified_indices`.
+    Distances between groups, their sizes and the axes carry no meaning. A few thousand points take seconds to minutes:
+    see :func:`stratified_indices`.
 
     Args:
-        components: (N, F) of five images or more, of :func:`principal_components`.
+        components: (N, F) of at least five images, from :func:`principal_components`.
 
     Returns:
         (N, 2).
@@ -77,17 +77,17 @@ def embed(components: ArrayLike) -> NDArray[np.float32]:
     """
     values = np.asarray(components, dtype=np.float32)
     perplexity = min(30.0, (len(values) - 1) / 3)
-    with threadpool_limits(1):  # on busy cores its threads wait for each other: 21 s for 40 points, alone 0.1 s
+    with threadpool_limits(1):  # on busy cores its threads wait for each other: 21 s instead of 0.1 s for 40 points
         return TSNE(2, perplexity=perplexity, init="pca", max_iter=500, random_state=0).fit_transform(values)
 
 
-def embedding_figure(points: ArrayLike, label: ArrayLike, class_names: Sequence[str], title: str) -> Figure:
-    """Points coloured by class; more than seven classes differ by marker too.
+def embedding_figure(points: ArrayLike, label: ArrayLike, classes: Sequence[str], title: str) -> Figure:
+    """Draw points colored by class; beyond seven classes also by marker.
 
     Args:
-        points: (N, 2), of :func:`embed`.
-        label: (N,) classes; or (N, C) of 0 and 1, drawn as the class where there is one, else "several" or "none".
-        class_names: the C names.
+        points: (N, 2), from :func:`embed`.
+        label: (N,) classes; or (N, C) of 0 and 1, drawn as the class if there is exactly one, else "several" or "none".
+        classes: C class names.
         title: above the points.
 
     Returns:
@@ -98,7 +98,7 @@ def embedding_figure(points: ArrayLike, label: ArrayLike, class_names: Sequence[
         >>> [text.get_text() for text in figure.legends[0].get_texts()]
         ['healthy', 'ill']
     """
-    at, truth, names = np.asarray(points), np.asarray(label), list(class_names)
+    positions, truth, names = np.asarray(points), np.asarray(label), list(classes)
     if truth.ndim == 2:
         number = truth.sum(axis=1)
         truth = np.where(number == 1, truth.argmax(axis=1), np.where(number > 1, len(names), len(names) + 1))
@@ -107,12 +107,12 @@ def embedding_figure(points: ArrayLike, label: ArrayLike, class_names: Sequence[
     columns = min(len(shown), 3, max(1, 54 // (7 + max(len(names[k]) for k in shown))))
     figure = Figure(figsize=(5.4, 5.0 + 0.24 * -(-len(shown) // columns)), layout="constrained")
     axes = figure.subplots()
-    size = float(np.clip(4000 / len(at), 12, 40))
+    size = float(np.clip(4000 / len(positions), 12, 40))
     for k in shown:
         color, marker = COLORS[k % len(COLORS)], _MARKERS[k // len(COLORS) % len(_MARKERS)]
-        at_k = at[truth == k]
+        members = positions[truth == k]
         name = plain(names[k], 34, lines=1)
-        axes.scatter(at_k[:, 0], at_k[:, 1], size, color, marker=marker, alpha=0.8, linewidths=0, label=name)
+        axes.scatter(members[:, 0], members[:, 1], size, color, marker=marker, alpha=0.8, linewidths=0, label=name)
     axes.set_title(plain(title, 50), fontsize=12)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_color("#c9d1d9")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import zip_longest
 from os import PathLike
 from pathlib import Path
@@ -22,12 +22,14 @@ from monai_pipelines.data.overlap import audit_splits
 from monai_pipelines.metrics import shortcut_baselines
 from monai_pipelines.metrics.classification import Threshold
 from monai_pipelines.report.embedding import embed, embedding_figure, principal_components, stratified_indices
-from monai_pipelines.report.page import DPI, png_bytes
+from monai_pipelines.report.figures import png_bytes
+from monai_pipelines.report.page import DPI, Report, write_report
 from monai_pipelines.report.pictures import images_figure
 from monai_pipelines.report.predictions import class_name, write_predictions
 from monai_pipelines.report.results import class_table, confident_mistakes
-from monai_pipelines.report.saved import rebuild_report, save_evaluation, save_picture
+from monai_pipelines.report.saved import Evaluation, picture
 from monai_pipelines.report.tensorboard import log_evaluation
+from monai_pipelines.runs import Trained
 
 logger = logging.getLogger(__name__)
 
@@ -43,47 +45,35 @@ SIDE_LOOKED = 1200  # pixels of a picture of where the network looked, at most
 def report_evaluation(
     output_dir: str | PathLike[str],
     title: str,
+    trained: Trained,
     rows: Sequence[dict[str, Any]],
     datasets: Any,
-    classes: Sequence[str],
-    key_metric: str = "roc_auc",
-    threshold: Threshold = None,
-    multilabel: bool = False,
+    features: ArrayLike,
     unit: str = "image",
-    features: ArrayLike | None = None,
-    explanations: Sequence[Any] = (),
-    threshold_by: str | None = None,
-    temperature: float | None = None,
+    key_metric: str = "roc_auc",
     subgroups: Sequence[str] = (),
-    members: Sequence[Mapping[str, Any]] | None = None,
-    epoch: int | None = None,
+    explanations: Sequence[Any] = (),
 ) -> dict[str, Any]:
     """Write the report of predictions on the test set, with shortcut baselines fitted on the training set.
 
     The baselines are fitted on 5,000 training images at most, embeddings show 2,000 test images at most, both drawn
     with every class's share; every test image is loaded once for them. What was found is kept in ``evaluation.json``
-    and ``pictures/``, from which :func:`monai_pipelines.report.rebuild_report` writes the page, now and later.
-    Pictures, curves and embeddings also go to TensorBoard, ``output_dir/tensorboard/evaluation``.
+    and ``pictures/``, from which `rebuild_report` renders the page again. Pictures, curves and embeddings also go to
+    TensorBoard, ``output_dir/tensorboard/evaluation``.
 
     Args:
-        output_dir: folder of the run; its ``history.json`` and ``run.json`` are used where they are there.
+        output_dir: folder of the run; its ``history.json`` and ``run.json`` are used if they exist.
         title: of the page.
+        trained: what was evaluated.
         rows: of `CollectPredictions`, in the order of ``datasets.test``.
         datasets: ``train``, ``validation`` and ``test``, each with ``data``, ``skipped`` and items that have ``image``
             and, for the baselines, ``shortcut``: name -> features (F,).
-        classes: class names by index.
-        key_metric: validation figure that chose the best epoch.
-        threshold: of :func:`monai_pipelines.metrics.predicted_classes`.
-        multilabel: several labels each.
-        unit: what the page calls an input: image, scan or slide.
         features: (N, F) of `CollectFeatures`, in the order of ``datasets.test``.
-        explanations: what shows where the network looked, such as `ExplainSlides`: each with ``results`` (plain data)
-            and ``pictures``: (caption, image (3, h, w) uint8).
-        threshold_by: the rule that chose the threshold; None: given by hand.
-        temperature: that the logits were divided by.
-        subgroups: columns of the table, such as scanner or sex; figures are told for each of their values.
-        members: of an ensemble, plain data.
-        epoch: whose weights were evaluated.
+        unit: what the page calls an input: image, scan or slide.
+        key_metric: validation metric that chose the best epoch.
+        subgroups: columns of the table, such as scanner or sex; metrics are reported for each of their values.
+        explanations: of where the network looked, such as `ExplainSlides`: each with ``results`` (plain data) and
+            ``pictures``: (caption, image (3, h, w) uint8).
 
     Returns:
         the content of ``metrics.json``.
@@ -95,15 +85,17 @@ def report_evaluation(
     """
     if isinstance(subgroups, str):
         raise TypeError(f"subgroups: wanted a list of columns, got {subgroups!r}; write \"['{subgroups}']\"")
-    train, test = datasets.train, datasets.test
+    train, test, model, decisions = datasets.train, datasets.test, trained.model, trained.decisions
+    classes, learnt = list(model.classes), np.asarray(features)
     label = np.array([item["label"] for item in test.data]).astype(np.int64)
-    trained = None if features is None else np.asarray(features)
-    if len(rows) != len(label) or (trained is not None and len(trained) != len(label)):
-        numbers = f"{len(rows)} rows" + ("" if trained is None else f" and {len(trained)} features")
-        raise ValueError(f"report_evaluation: wanted a row for each of {len(label)} test {unit}s, got {numbers}")
-    there = {name for item in test.data for name in item}
-    if missing := [column for column in subgroups if column not in there]:
-        raise KeyError(f"subgroups: no column {', '.join(missing)}; there are {', '.join(sorted(there))}")
+    if not len(rows) == len(learnt) == len(label):
+        raise ValueError(
+            f"report_evaluation: wanted a row and features for each of {len(label)} test {unit}s, "
+            f"got {len(rows)} rows and {len(learnt)} features"
+        )
+    columns = {name for item in test.data for name in item}
+    if missing := [column for column in subgroups if column not in columns]:
+        raise KeyError(f"subgroups: no column {', '.join(missing)}; there are {', '.join(sorted(columns))}")
     shown = stratified_indices(label, NUM_POINTS)
     cheap, pixels = _measured(test, range(len(label)), {*shown.tolist()}, f"reading test {unit}s")
     baselines = _baselines(train, cheap, len(classes), unit)
@@ -112,111 +104,104 @@ def report_evaluation(
             **row,
             "split": "test",
             "columns": {column: item.get(column) for column in subgroups},
-            "shortcut_prob": {name: own[k].tolist() for name, own in baselines.items()},
+            "shortcut_prob": {name: prob[k].tolist() for name, prob in baselines.items()},
         }
         for k, (row, item) in enumerate(zip(rows, test.data, strict=True))
     ]
     splits = {"train": train, "validation": datasets.validation, "test": test}
     skipped = [{**row, "split": split} for split, dataset in splits.items() for row in _skipped(dataset)]
     num = NUM_VOLUMES if pixels.ndim == 5 else NUM_IMAGES
-    samples, mistakes = _samples(test, classes, num), _mistakes(test, rows, label, classes, threshold, num)
-    points = {"raw_pixels": pixels.reshape(len(pixels), -1)}
-    if trained is not None:
-        points["trained_features"] = trained[shown]
+    samples, mistakes = _samples(test, classes, num), _mistakes(test, rows, label, classes, decisions.threshold, num)
     logger.info("placing %d %ss by t-SNE", len(shown), unit)
-    found = {name: principal_components(values) for name, values in points.items()}
-    components = {name: own for name, own in found.items() if own is not None}
+    points = {"raw_pixels": pixels.reshape(len(pixels), -1), "trained_features": learnt[shown]}
+    components = {name: found for name, values in points.items() if (found := principal_components(values)) is not None}
     embeddings = {
-        name: embedding_figure(embed(own), label[shown], classes, name.replace("_", " ").capitalize())
-        for name, own in components.items()
+        name: embedding_figure(embed(found), label[shown], classes, name.replace("_", " ").capitalize())
+        for name, found in components.items()
     }
-    audit = audit_splits(splits)
-
-    folder = Path(output_dir)
-    shutil.rmtree(folder / "pictures", ignore_errors=True)  # of an earlier evaluation
-    (folder / "pictures").mkdir(parents=True)
-    for name, figure in embeddings.items():
-        (folder / f"embedding_{name}.png").write_bytes(png_bytes(figure, DPI))
-    content = {
-        "title": title,
-        "rows": [*scored, *skipped],
-        "class_names": classes,
-        "threshold": threshold,
-        "threshold_by": threshold_by,
-        "temperature": temperature,
-        "multilabel": multilabel,
-        "unit": unit,
-        "splits": {split: class_table(dataset.data, classes) for split, dataset in splits.items()},
-        "key_metric": key_metric,
-        "samples": _saved(folder, "sample", samples),
-        "mistakes": _saved(folder, "mistake", mistakes),
-        "embeddings": list(embeddings),
-        "explanations": [
-            {"results": own.results, "pictures": _saved(folder, f"looked-{k}", own.pictures, SIDE_LOOKED)}
-            for k, own in enumerate(explanations)
+    evaluation = Evaluation(
+        title=title,
+        rows=[*scored, *skipped],
+        classes=classes,
+        unit=unit,
+        multilabel=model.multilabel,
+        key_metric=key_metric,
+        threshold=decisions.threshold,
+        threshold_by=decisions.threshold_by,
+        temperature=decisions.temperature,
+        epoch=decisions.epoch,
+        members=None if decisions.members is None else [member._asdict() for member in decisions.members],
+        subgroups=subgroups,
+        splits={split: class_table(dataset.data, classes) for split, dataset in splits.items()},
+        audit=audit_splits(splits),
+        samples=_pictures("sample", samples),
+        mistakes=_pictures("mistake", mistakes),
+        embeddings={name: png_bytes(figure, DPI) for name, figure in embeddings.items()},
+        explanations=[
+            {"results": part.results, "pictures": _pictures(f"looked-{k}", part.pictures, SIDE_LOOKED)}
+            for k, part in enumerate(explanations)
         ],
-        "subgroups": subgroups,
-        "audit": audit,
-        "members": members,
-        "epoch": epoch,
-    }
-    save_evaluation(folder, content)
-    metrics = rebuild_report(folder)
+    ).after_training(output_dir)
+    shutil.rmtree(Path(output_dir) / "pictures", ignore_errors=True)  # of an earlier evaluation
+    evaluation.save(output_dir)
+    report = write_report(output_dir, evaluation)
 
-    pictures: dict[str, Any] = {"classes": folder / "classes.png", "roc/test": folder / "roc.png"}
-    if not multilabel:
-        pictures["confusion_matrix/test"] = folder / "confusion_matrix.png"
-    pictures |= {f"embedding/{name}": folder / f"embedding_{name}.png" for name in embeddings}
-    for tag, chosen in (("samples/test", samples), ("mistakes/test", mistakes)):
-        if chosen:
-            pictures[tag] = images_figure([image for _, image in chosen], [caption for caption, _ in chosen])
-    for own in explanations:
-        method = own.results.get("method", "attention")
-        for k, (caption, image) in enumerate(own.pictures, start=1):
-            words = re.sub(r"[^\w.]+", "_", caption)
-            pictures[f"{method}/{k}_{words}"] = image
+    tagged = _tagged(evaluation, report, {"samples/test": samples, "mistakes/test": mistakes}, explanations)
     log_evaluation(
-        folder / "tensorboard" / "evaluation",
-        pictures,
+        Path(output_dir) / "tensorboard" / "evaluation",
+        tagged,
         components,
-        [class_name(own, classes, ", ", "none") for own in label[shown]],
+        [class_name(label_, classes, ", ", "none") for label_ in label[shown]],
         pixels if pixels.ndim == 4 else None,
         prob=np.array([row["prob"] for row in rows]),
         label=label,
         classes=classes,
-        metrics=metrics["metrics"],
-        settings=metrics["run"].get("settings"),
+        metrics=report.metrics["metrics"],
+        settings=report.metrics["run"].get("settings"),
     )
-    _print_beside(metrics, unit)
-    return metrics
+    _print_beside(report.metrics, unit)
+    return report.metrics
 
 
 def write_inference(
-    output_dir: str | PathLike[str],
-    rows: Sequence[dict[str, Any]],
-    dataset: Any,
-    classes: Sequence[str],
-    threshold: Threshold = None,
-    multilabel: bool = False,
+    output_dir: str | PathLike[str], trained: Trained, rows: Sequence[dict[str, Any]], dataset: Any
 ) -> Path:
     """Write ``predictions.csv`` of an inference: a line for each image, skipped ones with their reason.
 
     Args:
-        output_dir: folder, made if missing.
+        output_dir: folder, created if missing.
+        trained: what predicted.
         rows: of `CollectPredictions`.
-        dataset: what was predicted; tells the skipped images.
-        classes: class names by index.
-        threshold: of :func:`monai_pipelines.metrics.predicted_classes`.
-        multilabel: several labels each.
+        dataset: what was predicted, with the skipped images.
 
     Returns:
         the file.
     """
     file = Path(output_dir) / "predictions.csv"
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_predictions(file, [*rows, *_skipped(dataset)], classes, threshold, multilabel)
+    model, threshold = trained.model, trained.decisions.threshold
+    write_predictions(file, [*rows, *_skipped(dataset)], model.classes, threshold, model.multilabel)
     logger.info("%d predicted, %d skipped: %s", len(rows), len(dataset.skipped), file)
     return file
+
+
+def _tagged(
+    evaluation: Evaluation, report: Report, chosen: dict[str, Pictures], explanations: Sequence[Any]
+) -> dict[str, Any]:
+    """What TensorBoard shows, by tag."""
+    tagged: dict[str, Any] = {"classes": report.figures["classes"], "roc/test": report.figures["roc"]}
+    if not evaluation.multilabel:
+        tagged["confusion_matrix/test"] = report.figures["confusion_matrix"]
+    tagged |= {f"embedding/{name}": png for name, png in evaluation.embeddings.items()}
+    for tag, pictures in chosen.items():
+        if pictures:
+            tagged[tag] = images_figure([image for _, image in pictures], [caption for caption, _ in pictures])
+    for part in explanations:
+        method = part.results.get("method", "attention")
+        for k, (caption, image) in enumerate(part.pictures, start=1):
+            words = re.sub(r"[^\w.]+", "_", caption)
+            tagged[f"{method}/{k}_{words}"] = image
+    return tagged
 
 
 def _baselines(
@@ -284,17 +269,17 @@ def _mistakes(
     pictures = []
     for row, k in confident_mistakes(prob, label, num, threshold):
         if label.ndim == 1:
-            told = f"true: {classes[label[row]]}\npredicted: {classes[k]}, {prob[row, k]:.2f}"
+            caption = f"true: {classes[label[row]]}\npredicted: {classes[k]}, {prob[row, k]:.2f}"
             if "spread" in rows[row]:
-                told += f"\u00a0\u00b1\u00a0{rows[row]['spread']:.2f}"
+                caption += f"\u00a0\u00b1\u00a0{rows[row]['spread']:.2f}"
         else:
-            told = f"{'missed' if label[row, k] else 'wrongly'}: {classes[k]}, {prob[row, k]:.2f}"
-        pictures.append((f"{told}\n{dataset.data[row]['name']}", dataset[row]["image"]))
+            caption = f"{'missed' if label[row, k] else 'false alarm'}: {classes[k]}, {prob[row, k]:.2f}"
+        pictures.append((f"{caption}\n{dataset.data[row]['name']}", dataset[row]["image"]))
     return pictures
 
 
-def _saved(folder: Path, name: str, pictures: Pictures, side: int = 192) -> list[dict[str, Any]]:
-    return [save_picture(folder, f"{name}-{k}", text, image, side) for k, (text, image) in enumerate(pictures)]
+def _pictures(name: str, pictures: Pictures, side: int = 192) -> list[dict[str, Any]]:
+    return [picture(f"{name}-{k}", caption, image, side) for k, (caption, image) in enumerate(pictures)]
 
 
 def _skipped(dataset: Any) -> list[dict[str, Any]]:
@@ -304,9 +289,9 @@ def _skipped(dataset: Any) -> list[dict[str, Any]]:
 
 def _print_beside(metrics: dict[str, Any], unit: str) -> None:
     patients = "patients unknown" if metrics["num_patients"] is None else f"{metrics['num_patients']} patients"
-    title = f"{metrics['num_scans']} {unit}s, {patients}"
+    title = f"{metrics['num_images']} {unit}s, {patients}"
     if metrics["threshold"] is not None:
-        title += f"; network at the threshold {', '.join(f'{own:.3g}' for own in np.ravel(metrics['threshold']))}"
+        title += f"; network at the threshold {', '.join(f'{value:.3g}' for value in np.ravel(metrics['threshold']))}"
     beside = {"at 0.5": metrics["metrics_at_half"]} if metrics["metrics_at_half"] else {}
     if metrics["shortcut"]:
         beside[f"shortcut: {metrics['shortcut_name']}"] = metrics["shortcut"]
@@ -314,9 +299,9 @@ def _print_beside(metrics: dict[str, Any], unit: str) -> None:
     for name, value in metrics["metrics"].items():
         ends = metrics["intervals"].get(name)
         interval = "n/a" if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}"
-        table.add_row(name, _figure(value), interval, *(_figure(own[name]) for own in beside.values()))
+        table.add_row(name, _number(value), interval, *(_number(metrics[name]) for metrics in beside.values()))
     Console().print(table)
 
 
-def _figure(value: float | None) -> str:
+def _number(value: float | None) -> str:
     return "n/a" if value is None else f"{value:.3f}"

@@ -1,10 +1,11 @@
-"""The charts of a report: matplotlib figures without pyplot, so nothing global is touched."""
+"""Figures of a report, drawn without pyplot and its global state."""
 
 from __future__ import annotations
 
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -19,22 +20,22 @@ from monai_pipelines.report.words import LOWER_IS_BETTER, METRICS
 
 __all__ = ["best_epoch", "class_figure", "confusion_figure", "history_figure"]
 
-# Okabe and Ito's colour-blind-safe set, without its yellow
+# Okabe and Ito's colorblind-safe palette, without its yellow
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-GREY = "#6b6b6b"
+GRAY = "#6b6b6b"
 _PANELS = ("loss", "accuracy", "f1", "roc_auc")
 
 
 def confusion_figure(
-    label: ArrayLike, prob: ArrayLike, class_names: Sequence[str], threshold: float | None = None
+    label: ArrayLike, prob: ArrayLike, classes: Sequence[str], threshold: float | None = None
 ) -> Figure:
-    """Confusion matrix: counts, and the share of each true class in percent (also the colour).
+    """Confusion matrix: counts, and percent of each true class (also shown by color).
 
     Args:
         label: (N,) true classes, integers in 0..C-1.
         prob: (N, C) probabilities.
-        class_names: the C names.
-        threshold: of :func:`monai_pipelines.metrics.predicted_classes`.
+        classes: C class names.
+        threshold: see :func:`monai_pipelines.metrics.predicted_classes`.
 
     Returns:
         The figure; ``figure.savefig(path)`` writes it.
@@ -43,7 +44,7 @@ def confusion_figure(
         >>> confusion_figure([0, 1, 1], [[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]], ["healthy", "ill"]).axes[0].get_xlabel()
         'Predicted'
     """
-    num = len(class_names)
+    num = len(classes)
     counts = confusion_matrix(label, predicted_classes(prob, threshold), labels=range(num))
     percent = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = max(4.6, 2.2 + (0.8 if num < 6 else 0.66) * num)
@@ -56,11 +57,11 @@ def confusion_figure(
         style: dict[str, Any] = {"ha": "center", "color": color}
         axes.text(column, row - 0.03, f"{count}", va="bottom", fontsize=16 if num < 6 else 12, weight="bold", **style)
         axes.text(column, row + 0.05, share, va="top", fontsize=11 if num < 6 else 9, **style)
-    slanted = num > 2 and max(map(len, class_names)) > 7
+    slanted = num > 2 and max(map(len, classes)) > 7
     axes.set_xticks(
-        range(num), [plain(name, width=24 if slanted else 14, lines=1 if slanted else 3) for name in class_names]
+        range(num), [plain(name, width=24 if slanted else 14, lines=1 if slanted else 3) for name in classes]
     )
-    axes.set_yticks(range(num), [plain(name, width=14, lines=3) for name in class_names])
+    axes.set_yticks(range(num), [plain(name, width=14, lines=3) for name in classes])
     if slanted:
         for tick in axes.get_xticklabels():
             tick.set(rotation=45, ha="right", rotation_mode="anchor")
@@ -76,7 +77,7 @@ def confusion_figure(
 
 
 def class_figure(counts: Mapping[str, Mapping[str, int]]) -> Figure:
-    """How many images of each class there are, a panel of bars for each split, all on one scale.
+    """Number of images of each class: a panel of bars for each split, all on one scale.
 
     Args:
         counts: split -> class name -> number of images.
@@ -89,30 +90,30 @@ def class_figure(counts: Mapping[str, Mapping[str, int]]) -> Figure:
         >>> [[int(bar.get_width()) for bar in axes.patches] for axes in figure.axes]
         [[90, 10], [20, 5]]
     """
-    class_names = list(next(iter(counts.values())))
-    figure = Figure(figsize=(5.8, 0.6 + 0.34 * len(class_names)), layout="constrained")
-    most = max(1, *(num for own in counts.values() for num in own.values()))
+    classes = list(next(iter(counts.values())))
+    figure = Figure(figsize=(5.8, 0.6 + 0.34 * len(classes)), layout="constrained")
+    most = max(1, *(num for sizes in counts.values() for num in sizes.values()))
     panels = figure.subplots(1, len(counts), sharey=True, squeeze=False)[0]
-    for axes, (split, own) in zip(panels, counts.items(), strict=True):
-        bars = axes.barh(range(len(class_names)), [own[name] for name in class_names], 0.72, color=COLORS[0])
+    for axes, (split, sizes) in zip(panels, counts.items(), strict=True):
+        bars = axes.barh(range(len(classes)), [sizes[name] for name in classes], 0.72, color=COLORS[0])
         axes.bar_label(bars, fmt="{:,.0f}", padding=3, fontsize=10)
         axes.set_title(split.capitalize(), fontsize=12)
         axes.set(xlim=(0, 1.45 * most), xticks=[])
         axes.tick_params(axis="y", length=0, labelsize=11)
         axes.spines[["top", "right", "bottom"]].set_visible(False)
-    panels[0].set_yticks(range(len(class_names)), [plain(name, 20) for name in class_names])
-    panels[0].set_ylim(len(class_names) - 0.5, -0.5)
+    panels[0].set_yticks(range(len(classes)), [plain(name, 20) for name in classes])
+    panels[0].set_ylim(len(classes) - 0.5, -0.5)
     return figure
 
 
 def history_figure(history: Sequence[Mapping[str, Any]], key_metric: str = "roc_auc") -> Figure:
-    """Training history: loss, accuracy, F1, ROC AUC and the key metric, training and validation in one panel each.
+    """Training history: a panel each for loss, accuracy, F1, ROC AUC and the key metric, of training and validation.
 
     Args:
-        history: one dict per epoch, as :func:`monai_pipelines.report.read_history` gives it:
-            ``{"epoch": 1, "lr": 1e-3, "train": {"loss": 0.7, ...}, "val": {...}}``. What is missing is not drawn;
-            ``lr`` gets a panel where it is there.
-        key_metric: the validation figure whose best epoch is marked.
+        history: one dict per epoch, as :func:`monai_pipelines.report.read_history` returns it:
+            ``{"epoch": 1, "lr": 1e-3, "train": {"loss": 0.7, ...}, "val": {...}}``. Missing values are not drawn;
+            ``lr``, if present, has a panel.
+        key_metric: the validation metric whose best epoch is marked.
 
     Returns:
         The figure.
@@ -143,13 +144,13 @@ def history_figure(history: Sequence[Mapping[str, Any]], key_metric: str = "roc_
     titles = {"loss": "Loss", "lr": "Learning rate", **{name: short for name, (short, _) in METRICS.items()}}
     for name, axes in mosaic.items():
         if name == "lr":
-            axes.plot(epochs, rate, color=GREY, marker=marker, markersize=3)
+            axes.plot(epochs, rate, color=GRAY, marker=marker, markersize=3)
             axes.set_yscale("log")
         else:
             for part, title, color in (("train", "Training", COLORS[0]), ("val", "Validation", COLORS[1])):
                 axes.plot(epochs, curves[part, name], color=color, marker=marker, markersize=3, label=title)
         if best is not None:
-            axes.axvline(best, color=GREY, linestyle="--", linewidth=1.2, label=f"Best epoch: {best}")
+            axes.axvline(best, color=GRAY, linestyle="--", linewidth=1.2, label=f"Best epoch: {best}")
         if name != "lr" and name not in LOWER_IS_BETTER:
             axes.set_ylim(0 if axes.dataLim.y0 >= 0 else None, 1.02)
         axes.set_title(titles.get(name, name), fontsize=12)
@@ -162,9 +163,9 @@ def history_figure(history: Sequence[Mapping[str, Any]], key_metric: str = "roc_
 
 
 def best_epoch(history: Sequence[Mapping[str, Any]], key_metric: str = "roc_auc") -> int | None:
-    """Epoch with the best finite validation figure: the highest, or the lowest loss or error; None if there is none.
+    """Epoch with the best finite validation metric (highest, or lowest for a loss or error), or None.
 
-    Among equals the one of lowest loss, then the first: the epoch whose weights are kept.
+    Ties go to the lowest loss, then the first epoch: the one whose weights are saved.
 
     Example:
         >>> best_epoch([{"epoch": 1, "val": {"f1": 0.7}}, {"epoch": 2, "val": {"f1": float("nan")}}], "f1")
@@ -187,7 +188,7 @@ def _number(value: float | None) -> float:
 
 
 def plain(text: str, width: int, lines: int = 2) -> str:
-    """Text wrapped and cut to fit, a dollar sign drawn as it stands: it would start matplotlib's formulas."""
+    """Wrap and truncate text for matplotlib; dollar signs are escaped, they would start a formula."""
     wrapped = textwrap.wrap(text, width)
     if len(wrapped) > lines:
         wrapped = [*wrapped[: lines - 1], wrapped[lines - 1][: width - 1] + "\u2026"]
@@ -195,10 +196,17 @@ def plain(text: str, width: int, lines: int = 2) -> str:
 
 
 def tidy(axes: Axes, x_label: str, y_label: str) -> None:
-    """Labels, a pale grid, no frame on top and on the right."""
+    """Set labels and a pale grid; no spines at the top and right."""
     axes.set_xlabel(x_label, fontsize=11)
     axes.set_ylabel(y_label, fontsize=11)
     axes.tick_params(labelsize=10)
     axes.grid(color="#e2e2e2", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def png_bytes(figure: Figure, dpi: int) -> bytes:
+    """A figure as a PNG file."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    return buffer.getvalue()

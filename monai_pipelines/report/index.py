@@ -1,28 +1,32 @@
-"""One page that lists several runs."""
+"""A page that lists several runs."""
 
 from __future__ import annotations
 
 import json
+import statistics
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from monai_pipelines.report.page import page_template
+from monai_pipelines.runs.folder import RunFolder, is_place
 
 __all__ = ["write_index"]
 
-_FIGURES = {"roc_auc": "ROC AUC", "accuracy": "Accuracy", "ece": "ECE"}
+_METRICS = {"roc_auc": "ROC AUC", "accuracy": "Accuracy", "ece": "ECE"}
+_SEEDS = ("seed", "split_seed")
 
 
 def write_index(folder: str | PathLike[str]) -> Path:
-    """Write ``index.html``: a table of the evaluated runs below a folder, sorted by a click on a column's name.
+    """Write ``index.html``: a table of the evaluated runs below a folder, and one of runs that differ only in the seed.
 
-    Each line links to the report of its run. A run that is not evaluated, or whose files cannot be read, is listed with
-    the reason. The page needs no network.
+    Each run links to its report; runs that are not evaluated or cannot be read are listed with the reason. Runs of the
+    same bundle, data, chain, configs and settings are summarized over their seeds. The page is self-contained.
 
     Args:
-        folder: with the folders of runs, at any depth.
+        folder: contains the run folders, at any depth.
 
     Returns:
         the page.
@@ -43,49 +47,86 @@ def write_index(folder: str | PathLike[str]) -> Path:
     if not folders:
         raise FileNotFoundError(f"{root}: no run in it, wanted folders with metrics.json")
     runs, broken = [], []
-    for own in folders:
-        name = own.relative_to(root).as_posix()
+    for path in folders:
+        name = path.relative_to(root).as_posix()
         try:
-            runs.append({"folder": name, **_read_run(own), "link": quote(f"{name}/report.html")})
+            runs.append({"folder": name, **_read_run(path), "link": quote(f"{name}/report.html")})
         except (OSError, ValueError, KeyError) as error:
-            lacking = isinstance(error, KeyError)
-            broken.append({"folder": name, "reason": f"metrics.json has no {error}" if lacking else str(error)})
+            reason = f"metrics.json has no {error}: evaluate again" if isinstance(error, KeyError) else str(error)
+            broken.append({"folder": name, "reason": reason})
     file = root / "index.html"
-    page = page_template("index.html.j2").render(runs=runs, broken=broken, figures=_FIGURES)
+    names = {**_METRICS, "shortcut": "Shortcut"}
+    page = page_template("index.html.j2").render(runs=runs, groups=_groups(runs), broken=broken, names=names)
     file.write_text(page, encoding="utf-8")
     return file
 
 
-def _read_run(folder: Path) -> dict[str, Any]:
-    if not (folder / "metrics.json").is_file():
+def _read_run(path: Path) -> dict[str, Any]:
+    folder = RunFolder(path)
+    metrics = folder.metrics
+    if metrics is None:
         raise ValueError("not evaluated yet")
-    metrics = _read(folder / "metrics.json")
-    if not (folder / "report.html").is_file():
+    if not (path / "report.html").is_file():
         raise ValueError("no report.html: run the evaluation again")
-    shortcut = metrics["shortcut"] or {}
+    run = metrics["run"]
     return {
-        "title": _read(folder / "evaluation.json").get("title", folder.name),
+        "title": (folder.evaluation or {}).get("title", path.name),
         "networks": len(metrics.get("members") or [None]),
         "threshold": metrics["threshold"],
-        "bundle": _read(folder / "configs" / "metadata.json").get("name", ""),
-        "seed": metrics["run"].get("seed"),
-        "fingerprint": metrics["run"].get("fingerprint"),
-        "num_scans": metrics["num_scans"],
+        "bundle": folder.bundle,
+        "seeds": [run.get(name) for name in _SEEDS],
+        "fingerprint": run.get("fingerprint"),
+        "num_images": metrics["num_images"],
         "num_patients": metrics["num_patients"],
-        "metrics": {name: metrics["metrics"].get(name) for name in _FIGURES},
+        "metrics": {
+            **{name: metrics["metrics"].get(name) for name in _METRICS},
+            "shortcut": (metrics["shortcut"] or {}).get("roc_auc"),
+        },
         "intervals": metrics["intervals"],
-        "shortcut": shortcut.get("roc_auc"),
+        "group": _group(folder, metrics),
     }
 
 
-def _read(file: Path) -> dict[str, Any]:
-    """The mapping of a JSON file, empty where there is no file."""
-    if not file.is_file():
-        return {}
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file.name} is no JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file.name}: wanted a mapping, got {type(content).__name__}")
-    return content
+def _group(folder: RunFolder, metrics: Mapping[str, Any]) -> str | None:
+    """All that defines a run but its seeds, as text; None if unknown, or if it was trained again since."""
+    run = folder.run or {}
+    if "settings" not in run or run["command"] != metrics["run"].get("command"):
+        return None
+    numbers = [
+        {name: value for name, value in run[part].items() if name not in _SEEDS and not is_place(name)}
+        for part in ("settings", "overrides")
+    ]
+    same = [run[name] for name in ("config_files", "data_sha256", "fingerprint")]
+    evaluation = [len(metrics.get("members") or []), metrics.get("threshold_by")]
+    return json.dumps([folder.bundle, same, evaluation, numbers], sort_keys=True, default=str)
+
+
+def _groups(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Mean, standard deviation and range over the seeds of runs that differ only in these, where there are several."""
+    by_group: dict[str, dict[tuple[Any, ...], Mapping[str, Any]]] = {}
+    for run in runs:
+        if run["group"] is not None:
+            by_group.setdefault(run["group"], {})[tuple(run["seeds"])] = run
+    return [
+        {
+            "folders": [run["folder"] for run in members.values()],
+            "bundle": next(iter(members.values()))["bundle"],
+            "num_seeds": len(members),
+            "same_split": len({split for _, split in members}) == 1,
+            "metrics": {
+                name: _spread([run["metrics"][name] for run in members.values()]) for name in (*_METRICS, "shortcut")
+            },
+        }
+        for members in by_group.values()
+        if len(members) > 1
+    ]
+
+
+def _spread(values: Sequence[float | None]) -> dict[str, Any]:
+    defined = [value for value in values if value is not None]
+    return {
+        "mean": statistics.fmean(defined) if defined else None,
+        "std": statistics.stdev(defined) if len(defined) > 1 else None,
+        "range": [min(defined), max(defined)] if defined else None,
+        "num_seeds": len(defined),
+    }

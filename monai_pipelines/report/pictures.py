@@ -1,4 +1,4 @@
-"""The images that a network is given, drawn."""
+"""Figures of a network's input images."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ _MAX_VOLUMES = 8
 
 
 def images_figure(images: Sequence[Any], titles: Sequence[str], columns: int = 6) -> Figure:
-    """A grid of images; volumes as :func:`slices_figure` draws them.
+    """Draw a grid of images; volumes as :func:`slices_figure` draws them.
 
     Args:
-        images: of one kind: 2D (C, H, W), three channels in colour, else the first in grey; uint8, or floating point,
-            which is stretched where it leaves [0, 1], by the lowest and highest value of all images together.
-            Volumes (C, X, Y, Z): see :func:`slices_figure`.
-        titles: of each image, short.
-        columns: at most.
+        images: all 2D (C, H, W), drawn in color if C is 3, else the first channel in gray; uint8 or floating point.
+            Floats outside [0, 1] are rescaled by the minimum and maximum over all images. Or all volumes (C, X, Y, Z):
+            see :func:`slices_figure`.
+        titles: one short title per image.
+        columns: at most this many.
 
     Returns:
         The figure.
 
     Raises:
-        ValueError: no image, another shape, or titles that do not match.
+        ValueError: no images, an unsupported shape, or a wrong number of titles.
 
     Example:
         >>> len(images_figure([np.zeros((3, 8, 8), np.uint8)] * 7, ["a tile"] * 7).axes)
@@ -44,7 +44,7 @@ def images_figure(images: Sequence[Any], titles: Sequence[str], columns: int = 6
     """
     if not len(images) or len(images) != len(titles):
         raise ValueError(
-            f"images_figure: wanted an image or more and a title each, got {len(images)} and {len(titles)}"
+            f"images_figure: wanted at least one image and a title for each, got {len(images)} and {len(titles)}"
         )
     if len(images[0].shape) == 4:
         return slices_figure(images, titles)
@@ -62,9 +62,9 @@ def images_figure(images: Sequence[Any], titles: Sequence[str], columns: int = 6
 
 
 def thumbnail(image: Any, side: int = 192) -> tuple[str, bytes]:
-    """Kind of file ("png" or "jpeg") and content: a 2D image, as :func:`images_figure` takes it, at most ``side`` wide.
+    """Shrink a 2D image to at most ``side`` pixels: file type ("png" or "jpeg") and content.
 
-    Small images are kept pixel by pixel as PNG.
+    Small images are stored losslessly as PNG.
     """
     picture = Image.fromarray(shown_pixels([image])[0])
     kind = "png" if max(picture.size) < side // 2 else "jpeg"
@@ -75,7 +75,7 @@ def thumbnail(image: Any, side: int = 192) -> tuple[str, bytes]:
 
 
 def shown_pixels(images: Sequence[Any]) -> list[NDArray[np.uint8]]:
-    """Images as :func:`images_figure` takes them, as they are drawn: (H, W) or (H, W, 3) each."""
+    """Pixels (H, W) or (H, W, 3) that :func:`images_figure` draws."""
     arrays = []
     for image in images:
         if len(image.shape) != 3:
@@ -92,23 +92,23 @@ def shown_pixels(images: Sequence[Any]) -> list[NDArray[np.uint8]]:
 
 
 def slices_figure(images: Sequence[Any], titles: Sequence[str]) -> Figure:
-    """An axial, a coronal and a sagittal slice of each volume, as a radiologist expects them.
+    """Draw an axial, a coronal and a sagittal slice of each volume in radiological convention.
 
-    Patient right is on the viewer's left, anterior (axial) and head (coronal, sagittal) up, and the sagittal slice
-    faces left. Axial and coronal through the middle, sagittal through the middle of the right half (the midline has no
-    lung). First channel, grey from the volume's lowest to its highest value. Only a MetaTensor is known to lie so:
-    of other volumes all three slices go through the middle, are named by axes and have no letters R, A and S.
+    The patient's right is on the viewer's left, anterior (axial) and head (coronal, sagittal) are up, and the sagittal
+    slice faces left. Axial and coronal slices are central, the sagittal one is in the middle of the right half (the
+    midline has no lung). First channel, gray from the volume's minimum to its maximum. The orientation is known for
+    MetaTensors only: of other volumes all three slices are central, named by axes, and without letters R, A and S.
 
     Args:
-        images: up to 8 volumes (C, X, Y, Z): MetaTensors in RAS, whose ``pixdim`` gives the voxels' shape, or arrays
-            and tensors of cubes.
+        images: up to 8 volumes (C, X, Y, Z): MetaTensors in RAS with their ``pixdim``, or arrays and tensors of
+            isotropic voxels.
         titles: one line for each volume.
 
     Returns:
         The figure.
 
     Raises:
-        ValueError: no volume, more than 8, another shape, or titles that do not match.
+        ValueError: no volumes, more than 8, an unsupported shape, or a wrong number of titles.
 
     Example:
         >>> len(slices_figure([np.zeros((1, 8, 8, 8))], ["a scan"]).axes)
@@ -132,18 +132,18 @@ def slices_figure(images: Sequence[Any], titles: Sequence[str]) -> Figure:
 
 
 class Plane(NamedTuple):
-    """A slice of a volume as it is drawn."""
+    """A slice of a volume, ready to draw."""
 
     name: str
     pixels: NDArray[Any]
-    """(height, width), the first row on top."""
+    """(height, width), top row first."""
     size_mm: tuple[float, float]
     """Width and height."""
     letters: tuple[str, str] | None
-    """The sides of the patient on the left and on top, where they are known."""
+    """The patient's sides at the left and top edge, if known."""
 
     def draw(self, axes: Axes, **options: Any) -> AxesImage:
-        """Draw it in mm, without axes; ``options`` are those of ``imshow``."""
+        """Draw in mm without axes; ``options`` are those of ``imshow``."""
         axes.set_axis_off()
         extent = (0, self.size_mm[0], self.size_mm[1], 0)
         return axes.imshow(self.pixels, extent=extent, interpolation="nearest", **options)
@@ -159,24 +159,24 @@ class Plane(NamedTuple):
 
 
 def planes(image: Any, values: NDArray[Any], at: Sequence[int]) -> list[Plane]:
-    """The axial, coronal and sagittal plane through a voxel, as :func:`slices_figure` shows them.
+    """The axial, coronal and sagittal plane through a voxel, oriented as in :func:`slices_figure`.
 
     Args:
-        image: a volume, as :func:`slices_figure` takes it: where it lies and the shape of its voxels.
-        values: (X, Y, Z), what is shown of it or upon it.
+        image: a volume, as :func:`slices_figure` takes it; gives orientation and voxel size.
+        values: (X, Y, Z), values to draw: of the image or of an overlay.
         at: index of the voxel.
     """
     x, y, z = _extent_mm(image)
     i, j, k = at
-    named = hasattr(image, "affine")
-    names = ("Axial", "Coronal", "Sagittal") if named else ("x-y", "x-z", "y-z")
-    letters = (("R", "A"), ("R", "S"), ("A", "S")) if named else (None, None, None)
+    oriented = hasattr(image, "affine")
+    names = ("Axial", "Coronal", "Sagittal") if oriented else ("x-y", "x-z", "y-z")
+    letters = (("R", "A"), ("R", "S"), ("A", "S")) if oriented else (None, None, None)
     pixels = (values[::-1, ::-1, k], values[::-1, j, ::-1], values[i, ::-1, ::-1])
     sizes = ((x, y), (x, z), (y, z))
     return [Plane(n, p.T, s, c) for n, p, s, c in zip(names, pixels, sizes, letters, strict=True)]
 
 
-def usual_voxel(image: Any) -> tuple[int, int, int]:
+def default_voxel(image: Any) -> tuple[int, int, int]:
     """Where :func:`slices_figure` cuts a volume (C, X, Y, Z)."""
     i, j, k = (n // 2 for n in image.shape[1:])
     return (3 * image.shape[1] // 4 if hasattr(image, "affine") else i), j, k
@@ -189,7 +189,7 @@ def _draw_planes(part: SubFigure, image: Any, title: str) -> None:
     if title:
         part.suptitle(plain(title, 60), fontsize=12, weight="bold")
     columns = part.subplots(1, 3, width_ratios=[x, x, y])
-    for axes, plane in zip(columns, planes(image, volume, usual_voxel(image)), strict=True):
+    for axes, plane in zip(columns, planes(image, volume, default_voxel(image)), strict=True):
         plane.draw(axes, cmap="gray", vmin=low, vmax=high)
         axes.set_title(plane.name, fontsize=11)
         plane.mark_sides(axes)

@@ -1,136 +1,172 @@
-"""An evaluation kept as files, from which its page can be written again without the data."""
+"""An evaluation as one value, kept as files from which its page can be rendered again without the data."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from monai_pipelines.report.page import png_bytes, read_history, write_report
+from monai_pipelines.metrics.classification import Threshold
+from monai_pipelines.report.figures import png_bytes
 from monai_pipelines.report.pictures import slices_figure, thumbnail
-from monai_pipelines.report.results import plain_data
+from monai_pipelines.report.results import Row, plain_data
+from monai_pipelines.runs.folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["rebuild_report", "save_evaluation", "save_picture"]
+Pictures = Sequence[Mapping[str, Any]]
 
 
-def save_picture(folder: str | PathLike[str], name: str, caption: str, image: Any, side: int = 192) -> dict[str, Any]:
-    """Write an image for the page as ``pictures/<name>.png`` or ``.jpeg``.
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found, before any metric is computed.
+
+    Attributes:
+        title: headline of the page.
+        rows: one mapping per image: ``image`` (path), ``prob`` (C floats), ``label`` (int, or C of 0 and 1), and where
+            there are any ``patient``, ``split``, ``spread`` (of the likeliest class's probability, over test-time
+            augmentations, passes or networks), ``columns`` (name -> value, for subgroups), ``skipped`` (why the image
+            has no ``prob``), ``shortcut_prob`` (name -> C floats, of
+            :func:`monai_pipelines.metrics.shortcut_baselines`; all scored rows or none).
+        classes: class names by index; of two, the second is the positive class.
+        unit: what the page calls an input: image, scan or slide.
+        multilabel: several labels each.
+        key_metric: validation metric that chose the model; its best epoch is marked.
+        threshold: probability from which the second of two classes is predicted, or one for each of several labels;
+            None: the likelier one, or 0.5.
+        threshold_by: the rule that chose it on the validation set; None: given by hand.
+        temperature: fitted on the validation set; ``prob`` is tempered by it.
+        epoch: whose weights were evaluated.
+        members: networks of an ensemble: of each ``file``, ``epoch``, ``temperature`` and ``threshold``.
+        subgroups: names in ``columns``; metrics are reported for each value.
+        splits: name -> its table, of :func:`monai_pipelines.report.results.class_table`; None: that of the scored rows.
+        audit: of :func:`monai_pipelines.data.audit_splits`.
+        samples: images as the network saw them, each a `picture`.
+        mistakes: the same, of wrong predictions.
+        embeddings: name, such as ``raw_pixels`` -> PNG file.
+        explanations: of where the network looked: each with ``results`` (plain data) and ``pictures`` (as ``samples``).
+        history: per epoch ``{"epoch": 1, "lr": 0.001, "train": {"loss": 0.7, ...}, "val": {...}}``.
+        run: plain data about the training (seed, chain, fingerprint, versions, table hash ...); ``command`` says how to
+            run again.
+    """
+
+    title: str
+    rows: Sequence[Row]
+    classes: Sequence[str]
+    unit: str = "image"
+    multilabel: bool = False
+    key_metric: str = "roc_auc"
+    threshold: Threshold = None
+    threshold_by: str | None = None
+    temperature: float | None = None
+    epoch: int | None = None
+    members: Sequence[Mapping[str, Any]] | None = None
+    subgroups: Sequence[str] = ()
+    splits: Mapping[str, Mapping[str, Any]] | None = None
+    audit: Mapping[str, Any] | None = None
+    samples: Pictures = ()
+    mistakes: Pictures = ()
+    embeddings: Mapping[str, bytes] = field(default_factory=dict)
+    explanations: Sequence[Mapping[str, Any]] = ()
+    history: Sequence[Mapping[str, Any]] | None = None
+    run: Mapping[str, Any] | None = None
+
+    def save(self, output_dir: str | PathLike[str]) -> None:
+        """Write ``evaluation.json``, and the pictures that it names, into a folder."""
+        folder = Path(output_dir)
+        (folder / "pictures").mkdir(parents=True, exist_ok=True)
+        for picture in self.pictures:
+            (folder / picture["file"]).write_bytes(picture["content"])
+        for name, png in self.embeddings.items():
+            (folder / f"embedding_{name}.png").write_bytes(png)
+        values = {f.name: getattr(self, f.name) for f in fields(self)} | {"embeddings": list(self.embeddings)}
+        text = json.dumps(plain_data(_without_content(values)), ensure_ascii=False, allow_nan=False)
+        (folder / "evaluation.json").write_text(text + "\n", encoding="utf-8")
+
+    @property
+    def pictures(self) -> list[Mapping[str, Any]]:
+        """All of them."""
+        explained = [picture for explanation in self.explanations for picture in explanation["pictures"]]
+        return [*self.samples, *self.mistakes, *explained]
+
+    @classmethod
+    def read(cls, output_dir: str | PathLike[str]) -> Evaluation:
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: no run, not evaluated, a file that is not JSON, or a picture that is missing.
+        """
+        folder = RunFolder(output_dir)
+        values = folder.evaluation
+        if values is None:
+            if folder.run is None:
+                raise ValueError(f"{folder.path}: no run: wanted the output_dir of a training or evaluation")
+            raise ValueError(f"{folder.path}: not evaluated yet, there is no evaluation.json: add --run_id evaluate")
+        try:
+            embeddings = {name: (folder.path / f"embedding_{name}.png").read_bytes() for name in values["embeddings"]}
+            return cls(**_with_content(values, folder.path) | {"embeddings": embeddings})
+        except FileNotFoundError as error:
+            raise ValueError(f"{error.filename}: the picture is missing: run the evaluation again") from error
+
+    def after_training(self, output_dir: str | PathLike[str]) -> Evaluation:
+        """With the history and, as far as the page shows it, the ``run.json`` of a folder."""
+        folder = RunFolder(output_dir)
+        return replace(self, history=folder.history, run=None if folder.run is None else _summary(folder.run))
+
+
+def picture(name: str, caption: str, image: Any, side: int = 192) -> dict[str, Any]:
+    """An image for the page.
 
     Args:
-        folder: of the run.
-        name: of the file; may hold no patient.
+        name: of the file; may not identify a patient.
         caption: below the picture.
         image: 2D (C, H, W), as :func:`monai_pipelines.report.images_figure` takes it, or a volume (C, X, Y, Z), drawn
             as three slices.
         side: a 2D image's longest side in pixels, at most.
 
     Returns:
-        the picture as :func:`monai_pipelines.report.write_report` takes it: ``caption``, ``file`` (relative to the
-        folder), ``volume``, ``anatomical`` (a volume that is known to lie in RAS), ``small`` (shown pixel by pixel).
+        ``caption``, ``file`` (in the run's folder), ``content``, ``volume``, ``anatomical`` (a volume that is known to
+        lie in RAS), ``small`` (shown pixel by pixel).
 
     Example:
-        >>> from tempfile import mkdtemp
         >>> import numpy as np
-        >>> save_picture(mkdtemp(), "sample-0", "healthy", np.zeros((1, 28, 28), np.uint8))["file"]
+        >>> picture("sample-0", "healthy", np.zeros((1, 28, 28), np.uint8))["file"]
         'pictures/sample-0.png'
     """
     volume = len(image.shape) == 4
     kind, content = ("png", png_bytes(slices_figure([image], [""]), dpi=110)) if volume else thumbnail(image, side)
-    file = Path("pictures") / f"{name}.{kind}"
-    (Path(folder) / file).parent.mkdir(parents=True, exist_ok=True)
-    (Path(folder) / file).write_bytes(content)
     return {
         "caption": caption,
-        "file": file.as_posix(),
+        "file": f"pictures/{name}.{kind}",
+        "content": content,
         "volume": volume,
         "anatomical": volume and hasattr(image, "affine"),
         "small": kind == "png" and not volume,
     }
 
 
-def save_evaluation(folder: str | PathLike[str], content: Mapping[str, Any]) -> None:
-    """Write ``evaluation.json``, from which :func:`rebuild_report` makes the page.
-
-    It also keeps the run's ``history.json`` and, as far as the page tells it, ``run.json``: a later training in the
-    same folder writes others.
-
-    Args:
-        folder: of the run.
-        content: the arguments of :func:`monai_pipelines.report.write_report` but ``output_dir``, ``history`` and
-            ``run``.
-    """
-    file = Path(folder) / "evaluation.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    content = {**content, **_training(Path(folder))}
-    file.write_text(json.dumps(plain_data(content), ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+def _without_content(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _without_content(part) for name, part in value.items() if name != "content"}
+    return [_without_content(part) for part in value] if isinstance(value, list | tuple) else value
 
 
-def rebuild_report(folder: str | PathLike[str]) -> dict[str, Any]:
-    """Write the report of an evaluated run from ``evaluation.json`` and its pictures.
-
-    Where the folder was trained again since, the page stays that of the evaluation, and a warning says so.
-
-    Args:
-        folder: of the run.
-
-    Returns:
-        the content of ``metrics.json``.
-
-    Raises:
-        ValueError: no run, not evaluated, a file that is no JSON, or a picture that is gone.
-
-    Example:
-        >>> from tempfile import mkdtemp
-        >>> folder = mkdtemp()
-        >>> rows = [{"image": f"{k}.nii", "label": k, "prob": [1.0 - k, float(k)]} for k in (0, 1)]
-        >>> save_evaluation(folder, {"title": "Demo", "rows": rows, "class_names": ["healthy", "ill"]})
-        >>> rebuild_report(folder)["metrics"]["accuracy"]
-        1.0
-    """
-    root = Path(folder)
-    evaluation = root / "evaluation.json"
-    if not evaluation.is_file():
-        if not (root / "run.json").is_file():
-            raise ValueError(f"{root}: no run: wanted the output_dir of a training or evaluation")
-        raise ValueError(f"{root}: not evaluated yet, there is no evaluation.json: run train.yaml with evaluate.yaml")
-    now = plain_data(_training(root))
-    content = {**now, **_read(evaluation)}
-    if any(now[name] not in (None, content[name]) for name in now):
-        logger.warning("%s: trained again since it was evaluated: the report tells the training before", root)
-    try:
-        return write_report(root, **content)
-    except FileNotFoundError as error:
-        raise ValueError(f"{error.filename}: the picture is gone: run the evaluation again") from error
+def _with_content(value: Any, folder: Path) -> Any:
+    if isinstance(value, dict):
+        content = {"content": (folder / value["file"]).read_bytes()} if "caption" in value else {}
+        return {name: _with_content(part, folder) for name, part in value.items()} | content
+    return [_with_content(part, folder) for part in value] if isinstance(value, list) else value
 
 
-def _training(folder: Path) -> dict[str, Any]:
-    """``history`` and ``run`` of the files in a folder, None where there is none."""
-    history, run = folder / "history.json", folder / "run.json"
-    return {
-        "history": read_history(history) if history.is_file() else None,
-        "run": _told(_read(run)) if run.is_file() else None,
+def _summary(run: Mapping[str, Any]) -> dict[str, Any]:
+    """``run.json`` for the page: knobs of the chains, name of the source; the command has the overrides."""
+    chains = {
+        name: run[name] and {knob: value for knob, value in run[name]["knobs"].items() if knob != "keys"}
+        for name in ("chain", "augmentation")
     }
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file}: no JSON ({error}): run the evaluation again") from error
-    return content
-
-
-def _told(run: dict[str, Any]) -> dict[str, Any]:
-    """``run.json`` for the page: of the chains their knobs, of the source its name; the rest stands in the file.
-
-    Overrides are in the command.
-    """
-    chains = {name: run[name] and {k: v for k, v in run[name]["knobs"].items() if k != "keys"}
-              for name in ("chain", "augmentation")}  # fmt: skip
-    told = {**run, **chains, "source": Path(run["source"]).name}
-    return {name: value for name, value in told.items() if name != "overrides"}
+    summary = {**run, **chains, "source": Path(run["source"]).name}
+    return {name: value for name, value in summary.items() if name != "overrides"}

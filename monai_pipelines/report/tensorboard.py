@@ -1,12 +1,12 @@
-"""An evaluation in TensorBoard: pictures, curves, hyper-parameters beside figures, and points for the projector."""
+"""An evaluation in TensorBoard: pictures, curves, hyper-parameters beside metrics, and points for the projector."""
 
 from __future__ import annotations
 
 import math
 import shutil
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ __all__ = ["add_pr_curves", "log_evaluation"]
 
 def log_evaluation(
     folder: str | PathLike[str],
-    pictures: Mapping[str, Figure | Path | NDArray[np.uint8]],
+    pictures: Mapping[str, Figure | bytes | NDArray[np.uint8]],
     points: Mapping[str, NDArray[Any]],
     names: Sequence[str],
     thumbnails: NDArray[Any] | None = None,
@@ -32,21 +32,21 @@ def log_evaluation(
     metrics: Mapping[str, float | None] | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write pictures (tab Images), embeddings (Projector), PR curves, and settings beside figures (HParams).
+    """Write pictures (tab Images), embeddings (Projector), PR curves, and settings beside metrics (HParams).
 
-    ``metrics/<figure>`` and ``pr_curve/<class>`` share charts with those of the training's runs beside this folder
+    ``metrics/<name>`` and ``pr_curve/<class>`` share charts with those of the training's runs beside this folder
     (`monai_pipelines.handlers.Monitor`).
 
     Args:
         folder: for this evaluation alone; what an earlier one left there is removed.
-        pictures: tag -> figure, image file, or image (3, h, w) uint8.
+        pictures: tag -> figure, PNG file, or image (3, h, w) uint8.
         points: tag -> (N, D), a point for each image.
         names: N names of classes, shown at the points.
         thumbnails: (N, 1 or 3, side, side) in [0, 1], shown as the points.
         prob: (M, C) probabilities of all test images, for the PR curves; None: none.
         label: (M,) classes, or (M, C) of 0 and 1, of the same images.
         classes: the C names.
-        metrics: figure -> value of the test set; what is None or not finite is left out.
+        metrics: name -> value on the test set; what is None or not finite is left out.
         settings: hyper-parameter -> number, text, truth value or None, as ``run.json`` has them.
     """
     shutil.rmtree(folder, ignore_errors=True)
@@ -60,15 +60,15 @@ def log_evaluation(
             elif isinstance(picture, np.ndarray):
                 writer.add_image(tag, picture)
             else:
-                writer.add_image(tag, np.asarray(Image.open(picture).convert("RGB")), dataformats="HWC")
+                writer.add_image(tag, np.asarray(Image.open(BytesIO(picture)).convert("RGB")), dataformats="HWC")
         for tag, values in points.items():
             writer.add_embedding(values, [name.replace("\t", " ") for name in names], sprites, tag=tag)
         if prob is not None and label is not None:
             add_pr_curves(writer, label, prob, classes)
-        figures = {f"metrics/{n}": v for n, v in (metrics or {}).items() if v is not None and math.isfinite(v)}
-        told = {name: str(v).lower() if isinstance(v, bool) else v for name, v in (settings or {}).items()}
-        if figures:
-            writer.add_hparams(told, figures, run_name=".")  # into this very folder, so that all tabs show one run
+        scalars = {f"metrics/{n}": v for n, v in (metrics or {}).items() if v is not None and math.isfinite(v)}
+        hparams = {name: str(v).lower() if isinstance(v, bool) else v for name, v in (settings or {}).items()}
+        if scalars:
+            writer.add_hparams(hparams, scalars, run_name=".")  # into this very folder, so that all tabs show one run
 
 
 def add_pr_curves(
@@ -88,6 +88,6 @@ def add_pr_curves(
     truth, scores = np.asarray(label), np.asarray(prob, dtype=np.float64)
     positives = truth == 1 if truth.ndim == 2 else truth[:, None] == np.arange(len(classes))
     first = 1 if truth.ndim == 1 and len(classes) == 2 else 0
-    for name, own, score in list(zip(classes, positives.T, scores.T, strict=True))[first:]:
-        if own.any() and not own.all() and np.isfinite(score).all():
-            writer.add_pr_curve(f"pr_curve/{name}", own, score, step)
+    for name, positive, score in list(zip(classes, positives.T, scores.T, strict=True))[first:]:
+        if positive.any() and not positive.all() and np.isfinite(score).all():
+            writer.add_pr_curve(f"pr_curve/{name}", positive, score, step)

@@ -1,4 +1,4 @@
-"""Which level of a pyramid serves a resolution, and how its pixels lie on level 0."""
+"""Which level of a pyramid serves a resolution, and how its pixels map to level 0."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ TOLERANCE = 0.01  # 0.499 um per pixel serves as 0.5
 
 
 class TileSize(NamedTuple):
-    """How large a tile is, on the tile's own grid, at the level it is read from and at level 0.
+    """Size of a tile: its pixels, its region at the level that is read, and at level 0.
 
     Args:
         tile_px: side of the tile.
-        mpp: um that a pixel of the tile is wide, really.
-        level: that it is read from.
+        mpp: actual um per pixel of the tile.
+        level: that is read.
         level_px: side of the region at that level, `tile_px` or more.
         level0_px: side of the region at level 0.
     """
@@ -33,45 +33,45 @@ class TileSize(NamedTuple):
 
 
 def whole_downsamples(sizes: Sequence[tuple[int, int]], downsamples: Sequence[float]) -> tuple[float, ...]:
-    """Downsamples of levels as they were meant: whole where a level's size is a rounded part of level 0's.
+    """Intended downsamples of levels: whole where a level's size is a rounded fraction of level 0's.
 
     OpenSlide divides sizes: a level of 2221 x 1783 below one of 4443 x 3567 gets 2.0005. A power of two is tried
     before the nearest whole number.
 
     Args:
         sizes: (width, height) of each level.
-        downsamples: of each level, by OpenSlide.
+        downsamples: of each level, from OpenSlide.
 
     Example:
         >>> whole_downsamples([(4443, 3567), (2221, 1783), (1900, 1525)], [1.0, 2.0005, 2.3387])
         (1.0, 2.0, 2.3387)
     """
 
-    def meant(size: tuple[int, int], downsample: float) -> float:
+    def intended(size: tuple[int, int], downsample: float) -> float:
         for whole in (2 ** round(math.log2(downsample)), round(downsample)):
             if all(abs(full / whole - part) < 1 for full, part in zip(sizes[0], size, strict=True)):
                 return float(whole)
         return float(downsample)
 
-    return tuple(meant(size, downsample) for size, downsample in zip(sizes, downsamples, strict=True))
+    return tuple(intended(size, downsample) for size, downsample in zip(sizes, downsamples, strict=True))
 
 
-def fit_level(wanted: float, downsamples: Sequence[float]) -> int | None:
-    """The coarsest level whose downsample is at most `wanted`, or 1 % above; None where none is.
+def fit_level(target: float, downsamples: Sequence[float]) -> int | None:
+    """The coarsest level whose downsample is at most `target`, or 1 % above; None if there is none.
 
     Example:
         >>> fit_level(4, [1, 4.03, 16]), fit_level(15.9, [1, 4, 16]), fit_level(0.5, [1, 4, 16])
         (1, 2, None)
     """
-    fitting = [level for level, downsample in enumerate(downsamples) if downsample <= wanted * (1 + TOLERANCE)]
+    fitting = [level for level, downsample in enumerate(downsamples) if downsample <= target * (1 + TOLERANCE)]
     return max(fitting, key=lambda level: downsamples[level], default=None)
 
 
 def fit_tile(tile_px: int, mpp: float, slide_mpp: float, downsamples: Sequence[float]) -> TileSize | None:
-    """The smallest region that gives a tile by shrinking alone; None where even level 0 is too coarse.
+    """The smallest region that gives a tile without enlarging; None if even level 0 is too coarse.
 
-    With d = `mpp` / `slide_mpp`, the largest downsample D of at most 1.01 d is taken, and d / D pixels of the level
-    make one of the tile; within 1 % of a whole number that number is taken, so that 0.499 and 0.2525 serve as 0.5.
+    With d = `mpp` / `slide_mpp`, the level has the largest downsample D of at most 1.01 d, and d / D of its pixels make
+    one of the tile; d / D within 1 % of a whole number is rounded, so that 0.499 and 0.2525 serve as 0.5.
 
     Args:
         tile_px: side of the tile.
@@ -86,11 +86,11 @@ def fit_tile(tile_px: int, mpp: float, slide_mpp: float, downsamples: Sequence[f
         TileSize(tile_px=256, mpp=1.996, level=1, level_px=256, level0_px=1024)
         >>> fit_tile(256, 0.2, 0.499, [1, 4, 16])
     """
-    wanted = mpp / slide_mpp
-    level = fit_level(wanted, downsamples)
+    target = mpp / slide_mpp
+    level = fit_level(target, downsamples)
     if level is None:
         return None
-    factor = wanted / downsamples[level]
+    factor = target / downsamples[level]
     if abs(factor - round(factor)) <= TOLERANCE * round(factor):
         factor = round(factor)
     level_px = math.floor(tile_px * factor + 0.5)
@@ -99,9 +99,9 @@ def fit_tile(tile_px: int, mpp: float, slide_mpp: float, downsamples: Sequence[f
 
 
 def average_area(region: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """A square shrunk to `side`: each pixel is the mean of the area that it covers, parts of pixels by their share.
+    """A square shrunk to `side`: each pixel is the area-weighted mean of the pixels that it covers.
 
-    Differs from Pillow's ``BOX``, which takes pixels whole or not at all.
+    Pillow's ``BOX`` takes pixels whole or not at all.
 
     Args:
         region: (n, n, 3), n at least `side`.
@@ -120,7 +120,7 @@ def average_area(region: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
 
 @lru_cache(maxsize=8)
 def _shares(before: int, after: int) -> sparse.csr_array:
-    """(after, before): how much of each new pixel an old one makes; rows sum to 1."""
+    """(after, before): share of each old pixel in each new one; rows sum to 1."""
     edges = np.arange(after + 1) * (before / after)
     old = np.arange(before)
     covered = np.minimum(edges[1:, None], old + 1) - np.maximum(edges[:-1, None], old)

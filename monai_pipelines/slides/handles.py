@@ -1,4 +1,4 @@
-"""Open files of this process: opened where they are read, a few at a time."""
+"""Open files of this process: opened when read, a few at a time."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ MAX_OPEN = 8
 
 
 class Handles:
-    """The readers that this process used last; the oldest is let go, and closes when its last user is done.
+    """The readers that this process used last; the oldest is dropped, and closes when its last user is done.
 
     Args:
-        max_open: how many stay open.
+        max_open: number of readers that stay open.
 
     Example:
         >>> handles = Handles(max_open=1)
@@ -33,7 +33,7 @@ class Handles:
         os.register_at_fork(after_in_child=self._forget)
 
     def get(self, key: Any, opener: Callable[[], Any]) -> Any:
-        """The open reader of this key, else a new one."""
+        """The open reader of this key, or a new one."""
         with self._lock:
             if key not in self._open:
                 while len(self._open) >= self.max_open:
@@ -43,12 +43,12 @@ class Handles:
             return self._open[key]
 
     def drop(self, key: Any) -> None:
-        """Let this one go, where it is open."""
+        """Drop the reader of this key, if open."""
         with self._lock:
             self._open.pop(key, None)
 
     def clear(self) -> None:
-        """Let all go."""
+        """Drop all readers."""
         with self._lock:
             self._open.clear()
 
@@ -62,7 +62,7 @@ HANDLES = Handles()
 
 
 def close_slides() -> None:
-    """Close the slides that this process holds open; they open again when they are read.
+    """Close the slides that this process holds open; they are reopened when read.
 
     Example:
         >>> close_slides()

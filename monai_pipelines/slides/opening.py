@@ -20,21 +20,21 @@ TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 def open_slide(path: str | os.PathLike[str], mpp: float | None = None) -> Slide:
     """Open a slide, or say what is wrong with it.
 
-    OpenSlide opens it; a TIFF that OpenSlide refuses (strips, no tiles, a pyramid in SubIFDs) is opened by tifffile.
+    OpenSlide opens it; tifffile opens TIFFs that OpenSlide refuses (strips, no tiles, a pyramid in SubIFDs).
 
     Args:
         path: of the file, or of a folder with one DICOM series.
-        mpp: um per pixel at level 0, 0.1 to 2, instead of what the file tells.
+        mpp: um per pixel at level 0, 0.1 to 2, instead of the file's.
 
     Returns:
-        what the slide is; the file opens again where it is read.
+        the slide, which opens its file when read.
 
     Raises:
         ScanError: it is missing, empty, truncated, broken, of another kind, of unknown resolution, or a folder of
-            several series; the message has a way out.
+            several series; the message says what to do.
         ValueError: an `mpp` that no scanner has.
     """
-    given = None if mpp is None else check_mpp(mpp)
+    mpp = None if mpp is None else check_mpp(mpp)
     file = Path(path).absolute()
     if file.is_dir():
         file = _first_of_series(file)
@@ -43,28 +43,28 @@ def open_slide(path: str | os.PathLike[str], mpp: float | None = None) -> Slide:
     elif not file.stat().st_size:
         raise ScanError(path, "wanted a slide, the file is empty; copy it again")
     try:
-        slide = _described(str(file), "openslide", given)
+        slide = _describe(str(file), "openslide", mpp)
     except OpenSlideError as error:
-        return _by_tifffile(path, file, given, str(error))
+        return _open_by_tifffile(path, file, mpp, str(error))
     if open_reader(slide.path, "openslide", slide.stamp).is_part:
         with suppress(ScanError):
-            return _by_tifffile(path, file, given, "")
+            return _open_by_tifffile(path, file, mpp, "")
     return slide
 
 
-def _by_tifffile(path: str | os.PathLike[str], file: Path, mpp: float | None, refusal: str) -> Slide:
+def _open_by_tifffile(path: str | os.PathLike[str], file: Path, mpp: float | None, refusal: str) -> Slide:
     with file.open("rb") as opened:
         if opened.read(4) not in TIFF_STARTS:
             raise ScanError(path, f"wanted a slide that OpenSlide opens, or a TIFF, got neither (OpenSlide: {refusal})")
     try:
-        return _described(str(file), "tifffile", mpp)
+        return _describe(str(file), "tifffile", mpp)
     except tifffile.TiffFileError as error:
         raise ScanError(path, f"tifffile does not open it ({error}), nor does OpenSlide ({refusal})") from error
 
 
-def _described(file: str, backend: Backend, mpp: float | None) -> Slide:
+def _describe(file: str, backend: Backend, mpp: float | None) -> Slide:
     stamp = stamp_of(file)
-    drop_reader(file, backend, stamp)  # clocks are coarse: the file may be another one than it was
+    drop_reader(file, backend, stamp)  # clocks are coarse: the file may have been replaced
     reader = open_reader(file, backend, stamp)
     return Slide(
         path=file,
@@ -79,8 +79,8 @@ def _described(file: str, backend: Backend, mpp: float | None) -> Slide:
 
 
 def _first_of_series(folder: Path) -> Path:
-    """OpenSlide finds the other files of the series by itself."""
-    import pydicom  # takes longer than all the rest
+    """The first file; OpenSlide finds the others."""
+    import pydicom  # slow to import
 
     files = [
         file for file in sorted(folder.iterdir()) if file.suffix.lower() == ".dcm" and OpenSlide.detect_format(file)
@@ -89,7 +89,7 @@ def _first_of_series(folder: Path) -> Path:
         raise ScanError(folder, "wanted a slide, or a folder of one DICOM series, found no .dcm that OpenSlide opens")
     tag = "SeriesInstanceUID"
     heads = [pydicom.dcmread(file, stop_before_pixels=True, specific_tags=[tag]) for file in files]
-    series = {head.get_item(tag).value if tag in head else None for head in heads}  # raw: some are no UID
-    if (found := len(series)) > 1:
-        raise ScanError(folder, f"wanted one DICOM series, found {found}; give each a folder, or name one file of it")
+    series = {head.get_item(tag).value if tag in head else None for head in heads}  # raw: some are not UIDs
+    if len(series) > 1:
+        raise ScanError(folder, f"wanted one DICOM series, found {len(series)}; give each a folder, or name one file")
     return files[0]

@@ -26,7 +26,7 @@ from monai_pipelines.slides.segments import Segments, check_side
 Backend = Literal["openslide", "tifffile"]
 Stamp = tuple[int, int]  # bytes, and nanoseconds of the last change
 PLAIN_TIFF = ("aperio", "generic-tiff")  # vendors with a page for each level, of tiles that do not overlap
-GREY = (0, 1)  # TIFF photometric interpretation
+GRAY = (0, 1)  # TIFF photometric interpretation
 LOSSLESS = (1, 5, 8, 32773, 32946)  # TIFF compression: none, LZW, deflate, PackBits, deflate
 INTERLEAVED = 1  # TIFF planar configuration
 PREMULTIPLIED, STRAIGHT = 1, 2  # TIFF extra samples: two kinds of alpha
@@ -36,12 +36,12 @@ RESOLUTION_UNITS = {2: "inch", 3: "centimeter"}
 
 
 @contextmanager
-def broken_told(path: str, *told: type[Exception]) -> Iterator[None]:
-    """Whatever broken bytes make parsers and decoders raise becomes a `ScanError`, but for what is `told` already."""
+def raise_scan_errors(path: str, *unchanged: type[Exception]) -> Iterator[None]:
+    """Turn errors of parsers and decoders on broken files into `ScanError`, except for `unchanged` types."""
     try:
         yield
     except Exception as error:
-        if isinstance(error, (ScanError, *told)):
+        if isinstance(error, (ScanError, *unchanged)):
             raise
         raise ScanError(path, f"broken TIFF ({type(error).__name__}: {error}); copy it again") from error
 
@@ -49,15 +49,12 @@ def broken_told(path: str, *told: type[Exception]) -> Iterator[None]:
 class Reader(ABC):
     """An open slide.
 
-    Args:
-        path: of the slide.
-
     Attributes:
         level_sizes: (width, height) of each level.
         level_downsamples: of each level.
-        properties: as OpenSlide names them.
+        properties: metadata under OpenSlide's names.
         color_profile: ICC profile, or None.
-        is_part: the file has levels that this reader does not see.
+        is_part: the file has levels that this reader misses.
     """
 
     level_sizes: tuple[tuple[int, int], ...]
@@ -78,13 +75,13 @@ class Reader(ABC):
     def read(self, out: NDArray[np.uint8], level: int, x: int, y: int, factor: int = 1) -> None:
         """Fill `out` (h, w, 3) with a region, on white, each pixel the mean of `factor` x `factor` pixels.
 
-        JPEG tiles are shrunk by 2, 4 or 8 while they are decoded (in the frequency domain) where the region lies
-        within the level and on whole pixels of its shrunk tiles: half a grey level or so from the mean, on average.
+        JPEG tiles are shrunk by 2, 4 or 8 while they are decoded (in the frequency domain) if the region lies within
+        the level and on whole pixels of its shrunk tiles: on average about half a gray level from the mean.
 
         Args:
             out: contiguous.
             level: that is read.
-            x, y: where the region begins, in pixels of the level.
+            x, y: start of the region, in pixels of the level.
             factor: pixels of the level along a pixel of `out`.
 
         Raises:
@@ -109,14 +106,11 @@ class Reader(ABC):
 
 
 class OpenSlideReader(Reader):
-    """What OpenSlide opens; JPEG tiles of plain TIFFs are decoded without it.
+    """Slides that OpenSlide opens; JPEG tiles of plain TIFFs are decoded without it.
 
-    OpenSlide blurs a region that begins between two pixels of a level, and where its downsample is not whole (2.0005)
-    nearly all do. Plain TIFFs without loss are then read by tifffile; elsewhere (JPEG 2000) the region begins on
-    OpenSlide's nearest place, up to a quarter of a pixel off.
-
-    Args:
-        path: of the slide.
+    OpenSlide blurs regions that start between two pixels of a level, as nearly all do if its downsample is not whole
+    (2.0005). Lossless plain TIFFs are then read by tifffile; otherwise (JPEG 2000) the region starts at OpenSlide's
+    nearest position, up to a quarter of a pixel off.
 
     Raises:
         ScanError: the file is truncated, or its tiles are huge.
@@ -135,14 +129,14 @@ class OpenSlideReader(Reader):
             check_side(path, f"level {level}", width, height)
         self._segments = [None] * len(self.level_sizes)
         if self.properties["openslide.vendor"] in PLAIN_TIFF:
-            self._look_into_tiff()
+            self._find_segments()
 
     @property
     def color_profile(self) -> bytes | None:
         profile = self._slide.color_profile
         return profile.tobytes() if profile else None
 
-    def _look_into_tiff(self) -> None:
+    def _find_segments(self) -> None:
         try:
             with tifffile.TiffFile(self.path) as file:
                 tiled = [page for page in file.pages if isinstance(page, tifffile.TiffPage) and page.is_tiled]
@@ -153,12 +147,12 @@ class OpenSlideReader(Reader):
             if len(pages) != 1:
                 continue
             page = pages[0]
-            if page.photometric in GREY:
-                raise ScanError(self.path, "wanted a slide in colour, got grey levels (fluorescence?)")
+            if page.photometric in GRAY:
+                raise ScanError(self.path, "wanted a slide in color, got gray levels (fluorescence?)")
             self.is_part = self.is_part or bool(page.subifds)
             if is_plain_jpeg(page):
                 segments = JpegSegments(self.path, self._descriptor, page, f"level {level}")
-                self._segments[level] = segments if segments.is_usual() else None
+                self._segments[level] = segments if segments.is_supported() else None
             elif self._slide.level_downsamples[level] % 1 and page.compression in LOSSLESS and _is_plain_rgb(page):
                 with suppress(ScanError):
                     self._segments[level] = _segments(self.path, self._descriptor, page, f"level {level}")
@@ -182,9 +176,6 @@ class OpenSlideReader(Reader):
 
 class TiffReader(Reader):
     """A TIFF that OpenSlide refuses: strips, a pyramid in SubIFDs (OME-TIFF), no tiles.
-
-    Args:
-        path: of the file.
 
     Raises:
         ScanError: it has no image of 8-bit RGB, it is truncated, or its compression needs another package.
@@ -213,14 +204,7 @@ class TiffReader(Reader):
 
 
 class TiffSegments(Segments):
-    """A level in any compression that tifffile decodes.
-
-    Args:
-        path, descriptor, page, name: of `Segments`.
-
-    Raises:
-        ScanError: the file ends before the last segment.
-    """
+    """A level in any compression that tifffile decodes."""
 
     def __init__(self, path: str, descriptor: int, page: Any, name: str) -> None:
         self._is_raw = page.is_final and not page.is_tiled and min(page.databytecounts) > 0
@@ -258,8 +242,8 @@ def _segments(path: str, descriptor: int, page: Any, name: str) -> Segments:
     if is_plain_jpeg(page):
         return JpegSegments(path, descriptor, page, name)
     if not _is_plain_rgb(page):
-        found = f"{page.samplesperpixel} channel(s) of {page.dtype}, photometric {_name(page.photometric)}"
-        raise ScanError(path, f"wanted interleaved RGB of 8 bits, got {found}; convert it")
+        kind = f"{page.samplesperpixel} channel(s) of {page.dtype}, photometric {_name(page.photometric)}"
+        raise ScanError(path, f"wanted interleaved RGB of 8 bits, got {kind}; convert it")
     try:
         page.decode(None, 0)
     except (ValueError, NotImplementedError) as error:
@@ -270,12 +254,12 @@ def _segments(path: str, descriptor: int, page: Any, name: str) -> Segments:
 
 
 def _name(number: Any) -> str:
-    """Of a number that tifffile may or may not know."""
+    """Name of a tag's value, or the number if tifffile knows none."""
     return str(getattr(number, "name", number))
 
 
 def _next_page(file: tifffile.TiffFile) -> int:
-    """Where the page after the last lies that tifffile found; 0 where there is none, as it should be."""
+    """Offset of the page after the last that tifffile found; 0 in a complete file."""
     handle, tiff = file.filehandle, file.tiff
     if len(file.pages):
         handle.seek(file.pages[-1].offset)
@@ -303,16 +287,16 @@ _READERS: dict[str, type[Reader]] = {"openslide": OpenSlideReader, "tifffile": T
 
 
 def stamp_of(path: str) -> Stamp:
-    """What changes when somebody writes to the file."""
+    """Changes when the file is written to."""
     status = os.stat(path)
     return status.st_size, status.st_mtime_ns
 
 
 def open_reader(path: str, backend: Backend, stamp: Stamp | None = None) -> Reader:
-    """The reader of this slide in this process, opened where it is not open.
+    """The reader of this slide in this process, opened if necessary.
 
     Raises:
-        ScanError: the file is broken, or not the one of this stamp.
+        ScanError: the file is broken, or its stamp differs.
         OpenSlideError: OpenSlide refuses it.
         tifffile.TiffFileError: it is no TIFF.
     """
@@ -320,12 +304,12 @@ def open_reader(path: str, backend: Backend, stamp: Stamp | None = None) -> Read
     def opened() -> Reader:
         if stamp and not (os.path.isfile(path) and stamp_of(path) == stamp):
             raise ScanError(path, "changed since it was opened, or is gone; open it again")
-        with broken_told(path, OpenSlideError, tifffile.TiffFileError):
+        with raise_scan_errors(path, OpenSlideError, tifffile.TiffFileError):
             return _READERS[backend](path)
 
     return HANDLES.get((path, backend, stamp), opened)
 
 
 def drop_reader(path: str, backend: Backend, stamp: Stamp | None = None) -> None:
-    """Open this slide anew at its next read."""
+    """Reopen this slide at its next read."""
     HANDLES.drop((path, backend, stamp))

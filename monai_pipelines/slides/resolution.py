@@ -1,4 +1,4 @@
-"""Micrometres per pixel, whatever a file tells them by."""
+"""Micrometers per pixel, however a file states them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ PLAUSIBLE_MPP = (0.1, 2.0)  # 100x with oil immersion to 5x
 MAX_ANISOTROPY = 0.01
 UNIT_UM = {"centimeter": 10_000.0, "inch": 25_400.0}
 OME_UNIT_UM = {"nm": 1e-3, "um": 1.0, "\N{GREEK SMALL LETTER MU}m": 1.0, "mm": 1e3}
-WAY_OUT = "tell it: knob `slide_mpp` of the chain, or column `mpp` of the table"
+WAY_OUT = "set it: knob `slide_mpp` of the chain, or column `mpp` of the table"
 
 
 def check_mpp(mpp: float) -> float:
-    """A resolution that a caller gave, in um per pixel.
+    """A caller's resolution in um per pixel.
 
     Raises:
         ValueError: no scanner has it.
@@ -28,7 +28,7 @@ def check_mpp(mpp: float) -> float:
 
 
 def mpp_of(path: str | PathLike[str], properties: Mapping[str, str]) -> float:
-    """Micrometres per pixel at level 0, from the scanner's own words or from a TIFF's resolution tags.
+    """Micrometers per pixel at level 0, from the scanner's metadata or a TIFF's resolution tags.
 
     Args:
         path: of the slide, for the error.
@@ -37,14 +37,14 @@ def mpp_of(path: str | PathLike[str], properties: Mapping[str, str]) -> float:
             OME-XML in ``tiff.ImageDescription``.
 
     Raises:
-        ScanError: none is told, none is plausible (0.1 to 2), or pixels are more than 1 % from square.
+        ScanError: no resolution, no plausible one (0.1 to 2), or pixels more than 1 % from square.
     """
-    told = []
+    implausible = []
     for x, y, name in (_vendor_mpp(properties), _ome_mpp(properties), _tiff_mpp(properties)):
         if not (x and y):
             continue
-        told.append(f"{name} of {x:.4g}")
         if not all(PLAUSIBLE_MPP[0] <= mpp <= PLAUSIBLE_MPP[1] for mpp in (x, y)):
+            implausible.append(f"{name} of {x:.4g}")
             continue
         if abs(x - y) > MAX_ANISOTROPY * max(x, y):
             raise ScanError(
@@ -56,7 +56,7 @@ def mpp_of(path: str | PathLike[str], properties: Mapping[str, str]) -> float:
     raise ScanError(
         path,
         f"wanted a resolution of {PLAUSIBLE_MPP[0]} to {PLAUSIBLE_MPP[1]:g} um per pixel, got "
-        f"{' and '.join(told) or 'none'}; {WAY_OUT}",
+        f"{' and '.join(implausible) or 'none'}; {WAY_OUT}",
     )
 
 
@@ -65,16 +65,16 @@ def _vendor_mpp(properties: Mapping[str, str]) -> tuple[float, float, str]:
 
 
 def _ome_mpp(properties: Mapping[str, str]) -> tuple[float, float, str]:
-    """Of the first image; micrometres are OME's default, units beyond nm and mm are taken for unknown."""
+    """Of the first image; micrometers are OME's default, units other than nm, um and mm are ignored."""
     try:
         root = ElementTree.fromstring(properties.get("tiff.ImageDescription", ""))
     except ElementTree.ParseError:
         return 0.0, 0.0, ""
-    told = next((element.attrib for element in root.iterfind(".//{*}Pixels")), {})
+    attributes = next((element.attrib for element in root.iterfind(".//{*}Pixels")), {})
 
     def size_um(axis: str) -> float:
-        unit = normalize("NFKC", told.get(f"PhysicalSize{axis}Unit", "um"))
-        return _number(told.get(f"PhysicalSize{axis}")) * OME_UNIT_UM.get(unit, 0)
+        unit = normalize("NFKC", attributes.get(f"PhysicalSize{axis}Unit", "um"))
+        return _number(attributes.get(f"PhysicalSize{axis}")) * OME_UNIT_UM.get(unit, 0)
 
     return size_um("X"), size_um("Y"), "OME's physical size"
 
@@ -86,7 +86,7 @@ def _tiff_mpp(properties: Mapping[str, str]) -> tuple[float, float, str]:
 
 
 def _number(text: str | None) -> float:
-    """0 where there is none."""
+    """0 if missing or invalid."""
     try:
         number = float(text or 0)
     except ValueError:

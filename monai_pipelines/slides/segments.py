@@ -1,4 +1,4 @@
-"""One level as a TIFF keeps it: a grid of tiles or strips, found by their place in the file."""
+"""One level of a TIFF: a grid of tiles or strips, read by their offsets in the file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from monai_pipelines.errors import ScanError
 
-CACHE_BYTES = 32 * 2**20  # of decoded segments, for each level that is read off its own grid
+CACHE_BYTES = 32 * 2**20  # of decoded segments of each level, for regions off its grid
 MAX_SEGMENT_BYTES = 2**30  # decoded at once
 
 
@@ -21,28 +21,28 @@ def check_side(path: str, name: str, width: int, height: int) -> None:
     """Refuse tiles or strips that cannot be decoded as a whole.
 
     Raises:
-        ScanError: so many pixels are more than `MAX_SEGMENT_BYTES`.
+        ScanError: one would need more than `MAX_SEGMENT_BYTES`.
     """
     if 3 * width * height > MAX_SEGMENT_BYTES:
         raise ScanError(
             path,
-            f"{name} is kept in segments of {width} x {height} pixels, too large to decode one for each region; "
+            f"{name} is stored in segments of {width} x {height} pixels, too large to decode one for each region; "
             "convert it to a tiled TIFF",
         )
 
 
 class Segments(ABC):
-    """Reads regions of one level from its segments; any number of threads at a time.
+    """Reads regions of one level from its segments; thread-safe.
 
     Args:
         path: of the slide, for errors.
         descriptor: of the open file.
         page: tifffile's page, of interleaved RGB.
         name: of the level, for errors.
-        raw_rows: of an image without compression and gaps: how many rows make a segment, whatever its strips are.
+        raw_rows: rows of a segment in an uncompressed image without gaps, instead of its strips.
 
     Raises:
-        ScanError: the file ends before the last segment, segments are missing, or each is huge.
+        ScanError: the file ends before the last segment, segments are missing or huge.
     """
 
     def __init__(self, path: str, descriptor: int, page: Any, name: str, raw_rows: int | None = None) -> None:
@@ -60,8 +60,10 @@ class Segments(ABC):
         row_bytes = self.width * page.samplesperpixel
         if raw_rows:
             self._offsets, self._sizes = self._offsets[:1], np.array([self.height * row_bytes])
-        elif len(self._sizes) < (wanted := self.columns * -(-self.height // self.side_y)):
-            raise ScanError(path, f"broken TIFF: {name} has {len(self._sizes)} segments of {wanted}; copy it again")
+        elif len(self._sizes) < (num_segments := self.columns * -(-self.height // self.side_y)):
+            raise ScanError(
+                path, f"broken TIFF: {name} has {len(self._sizes)} segments of {num_segments}; copy it again"
+            )
         end, file_end = int((self._offsets + self._sizes).max(initial=0)), os.fstat(descriptor).st_size
         if end > file_end:
             raise ScanError(path, f"truncated: {name} needs {end} bytes, the file has {file_end}; copy it again")
@@ -71,22 +73,17 @@ class Segments(ABC):
             self._sizes = np.minimum(raw_rows, self.height - starts) * row_bytes
         check_side(path, name, self.side_x, self.side_y)
 
-    @property
-    def sparse(self) -> bool:
-        """Whether segments were left out of the file."""
-        return bool((self._sizes == 0).any())
-
     def can_shrink(self, x: int, y: int, width: int, height: int, factor: int) -> bool:
-        """Whether `read` takes this factor for this region, in pixels of the level."""
+        """Whether `read` supports this factor for this region, in pixels of the level."""
         return factor == 1
 
     def read(self, out: NDArray[np.uint8], x: int, y: int, factor: int = 1) -> None:
-        """Fill `out` (h, w, 3) with the region that begins at pixel (x, y) of the level, white beyond its edge.
+        """Fill `out` (h, w, 3) with the region that starts at pixel (x, y) of the level, white beyond its edge.
 
         Args:
             out: contiguous.
             x, y: in pixels of the level, multiples of `factor`.
-            factor: pixels of the level along a pixel of `out`; one that `can_shrink` allows.
+            factor: pixels of the level along a pixel of `out`, as `can_shrink` allows.
 
         Raises:
             ScanError: a segment is corrupt.
@@ -109,12 +106,12 @@ class Segments(ABC):
                 ]
 
     def _segment(self, index: int, factor: int) -> NDArray[np.uint8]:
-        """Decoded, and kept for its neighbours."""
+        """A decoded segment, cached for neighboring regions."""
         with self._lock:
-            found = self._decoded.get((index, factor))
-            if found is not None:
+            cached = self._decoded.get((index, factor))
+            if cached is not None:
                 self._decoded.move_to_end((index, factor))
-                return found
+                return cached
         rows = self.side_y
         if self.last_is_lower:
             rows = min(rows, self.height - index // self.columns * rows)
@@ -135,7 +132,7 @@ class Segments(ABC):
                 self._decode_into(out, data, index, factor)
             else:  # left out of the file
                 out[:] = 255
-        except Exception as error:  # decoders raise what they like over broken bytes
+        except Exception as error:  # depends on the decoder
             row, column = divmod(index, self.columns)
             raise ScanError(
                 self.path, f"corrupt at {self.name}, row {row}, column {column} of its tiles ({error}); copy it again"

@@ -1,10 +1,11 @@
-"""A slide and the tiles of it that are wanted: light values, which open the file where they are read."""
+"""A slide and a selection of its tiles: light values, which open the file when read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -12,14 +13,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from monai_pipelines.errors import ScanError
 from monai_pipelines.slides.geometry import TileSize, average_area, fit_level, fit_tile
-from monai_pipelines.slides.readers import Backend, Stamp, broken_told, drop_reader, open_reader
+from monai_pipelines.slides.readers import Backend, Reader, Stamp, drop_reader, open_reader, raise_scan_errors
 
-BLOCK_PX = 2048  # side of what a thumbnail reads at once
+BLOCK_PX = 2048  # side of the blocks that a thumbnail reads
 
 
 @dataclass(frozen=True)
 class Slide:
-    """A slide, made by `open_slide`: what it is, not the open file.
+    """A slide, made by `open_slide`: its description, not the open file.
 
     It can be pickled, compared and hashed. The file is opened on the first read of each process and stays open while
     it is among the 8 that the process read last; see `close_slides`.
@@ -30,9 +31,9 @@ class Slide:
         size: (width, height) at level 0.
         level_sizes: (width, height) of each level.
         level_downsamples: level-0 pixels along a pixel of each level.
-        vendor: as OpenSlide names it; "tiff" where tifffile reads.
-        backend: what reads it.
-        stamp: bytes of the file and nanoseconds of its last change when it was described; None: any will do.
+        vendor: OpenSlide's name; "tiff" if tifffile reads it.
+        backend: "openslide" or "tifffile".
+        stamp: size in bytes and modification time in ns of the file that was described; None: any.
 
     Example:
         >>> import tempfile, tifffile
@@ -61,11 +62,16 @@ class Slide:
 
     @property
     def color_profile(self) -> bytes | None:
-        """ICC profile of the scanner's colours; None where the file has none."""
-        return open_reader(self.path, self.backend, self.stamp).color_profile
+        """ICC profile of the scanner's colors; None if the file has none."""
+        return self._reader.color_profile
+
+    @property
+    def properties(self) -> Mapping[str, str]:
+        """The file's metadata under OpenSlide's names, read-only; resolution and description if tifffile reads it."""
+        return MappingProxyType(self._reader.properties)
 
     def tile_size(self, tile_px: int, mpp: float) -> TileSize:
-        """Where tiles of this resolution come from; they are only ever shrunk, see `fit_tile`.
+        """Size of tiles of this resolution; they are never enlarged, see `fit_tile`.
 
         Args:
             tile_px: side of a tile.
@@ -81,16 +87,16 @@ class Slide:
         if size is None:
             raise ScanError(
                 self.path,
-                f"wanted tiles of {mpp:g} um per pixel, the slide has {self.mpp:.4g} and tiles are only ever shrunk; "
+                f"wanted tiles of {mpp:g} um per pixel, the slide has {self.mpp:.4g} and tiles are never enlarged; "
                 f"ask for {self.mpp:.4g} or more",
             )
         return size
 
     def read_region(self, x: int, y: int, width: int, height: int, level: int = 0) -> NDArray[np.uint8]:
-        """A region of one level, on white: nothing lies behind transparent pixels or beyond the edge.
+        """A region of one level, white behind transparent pixels and beyond the edge.
 
         Args:
-            x, y: upper left corner at level 0; between two pixels of the level the nearer one is taken.
+            x, y: upper left corner at level 0, rounded to pixels of the level.
             width, height: in pixels of the level.
             level: that is read, 0 is the finest.
 
@@ -110,12 +116,12 @@ class Slide:
         return out
 
     def read_tiles(self, coords: ArrayLike, size: TileSize, num_threads: int = 1) -> NDArray[np.uint8]:
-        """Tiles in the order of their coordinates, shrunk by averaging where the level is finer.
+        """Tiles in the order of their coordinates, shrunk by averaging if the level is finer.
 
         Args:
             coords: (N, 2) upper left corners (x, y) at level 0.
             size: from `tile_size`.
-            num_threads: that read and decode.
+            num_threads: for reading and decoding.
 
         Returns:
             (N, tile_px, tile_px, 3).
@@ -138,7 +144,7 @@ class Slide:
                 x, y = corners[index].tolist()
                 self._read_tile(tiles[index], x, y, size)
 
-        parts = np.array_split(np.arange(len(corners)), num_threads)  # neighbours stay together
+        parts = np.array_split(np.arange(len(corners)), num_threads)  # neighbors stay together
         if num_threads == 1:
             read(parts[0])
         else:
@@ -149,10 +155,10 @@ class Slide:
     def thumbnail(self, mpp: float) -> tuple[NDArray[np.uint8], float]:
         """The whole slide, small, by averaging whole blocks of the nearest finer level.
 
-        The last row and column of blocks are left out where they are not full.
+        An incomplete last row or column of blocks is left out.
 
         Args:
-            mpp: um per pixel; what comes is as near as whole blocks allow.
+            mpp: um per pixel, met as nearly as whole blocks allow.
 
         Returns:
             (h, w, 3), and the level-0 pixels along a pixel of it.
@@ -163,10 +169,10 @@ class Slide:
         """
         if mpp <= 0:
             raise ValueError(f"thumbnail: mpp must be above 0, got {mpp}")
-        wanted = mpp / self.mpp
-        level = fit_level(wanted, self.level_downsamples) or 0
+        target = mpp / self.mpp
+        level = fit_level(target, self.level_downsamples) or 0
         width, height = self.level_sizes[level]
-        factor = min(max(1, round(wanted / self.level_downsamples[level])), width, height)
+        factor = min(max(1, round(target / self.level_downsamples[level])), width, height)
         small = np.empty((height // factor, width // factor, 3), dtype=np.uint8)
         side = max(1, BLOCK_PX // factor)
         for top in range(0, small.shape[0], side):
@@ -176,15 +182,19 @@ class Slide:
                 small[top : top + side, left : left + side] = block
         return small, factor * self.level_downsamples[level]
 
+    @property
+    def _reader(self) -> Reader:
+        return open_reader(self.path, self.backend, self.stamp)
+
     def _position(self, x: int, y: int, level: int) -> tuple[int, int]:
-        """The pixel of this level that is nearest to a place at level 0."""
+        """The pixel of this level that is nearest to a position at level 0."""
         downsample = self.level_downsamples[level]
         return round(x / downsample), round(y / downsample)
 
     def _read(self, out: NDArray[np.uint8], level: int, x: int, y: int, factor: int = 1) -> None:
         try:
-            with broken_told(self.path):
-                open_reader(self.path, self.backend, self.stamp).read(out, level, x, y, factor)
+            with raise_scan_errors(self.path):
+                self._reader.read(out, level, x, y, factor)
         except ScanError:
             drop_reader(self.path, self.backend, self.stamp)  # after an error OpenSlide's handle is dead
             raise
@@ -202,12 +212,12 @@ class Slide:
 
 @dataclass(frozen=True, eq=False)
 class Tiles:
-    """Which tiles of which slide: a bag that is not read yet.
+    """Tiles of a slide, such as a bag, that are not read yet.
 
     Args:
-        slide: they are of.
+        slide: of the tiles.
         coords: (N, 2) int64, upper left corners (x, y) at level 0.
-        size: of each.
+        size: of each tile.
 
     Raises:
         ValueError: coordinates of another shape or type.
@@ -233,5 +243,5 @@ class Tiles:
         return len(self.coords)
 
     def __getitem__(self, index: Any) -> Tiles:
-        """Some of them: a slice, or an array of indices or of booleans."""
+        """A selection: a slice, or an array of indices or booleans."""
         return Tiles(self.slide, self.coords[index], self.size)

@@ -1,4 +1,4 @@
-"""Transform steps, array and dictionary (``d``), to be named in chains or used alone."""
+"""Transform steps for arrays and dictionaries (``d``), for use in chains or alone."""
 
 from monai_pipelines.transforms.ct.intensity import (
     RandBrightness3D,
@@ -10,7 +10,8 @@ from monai_pipelines.transforms.ct.intensity import (
 )
 from monai_pipelines.transforms.ct.load import LoadCT, LoadCTd
 from monai_pipelines.transforms.ct.lungs import SegmentLungs, SegmentLungsd
-from monai_pipelines.transforms.ct.mask_lungs import LungHistogram, LungHistogramd, MaskLungs, MaskLungsd
+from monai_pipelines.transforms.ct.mask_lungs import MaskLungs, MaskLungsd
+from monai_pipelines.transforms.ct.measure import LungHistogram, LungHistogramd
 from monai_pipelines.transforms.ct.resample import ResampleCT, ResampleCTd
 from monai_pipelines.transforms.ct.spatial import RandSpatial3D, RandSpatial3Dd
 from monai_pipelines.transforms.ct.window import WindowHU, WindowHUd
@@ -22,6 +23,10 @@ from monai_pipelines.transforms.image2d.resize import ResizeImage, ResizeImaged
 from monai_pipelines.transforms.image2d.retina import CropRetina, CropRetinad
 from monai_pipelines.transforms.image2d.spatial import RandSpatial2D, RandSpatial2Dd
 from monai_pipelines.transforms.image2d.stain import NormalizeStain, NormalizeStaind, RandStain, RandStaind
+from monai_pipelines.transforms.slide.load import LoadSlide, LoadSlided
+from monai_pipelines.transforms.slide.read import ReadTiles, ReadTilesd
+from monai_pipelines.transforms.slide.tiles import RandSampleTiles, RandSampleTilesd, TileSlide, TileSlided
+from monai_pipelines.transforms.slide.tissue import SegmentTissue, SegmentTissued
 
 __all__ = [
     "CropRetina",
@@ -30,6 +35,8 @@ __all__ = [
     "LoadCTd",
     "LoadImage2D",
     "LoadImage2Dd",
+    "LoadSlide",
+    "LoadSlided",
     "LoadXray",
     "LoadXrayd",
     "LungHistogram",
@@ -50,18 +57,26 @@ __all__ = [
     "RandContrast3Dd",
     "RandNoise3D",
     "RandNoise3Dd",
+    "RandSampleTiles",
+    "RandSampleTilesd",
     "RandSpatial2D",
     "RandSpatial2Dd",
     "RandSpatial3D",
     "RandSpatial3Dd",
     "RandStain",
     "RandStaind",
+    "ReadTiles",
+    "ReadTilesd",
     "ResampleCT",
     "ResampleCTd",
     "ResizeImage",
     "ResizeImaged",
     "SegmentLungs",
     "SegmentLungsd",
+    "SegmentTissue",
+    "SegmentTissued",
+    "TileSlide",
+    "TileSlided",
     "WindowHU",
     "WindowHUd",
 ]

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import csv
+import functools
 import json
+import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -21,13 +25,12 @@ from monai.utils import set_determinism
 from monai_pipelines import phantoms
 from monai_pipelines.data import medmnist_info
 from monai_pipelines.declared import declared_path, list_declared
+from monai_pipelines.metrics import classification_metrics
 
-ENTRY_POINTS = {"train", "inference", "evaluate"}
+ENTRY_POINTS = {"train", "inference"}
 QUIET: dict[str, Any] = {"num_workers": 1, "progress": False}
 WEIGHTS = Path(tempfile.mkdtemp()) / "tile_network.pt"
 atexit.register(shutil.rmtree, WEIGHTS.parent, ignore_errors=True)
-
-
 # What MONAI's schema of 2024-07-25 asks for, in short.
 REQUIRED = ("schema", "version", "monai_version", "pytorch_version", "numpy_version", "task", "description", "authors")
 STRINGS = (*REQUIRED, "copyright", "data_source", "data_type", "image_classes", "label_classes", "pred_classes")
@@ -68,8 +71,6 @@ class Case(NamedTuple):
             name, the reason why a bad one is skipped. None where the bundle takes one file.
         own_data: by config, `make` for overlays that need other data.
         unlike: configs whose network has other inputs or outputs than the metadata's, or sizes that depend on values.
-        no_training: overlays that do not train a network, or not alone.
-        on_demo: the other overlays are tried on the demo's network.
     """
 
     make: Callable[[Path], Path]
@@ -78,8 +79,6 @@ class Case(NamedTuple):
     spoil: Callable[[Path, Path], tuple[int, dict[str, str]]] | None
     own_data: Mapping[str, Callable[[Path], Path]] = MappingProxyType({})
     unlike: tuple[str, ...] = ()
-    no_training: tuple[str, ...] = ()
-    on_demo: bool = False
 
 
 def _lung_ct(folder: Path) -> Path:
@@ -190,9 +189,7 @@ CASES = {
         {"batch_size": 4, "backbone_weights": str(WEIGHTS)},
         {"train": 1_313_026, "demo": 49_730},
         _spoil_slides,
-        unlike=("train", "demo", "end_to_end", "features", "seeds", "monai_mil", "mc_dropout"),
-        no_training=("features", "seeds", "monai_mil"),
-        on_demo=True,
+        unlike=("train", "demo", "end_to_end", "features", "monai_mil", "mc_dropout"),
     ),
 }
 
@@ -222,13 +219,70 @@ class Bundle(NamedTuple):
         return parser
 
 
+class Demo(NamedTuple):
+    """A run of the demo's network on tiny data: one epoch by the real command line, from the bundle's folder."""
+
+    data: Path
+    run: Path
+    trained: dict[str, bytes]
+    """What the training left, by path below ``run``."""
+
+
+def options(bundle: Bundle, dataset_dir: Path, output_dir: Path) -> list[str]:
+    small = [part for name, value in bundle.case.small.items() for part in (f"--{name}", str(value))]
+    return ["--dataset_dir", str(dataset_dir), "--output_dir", str(output_dir), *small]
+
+
+def run_command(cwd: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """``python -m monai.bundle ARGUMENTS``."""
+    env = {**os.environ, "PYTHONPATH": str(declared_path("bundles").parent)}
+    command = [sys.executable, "-m", "monai.bundle", *arguments]
+    result = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
+    assert result.returncode == 0 or not check, result.stdout[-2000:] + result.stderr[-4000:]
+    return result
+
+
+def read_rows(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="", encoding="utf-8") as lines:
+        return list(csv.DictReader(lines))
+
+
+def check_metrics(folder: Path) -> dict[str, Any]:
+    """``metrics.json`` of an evaluation, whose metrics are those recomputed from ``predictions.csv``."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    rows = [row for row in read_rows(folder / "predictions.csv") if not row["skipped"]]
+    prob = np.array([[float(row[f"prob_{name}"]) for name in metrics["classes"]] for row in rows])
+    label = np.array([row["label"].split("|") for row in rows]).astype(int)
+    truth = label if label.shape[1] > 1 else label[:, 0]
+    wanted = classification_metrics(prob, truth, threshold=metrics["threshold"])
+    assert metrics["metrics"] == {name: None if np.isnan(v) else pytest.approx(v) for name, v in wanted.items()}
+    assert metrics["num_images"] == len(rows)
+    assert metrics["shortcuts"]
+    return metrics
+
+
+def bundle_of(name: str) -> Bundle:
+    return Bundle(name, declared_path("bundles") / name, CASES[name])
+
+
+@functools.cache
+def demo_of(name: str) -> Demo:
+    """Made once per process; tests of one bundle run in one."""
+    bundle, folder = bundle_of(name), Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    data, run = bundle.case.make(folder / "data"), folder / "run"
+    configs = "['configs/train.yaml','configs/demo.yaml']"
+    run_command(bundle.root, "run", "--config_file", configs, "--max_epochs", "1", *options(bundle, data, run))
+    files = [file for file in run.rglob("*") if file.is_file()]
+    return Demo(data, run, {file.relative_to(run).as_posix(): file.read_bytes() for file in files})
+
+
 @pytest.fixture(
     scope="module",
     params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in list_declared("bundles")],
 )
 def bundle(request: pytest.FixtureRequest) -> Bundle:
-    name = request.param
-    return Bundle(name, declared_path("bundles") / name, CASES[name])
+    return bundle_of(request.param)
 
 
 @pytest.fixture(scope="session")
@@ -238,9 +292,8 @@ def schema() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def data(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `dataset_dir` names."""
-    return bundle.case.make(tmp_path_factory.mktemp(bundle.name) / "data")
+def demo(bundle: Bundle) -> Demo:
+    return demo_of(bundle.name)
 
 
 @pytest.fixture
@@ -250,10 +303,14 @@ def workflow(
     """The bundle in this process, initialised, at a small size."""
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
 
-    def start(*names: str, workflow_type: str = "train", **override: Any) -> ConfigWorkflow:
+    def start(*names: str, run_id: str = "run", workflow_type: str = "train", **override: Any) -> ConfigWorkflow:
         settings = {"bundle_root": str(bundle.root), "output_dir": str(tmp_path), "num_workers": 0, **bundle.case.small}
         flow = ConfigWorkflow(
-            bundle.config(*names), logging_file=False, workflow_type=workflow_type, **{**settings, **override}
+            bundle.config(*names),
+            logging_file=False,
+            run_id=run_id,
+            workflow_type=workflow_type,
+            **{**settings, **override},
         )
         flow.initialize()
         return flow

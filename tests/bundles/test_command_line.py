@@ -1,10 +1,8 @@
-"""Every bundle through its real command line."""
+"""Every bundle through its real command line: training, evaluation, inference, and what MONAI's tools make of it."""
 
 from __future__ import annotations
 
-import csv
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -15,31 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ckpt_export, verify_metadata, verify_net_in_out
 
-from monai_pipelines.declared import declared_path
 from monai_pipelines.explain.scan import explain_scan
-
-ROOT = declared_path("bundles").parent
+from tests.bundles.conftest import Bundle, Demo, bundle_of, check_metrics, demo_of, options, read_rows, run_command
 
 pytestmark = pytest.mark.slow
 
-
-def _run(cwd: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "monai.bundle", *arguments]
-    result = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
-    assert result.returncode == 0 or not check, result.stdout[-2000:] + result.stderr[-4000:]
-    return result
-
-
-def _rows(file: Path) -> list[dict[str, str]]:
-    with file.open(newline="") as lines:
-        return list(csv.DictReader(lines))
-
-
-def _options(bundle: Any, dataset_dir: Path, output_dir: Path) -> list[str]:
-    small = [part for name, value in bundle.case.small.items() for part in (f"--{name}", str(value))]
-    return ["--dataset_dir", str(dataset_dir), "--output_dir", str(output_dir), *small]
+NAME = "medmnist_classification"  # what is the same in every bundle is tried on this one
 
 
 def _check_row(row: dict[str, str], threshold: float | None) -> None:
@@ -50,164 +31,161 @@ def _check_row(row: dict[str, str], threshold: float | None) -> None:
     assert row["predicted"] == str(wanted)
 
 
-@pytest.fixture(scope="module")
-def trained(bundle: Any, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One epoch of the demo network, from the bundle's own folder."""
-    output = tmp_path_factory.mktemp("trained")
-    configs = "['configs/train.yaml','configs/demo.yaml']"
-    _run(bundle.root, "run", "--config_file", configs, "--max_epochs", "1", *_options(bundle, data, output))
-    return output
+def _stored_threshold(demo: Demo) -> float | None:
+    return torch.load(demo.run / "best.pt", weights_only=True)["threshold"]
 
 
-def test_training_leaves_what_is_needed(bundle: Any, data: Path, trained: Path) -> None:
-    wanted = {"best.pt", "last.pt", "configs", "history.json", "history.png", "run.json", "tensorboard"}
-    assert {file.name for file in trained.iterdir()} - {"cache", "features"} == wanted
-    configs = bundle.root / "configs"
-    kept = {file.name: file.read_text() for file in (trained / "configs").iterdir()}
-    assert kept == {file.name: file.read_text() for file in configs.iterdir() if file.is_file()}
-    run = json.loads((trained / "run.json").read_text())
+def test_training_leaves_what_is_needed(bundle: Bundle, demo: Demo) -> None:
+    top = {name.partition("/")[0] for name in demo.trained}
+    assert top - {"cache", "features"} == {
+        *("best.pt", "last.pt", "configs", "history.json", "history.png", "run.json", "tensorboard")
+    }
+    configs = {name: text for name, text in demo.trained.items() if name.startswith("configs/")}
+    assert configs == {f"configs/{f.name}": f.read_bytes() for f in (bundle.root / "configs").iterdir() if f.is_file()}
+    run = json.loads(demo.trained["run.json"])
     assert run["command"].startswith("python -m monai.bundle run --config_file ")
     assert "configs/demo.yaml" in run["command"]
     assert run["seed"] == 0
-    checkpoint = torch.load(trained / "best.pt", weights_only=True)
+    checkpoint = torch.load(demo.run / "best.pt", weights_only=True)
     assert run["fingerprint"] == checkpoint["fingerprint"]
     assert run["chain"] == checkpoint["chain"]
     if "size" in bundle.case.small:
         assert run["chain"]["knobs"]["size"] == bundle.case.small["size"]
-    assert [len(json.loads((trained / "history.json").read_text())), checkpoint["epoch"]] == [1, 1]
+    assert [len(json.loads(demo.trained["history.json"])), checkpoint["epoch"]] == [1, 1]
     assert (checkpoint["threshold"] is None) == (bundle.parser("train").get("threshold_by") is None)
-    everything = b"".join(file.read_bytes() for file in trained.rglob("*") if file.is_file())
-    assert b"phantom-0" not in everything, "a patient"
+    assert not [name for name, content in demo.trained.items() if b"phantom-0" in content], "a patient"
 
 
-def test_resume_and_evaluate_from_elsewhere(bundle: Any, data: Path, trained: Path, tmp_path: Path) -> None:
-    output = tmp_path / "output"
-    shutil.copytree(trained, output)
-    options = ["--bundle_root", str(bundle.root), *_options(bundle, data, output)]
-    train = bundle.config("train", "demo")
-    resumed = _run(tmp_path, "run", "--config_file", str(train), "--resume", "true", "--max_epochs", "2", *options)
-    assert "resumed after epoch 1" in resumed.stdout
-    assert [record["epoch"] for record in json.loads((output / "history.json").read_text())] == [1, 2]
-    assert torch.load(output / "last.pt", weights_only=True)["epoch"] == 2
-
-    overlays = ["evaluate", "tta"] if "tta" in bundle.overlays else ["evaluate"]
-    _run(tmp_path, "run", "--config_file", str([*train, *bundle.config(*overlays)]), *options)
-    assert {"metrics.json", "predictions.csv", "report.html", "roc.png", "confusion_matrix.png"} <= {
-        file.name for file in output.iterdir()
-    }
-    metrics = json.loads((output / "metrics.json").read_text())
-    rows = _rows(output / "predictions.csv")
+def test_evaluation_from_elsewhere(bundle: Bundle, demo: Demo, tmp_path: Path) -> None:
+    run = shutil.copytree(demo.run, tmp_path / "run")
+    names = ["train", "demo", "tta"] if "tta" in bundle.overlays else ["train", "demo"]
+    arguments = ["--bundle_root", str(bundle.root), *options(bundle, demo.data, run)]
+    run_command(tmp_path, "run", "--run_id", "evaluate", "--config_file", str(bundle.config(*names)), *arguments)
+    assert {"report.html", "roc.png", "confusion_matrix.png"} <= {file.name for file in run.iterdir()}
+    metrics, rows = check_metrics(run), read_rows(run / "predictions.csv")
     assert {row["split"] for row in rows} == {"test"}
-    assert metrics["num_scans"] == len(rows) >= 2
-    assert metrics["shortcut"]
-    correct = [row["label"] == row["predicted"] for row in rows]
-    assert metrics["metrics"]["accuracy"] == pytest.approx(sum(correct) / len(correct))
-    threshold = torch.load(output / "best.pt", weights_only=True)["threshold"]
+    assert len(rows) >= 2
+    assert metrics["threshold"] == _stored_threshold(demo)
     for row in rows:
-        _check_row(row, threshold)
-    if "tta" in overlays:
+        _check_row(row, metrics["threshold"])
+    if "tta" in names:
         assert min(float(row["spread"]) for row in rows) >= 0 < max(float(row["spread"]) for row in rows)
 
 
-def test_inference_lists_bad_images(bundle: Any, data: Path, trained: Path, tmp_path: Path) -> None:
+def test_inference_lists_bad_images_and_one_image_is_explained_alike(
+    bundle: Bundle, demo: Demo, tmp_path: Path
+) -> None:
     if bundle.case.spoil is None:
-        source, num_good, reasons = next(data.glob("*.npz")), 22, {}
+        source, num_good, reasons = tmp_path / "one.npz", 1, {}
+        with np.load(next(demo.data.glob("*.npz"))) as arrays:
+            np.savez(source, images=arrays["test_images"][:1])
     else:
         source = tmp_path / "images"
         source.mkdir()
-        num_good, reasons = bundle.case.spoil(data, source)
+        num_good, reasons = bundle.case.spoil(demo.data, source)
     output = tmp_path / "predictions"
-    options = ["--checkpoint", str(trained / "best.pt"), *_options(bundle, source, output)]
+    arguments = ["--checkpoint", str(demo.run / "best.pt"), *options(bundle, source, output)]
     configs = str(bundle.config("inference", "demo"))
-    told = _run(tmp_path, "run", "--config_file", configs, "--bundle_root", str(bundle.root), *options)
-    assert f"{num_good} predicted, {len(reasons)} skipped" in told.stdout
-    rows = {row["image"]: row for row in _rows(output / "predictions.csv")}
+    result = run_command(tmp_path, "run", "--config_file", configs, "--bundle_root", str(bundle.root), *arguments)
+    assert f"{num_good} predicted, {len(reasons)} skipped" in result.stdout
+    rows = {row["image"]: row for row in read_rows(output / "predictions.csv")}
     assert len(rows) == num_good + len(reasons)
-    threshold = torch.load(trained / "best.pt", weights_only=True)["threshold"]
     for name, row in rows.items():
         if name in reasons:
             assert reasons[name] in row["skipped"]
             assert row["predicted"] == ""
         else:
-            _check_row(row, threshold)
+            _check_row(row, _stored_threshold(demo))
 
-
-def test_one_image_is_explained_as_inference_classifies_it(
-    bundle: Any, data: Path, trained: Path, tmp_path: Path
-) -> None:
-    if bundle.case.on_demo:
-        with pytest.raises(ValueError, match="a bundle of slides; its inference draws where the network looked"):
-            explain_scan(trained, min((data / "slides").iterdir()), tmp_path)
+    image = source if source.is_file() else min(path for path in source.iterdir() if path.name not in reasons)
+    if bundle.name == "histology_slide_classification":
+        with pytest.raises(ValueError, match="a slide; the inference of its bundle draws where the network looked"):
+            explain_scan(demo.run, image, tmp_path / "explained")
         return
-    if bundle.case.spoil is None:
-        image = tmp_path / "one.npz"
-        with np.load(next(data.glob("*.npz"))) as arrays:
-            np.savez(image, images=arrays["test_images"][:1])
-    else:
-        source = tmp_path / "images"
-        source.mkdir()
-        _, bad = bundle.case.spoil(data, source)
-        image = min(path for path in source.iterdir() if path.name not in bad)
-    told = explain_scan(trained, image, tmp_path / "told")
-    options = ["--checkpoint", str(trained / "best.pt"), *_options(bundle, image, tmp_path / "inference")]
-    configs = str(bundle.config("inference", "demo"))
-    _run(tmp_path, "run", "--config_file", configs, "--bundle_root", str(bundle.root), *options)
-    (row,) = _rows(tmp_path / "inference" / "predictions.csv")
-    for name, prob in told["prob"].items():
+    summary = explain_scan(demo.run, image, tmp_path / "explained")
+    row = next(iter(rows.values())) if source.is_file() else rows[image.name]
+    for name, prob in summary["prob"].items():
         assert prob == pytest.approx(float(row[f"prob_{name}"]), abs=1e-3)
-    assert (tmp_path / "told" / told["map"]).is_file()
+    assert (tmp_path / "explained" / summary["map"]).is_file()
 
 
-def test_wrong_bundle_root_is_told_in_one_line(bundle: Any, tmp_path: Path) -> None:
-    told = _run(tmp_path, "run", "--config_file", *bundle.config("train"), check=False)
-    assert told.returncode == 1
-    assert "Traceback" not in told.stderr
-    last = told.stderr.splitlines()[-1]
+def test_monais_own_checks_pass(bundle: Bundle, schema: dict[str, Any], tmp_path: Path) -> None:
+    metadata = str(bundle.root / "configs" / "metadata.json")
+    (tmp_path / "schema.json").write_text(json.dumps(schema))
+    verify_metadata(meta_file=metadata, filepath=str(tmp_path / "schema.json"))
+    image = bundle.metadata["network_data_format"]["inputs"]["image"]
+    shape = [64] * len(image["spatial_shape"]) if image["type"] == "image" else image["spatial_shape"]
+    (config,) = bundle.config("train")
+    small = {"_meta_::network_data_format::inputs::image::spatial_shape": shape}
+    verify_net_in_out("network", meta_file=metadata, config_file=config, device="cpu", **small)
+
+
+def test_export_gives_the_same_output(bundle: Bundle, demo: Demo, tmp_path: Path) -> None:
+    ckpt_export(
+        "network_def",
+        filepath=str(tmp_path / "model.ts"),
+        ckpt_file=str(demo.run / "best.pt"),
+        meta_file=str(bundle.root / "configs" / "metadata.json"),
+        config_file=bundle.config("inference", "demo"),
+        key_in_ckpt="model",
+    )
+    network = bundle.parser("inference", "demo").get_parsed_content("network_def").eval()
+    network.load_state_dict(torch.load(demo.run / "best.pt", weights_only=True)["model"])
+    image = bundle.metadata["network_data_format"]["inputs"]["image"]
+    shape = [32] * len(image["spatial_shape"]) if image["type"] == "image" else [network.in_features]
+    images = torch.rand(2, image["num_channels"], *shape)
+    with torch.no_grad():
+        assert torch.allclose(torch.jit.load(tmp_path / "model.ts")(images), network(images), atol=1e-5)
+
+
+# ---- the same in every bundle
+
+
+@pytest.mark.xdist_group(NAME)
+def test_resumed_training(tmp_path: Path) -> None:
+    bundle, demo = bundle_of(NAME), demo_of(NAME)
+    run = shutil.copytree(demo.run, tmp_path / "run")
+    arguments = ["--resume", "True", "--max_epochs", "2", *options(bundle, demo.data, run)]
+    configs = str(bundle.config("train", "demo"))
+    resumed = run_command(tmp_path, "run", "--config_file", configs, "--bundle_root", str(bundle.root), *arguments)
+    assert "resumed after epoch 1" in resumed.stdout
+    assert [record["epoch"] for record in json.loads((run / "history.json").read_text())] == [1, 2]
+    assert torch.load(run / "last.pt", weights_only=True)["epoch"] == 2
+
+
+@pytest.mark.xdist_group(NAME)
+def test_wrong_bundle_root_is_reported_in_one_line(tmp_path: Path) -> None:
+    result = run_command(tmp_path, "run", "--config_file", *bundle_of(NAME).config("train"), check=False)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    last = result.stderr.splitlines()[-1]
     assert last.startswith("bundle_root '.'")
     assert last.endswith("has no configs/metadata.json: run from the bundle's folder or add --bundle_root FOLDER")
 
 
-def test_bad_data_are_told_last_with_all_problems(bundle: Any, tmp_path: Path) -> None:
+@pytest.mark.xdist_group("lung_ct_classification")
+def test_bad_data_are_listed_last_with_all_problems(tmp_path: Path) -> None:
+    bundle = bundle_of("lung_ct_classification")
     (tmp_path / "table.csv").write_text("image,label\nlost,0\nalso_lost,ill\n")
-    options = _options(bundle, tmp_path, tmp_path / "output")[:4]
-    told = _run(bundle.root, "run", "--config_file", "configs/train.yaml", *options, check=False)
-    assert told.returncode == 1
-    _, _, last = told.stderr.rpartition("\nerror: ")
-    if bundle.name == "medmnist_classification":
-        assert "pathmnist.npz" in last
-        assert "--download true" in last
-        return
-    lines = last.strip().splitlines()
+    arguments = options(bundle, tmp_path, tmp_path / "output")[:4]
+    result = run_command(bundle.root, "run", "--config_file", "configs/train.yaml", *arguments, check=False)
+    assert result.returncode == 1
+    lines = result.stderr.rpartition("\nerror: ")[2].strip().splitlines()
     assert re.fullmatch(r".*table\.csv: \d problem\(s\)", lines[0])
     assert "line 2: lost: no such file or folder" in lines[1]
     assert "line 3: also_lost: no such file or folder" in lines[2]
     assert "line 3: also_lost: unknown label 'ill', wanted one of" in lines[3]
 
 
-def test_monais_own_checks_pass(bundle: Any, schema: dict[str, Any], tmp_path: Path) -> None:
-    metadata = str(bundle.root / "configs" / "metadata.json")
-    file = tmp_path / "schema.json"
-    file.write_text(json.dumps(schema))
-    verified = _run(tmp_path, "verify_metadata", "--meta_file", metadata, "--filepath", str(file))
-    assert "metadata is verified with no error." in verified.stdout + verified.stderr
-    given = bundle.metadata["network_data_format"]["inputs"]["image"]
-    shape = [64] * len(given["spatial_shape"]) if given["type"] == "image" else given["spatial_shape"]
-    small = ["--_meta_#network_data_format#inputs#image#spatial_shape", str(shape)]
-    (config,) = bundle.config("train")
-    verified = _run(tmp_path, "verify_net_in_out", "network", "--meta_file", metadata, "--config_file", config, *small)
-    assert "data shape of network is verified with no error." in verified.stdout + verified.stderr
-
-
-def test_export_gives_the_same_output(bundle: Any, trained: Path, tmp_path: Path) -> None:
-    exported = tmp_path / "model.ts"
-    configs, root = bundle.config("inference", "demo"), bundle.root
-    options = ["--ckpt_file", str(trained / "best.pt"), "--key_in_ckpt", "model", "--filepath", str(exported)]
-    options += ["--meta_file", str(root / "configs" / "metadata.json"), "--config_file", str(configs)]
-    _run(tmp_path, "ckpt_export", "network_def", *options)
-    network = bundle.parser("inference", "demo").get_parsed_content("network_def").eval()
-    network.load_state_dict(torch.load(trained / "best.pt", weights_only=True)["model"])
-    given = bundle.metadata["network_data_format"]["inputs"]["image"]
-    shape = [32] * len(given["spatial_shape"]) if given["type"] == "image" else [network.in_features]
-    images = torch.rand(2, given["num_channels"], *shape)
-    with torch.no_grad():
-        assert torch.allclose(torch.jit.load(exported)(images), network(images), atol=1e-5)
+@pytest.mark.nightly
+@pytest.mark.xdist_group(NAME)
+def test_seeds_by_the_command_line(tmp_path: Path) -> None:
+    bundle, demo = bundle_of(NAME), demo_of(NAME)
+    arguments = ["--config_file", str(bundle.config("train", "demo")), "--bundle_root", str(bundle.root)]
+    arguments += [*options(bundle, demo.data, tmp_path)[:2], "--max_epochs", "1"]
+    command = ["-m", "monai_pipelines", "sweep", str(tmp_path), "--seeds", "2", "--", *arguments]
+    result = subprocess.run([sys.executable, *command], cwd=bundle.root.parents[1], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    for seed in (0, 1):
+        assert check_metrics(tmp_path / f"seed-{seed}")["run"]["seed"] == seed
+    assert "seed-1/report.html" in (tmp_path / "index.html").read_text()

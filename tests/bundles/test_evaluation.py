@@ -16,10 +16,10 @@ import torch
 from monai.bundle import ConfigWorkflow
 from monai.utils import set_determinism
 
-from monai_pipelines.commands.compare import compare_runs
 from monai_pipelines.declared import declared_path
 from monai_pipelines.report import rebuild_report
-from tests.bundles.conftest import CASES
+from monai_pipelines.report.comparison import compare_runs
+from tests.bundles.conftest import CASES, check_metrics
 
 NAME = "fundus_classification"
 ROOT = declared_path("bundles") / NAME
@@ -44,17 +44,17 @@ def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pa
     """Two runs on one split, evaluated."""
     folders = tmp_path_factory.mktemp("a"), tmp_path_factory.mktemp("b")
     for folder, rate in zip(folders, (0.003, 0.001), strict=True):
-        for names in ((), ("evaluate",)):
-            _run(folder, "train", *names, dataset_dir=str(data), learning_rate=rate, max_epochs=1)
+        for run_id in ("run", "evaluate"):
+            _run(folder, "train", run_id, dataset_dir=str(data), learning_rate=rate, max_epochs=1)
     return folders
 
 
-def _run(output: Path, entry: str, *names: str, **override: Any) -> None:
-    files = [str(ROOT / "configs" / f"{name}.yaml") for name in (entry, "demo", *names)]
+def _run(output: Path, entry: str, run_id: str = "run", **override: Any) -> None:
+    files = [str(ROOT / "configs" / f"{name}.yaml") for name in (entry, "demo")]
     settings = {"bundle_root": str(ROOT), "output_dir": str(output), "cache_dir": None, "num_workers": 0}
     kind = "train" if entry == "train" else "infer"
     flow = ConfigWorkflow(
-        files, logging_file=False, workflow_type=kind, **{**settings, **CASES[NAME].small, **override}
+        files, logging_file=False, run_id=run_id, workflow_type=kind, **{**settings, **CASES[NAME].small, **override}
     )
     flow.initialize()
     flow.run()
@@ -74,7 +74,7 @@ def test_decisions_of_the_validation_are_those_of_evaluation_and_inference(
 ) -> None:
     run = runs[0]
     card = torch.load(run / "best.pt", weights_only=True)
-    metrics = json.loads((run / "metrics.json").read_text())
+    metrics = check_metrics(run)
     assert metrics["threshold"] == card["threshold"]
     assert metrics["threshold_by"] == card["threshold_by"] == "youden"
     assert metrics["calibration"]["temperature"] == card["temperature"] != 1
@@ -114,11 +114,19 @@ def test_ensemble_is_the_mean_of_its_members(data: Path, runs: tuple[Path, Path]
     assert [Path(member["file"]) for member in metrics["members"]] == list(runs)
     assert metrics["uncertainty_by_spread"]
     _run(tmp_path / "inference", "inference", dataset_dir=str(data / "disease"), ensemble=members)
-    assert {float(row["spread"]) >= 0 for row in _rows(tmp_path / "inference").values()} == {True}
+    inferred = {name.rpartition("/")[2]: row for name, row in _rows(tmp_path / "inference").items()}
+    both = [
+        (row, inferred[n])
+        for n, row in ((k.rpartition("/")[2], v) for k, v in _rows(tmp_path).items())
+        if n in inferred
+    ]
+    assert both
+    for evaluated, predicted in both:
+        assert float(predicted["spread"]) == pytest.approx(float(evaluated["spread"]), abs=1e-5)
 
 
 def test_runs_are_compared(runs: tuple[Path, Path], tmp_path: Path) -> None:
     result = compare_runs(*runs, tmp_path)
-    own = [json.loads((run / "metrics.json").read_text())["metrics"]["roc_auc"] for run in runs]
-    assert [result["metrics"]["roc_auc"][name] for name in "ab"] == pytest.approx(own)
+    values = [json.loads((run / "metrics.json").read_text())["metrics"]["roc_auc"] for run in runs]
+    assert [result["metrics"]["roc_auc"][name] for name in "ab"] == pytest.approx(values)
     assert {file.name for file in tmp_path.iterdir()} >= {"comparison.html", "comparison.json"}

@@ -20,9 +20,9 @@ from PIL import Image
 
 from monai_pipelines import load_chain
 from monai_pipelines.chains import chain_file
-from monai_pipelines.commands import show
 from monai_pipelines.declared import declared_path, list_declared
 from monai_pipelines.phantoms import write_lung_ct_cohort
+from monai_pipelines.report import chains as show
 
 Command = Callable[..., tuple[int, str, str]]
 

@@ -1,4 +1,4 @@
-"""Archives: unpacked once, whole or not at all, and never outside their folder."""
+"""Archives: unpacked once, completely or not at all, and never outside their folder."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_backslashes_separate_folders(tmp_path: Path) -> None:
     assert set(_files(unpack(_zip(tmp_path / "w.zip", **{"a\\": b"", "a\\b\\1.png": b"x"})))) == {"a/b/1.png"}
 
 
-def test_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unpacked_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = _zip(tmp_path / "set.zip", **{"1.png": b"one"})
     folder = unpack(file)
     with monkeypatch.context() as context:
@@ -87,8 +87,8 @@ def test_links_and_devices_are_refused(tmp_path: Path) -> None:
             entry = ZipInfo(name)
             entry.external_attr = (kind | 0o777) << 16
             archive.writestr(entry, "/etc/passwd")
-    told = "is a link or device, not a file"
-    assert _refused(tmp_path / "set.zip") == [f"'link.png' {told}", f"'pipe' {told}"]
+    problem = "is a link or device, not a file"
+    assert _refused(tmp_path / "set.zip") == [f"'link.png' {problem}", f"'pipe' {problem}"]
 
 
 def test_encrypted_doubled_and_empty(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_encrypted_doubled_and_empty(tmp_path: Path) -> None:
         where = content.index(signature) + offset
         content[where : where + 2] = struct.pack("<H", 1)
     file.write_bytes(content)
-    assert _refused(file) == ["'a.png' is encrypted; unpack the archive yourself and name the folder"]
+    assert _refused(file) == ["'a.png' is encrypted; unpack the archive yourself and use the folder"]
     assert _refused(_zip(tmp_path / "twice.zip", **{"a?.png": b"a", "a_.png": b"b"})) == ["'a_.png' is in it twice"]
     assert _refused(_zip(tmp_path / "empty.zip", **{"a/": b"", ".x": b"y"})) == ["no file in it"]
 
@@ -111,7 +111,7 @@ def test_bombs_and_full_disks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with monkeypatch.context() as context:
         context.setattr(module, "MIN_BOMB_BYTES", 1 << 19)
         (problem,) = _refused(tmp_path / "bomb.zip")
-        assert problem.endswith("no images shrink like that")
+        assert problem.endswith("images never shrink that much")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 1000))  # type: ignore[attr-defined]
     (problem,) = _refused(tmp_path / "bomb.zip")
     assert problem == "wanted 0.0 GB of disk, got 0.0 GB free; choose extract_dir"
@@ -121,16 +121,16 @@ def test_damaged_archives(tmp_path: Path) -> None:
     file = _zip(tmp_path / "set.zip", **{"a.png": b"a" * 1000, "b.png": b"b" * 1000})
     whole = file.read_bytes()
     file.write_bytes(whole[:1500])
-    assert "not a whole zip" in _refused(file)[0]
+    assert "not a complete zip" in _refused(file)[0]
     file.write_bytes(whole.replace(b"b" * 1000, b"b" * 999 + b"c"))
     assert "Bad CRC-32 for file 'b.png'" in _refused(file)[0]
     file.write_bytes(b"no zip at all")
-    assert "copy or fetch it again" in _refused(file)[0]
+    assert "copy or download it again" in _refused(file)[0]
 
 
 @pytest.mark.parametrize("method", [ZIP_DEFLATED, ZIP_LZMA])
 def test_damaged_streams(tmp_path: Path, method: int) -> None:
-    """What the decompressor refuses before any checksum is reached."""
+    """Refused by the decompressor, before any checksum."""
     with ZipFile(tmp_path / "set.zip", "w", method) as archive:
         archive.writestr("a.png", bytes(range(256)) * 20)
         start = 30 + len("a.png") + (9 if method == ZIP_LZMA else 0)
@@ -138,4 +138,4 @@ def test_damaged_streams(tmp_path: Path, method: int) -> None:
     content[start : start + 20] = b"\xff" * 20
     (tmp_path / "set.zip").write_bytes(content)
     (problem,) = _refused(tmp_path / "set.zip")
-    assert problem.startswith("not a whole zip that can be unpacked (")
+    assert problem.startswith("not a complete zip that can be unpacked (")

@@ -1,4 +1,4 @@
-"""Arrays in memory: whole batches at once, the same as one by one."""
+"""Arrays in memory: batches equal single items."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _dataset(shape: tuple[int, ...] = (3, 6, 5), multilabel: bool = False, numbe
 
 @pytest.mark.parametrize("shape", [(1, 6, 5), (3, 6, 5), (1, 6, 5, 4)])
 @pytest.mark.parametrize("multilabel", [False, True])
-def test_a_batch_is_the_items(shape: tuple[int, ...], multilabel: bool) -> None:
+def test_a_batch_equals_the_items(shape: tuple[int, ...], multilabel: bool) -> None:
     dataset = _dataset(shape, multilabel)
     indices = [5, 0, 11, 5]
     batch = dataset.__getitems__(indices)
@@ -35,8 +35,8 @@ def test_a_batch_is_the_items(shape: tuple[int, ...], multilabel: bool) -> None:
         assert torch.equal(batch["image"][row], dataset.images[index])
         assert batch["label"][row].tolist() == dataset.labels[index].tolist() == dataset.data[index]["label"]
         assert batch["name"][row] == dataset.data[index]["name"] == f"i{index}"
-    assert len(dataset) == 12
-    assert dataset.skipped == []
+    assert (len(dataset), dataset.skipped) == (12, [])
+    assert (set(dataset.data[0]), set(batch)) == ({"name", "label"}, {"name", "label", "image"}), "no patients"
 
 
 @pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
@@ -72,20 +72,21 @@ def test_other_items_are_collated_as_monai_does() -> None:
     assert collate_batches([{"image": torch.zeros(1)}])["image"].shape == (1, 1)
 
 
-def test_shortcut_features_of_a_volume_are_those_of_its_values() -> None:
+def test_shortcuts_of_a_volume_depend_only_on_its_values() -> None:
     flat = _dataset((1, 6, 20))
     deep = ArrayDataset(flat.images.reshape(12, 1, 6, 5, 4), flat.labels)
     for name, feature in flat[7]["shortcut"].items():
         assert torch.equal(deep[7]["shortcut"][name], feature)
 
 
-def test_shortcut_features_of_an_item() -> None:
+def test_shortcuts_of_an_item() -> None:
     item = _dataset()[3]
+    assert set(item) == {"name", "label", "image", "shortcut"}
     assert item["image"].shape == (3, 6, 5)
-    colour = item["shortcut"]["mean colour"]
-    assert torch.allclose(colour, item["image"].float().mean((1, 2)) / 255, atol=1e-5)
+    color = item["shortcut"]["mean color"]
+    assert torch.allclose(color, item["image"].float().mean((1, 2)) / 255, atol=1e-5)
     assert "size and file type" not in item["shortcut"], "constant here"
-    assert item["shortcut"]["colour histogram"].shape == (48,)
+    assert item["shortcut"]["color histogram"].shape == (48,)
 
 
 @pytest.mark.parametrize(
@@ -102,14 +103,7 @@ def test_wrong_arrays(images: torch.Tensor, labels: Any, message: str) -> None:
         ArrayDataset(images, labels)
 
 
-def test_patients_are_not_known() -> None:
-    dataset = _dataset()
-    assert set(dataset.data[0]) == {"name", "label"}
-    assert set(dataset[0]) == {"name", "label", "image", "shortcut"}
-    assert set(dataset.__getitems__([0])) == {"name", "label", "image"}
-
-
-# ---- arrays to be classified
+# ---- arrays from files
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The audit: what is planted is found, what is different is not."""
+"""The audit: planted problems are found, different images are not."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ import pytest
 from PIL import Image, ImageEnhance
 from scipy.ndimage import gaussian_filter
 
+from monai_pipelines.commands.audit import print_audit
 from monai_pipelines.data import list_images, read_images
-from monai_pipelines.data.audit import Audit, audit_images, print_audit
+from monai_pipelines.data.audit import Audit, audit_images
 from monai_pipelines.errors import CohortError
 
 
 def _picture(seed: int, size: tuple[int, int] = (64, 64)) -> Image.Image:
-    """Blobs of colour, another for each seed."""
+    """Blobs of color, different for each seed."""
     noise = np.random.default_rng(seed).standard_normal((*size, 3))
     blobs = gaussian_filter(noise, (3, 3, 0.5))
     return Image.fromarray(np.uint8(255 * (blobs - blobs.min()) / np.ptp(blobs)))
@@ -34,7 +35,7 @@ def _save(folder: Path, name: str, image: Image.Image, **options: object) -> Non
 
 
 def _cohort(folder: Path, number: int = 6) -> Path:
-    """Different images: two classes, three splits, two images a patient."""
+    """Different images: two classes, three splits, two images per patient."""
     seed = 0
     for split in ("train", "val", "test"):
         for name in "ab":
@@ -54,13 +55,13 @@ def _copy(folder: Path, source: str, target: str) -> None:
 
 def test_a_sound_cohort(tmp_path: Path) -> None:
     audit = _audit(_cohort(tmp_path))
-    assert audit.to_mend == []
+    assert audit.to_fix == []
     assert audit.exact == audit.near == []
     assert audit.counts == {split: {"a": 6, "b": 6} for split in ("train", "validation", "test")}
     assert audit.imbalance == {"train": 1, "validation": 1, "test": 1}
     assert audit.sizes["a"] == {"height": [64, 64, 64], "width": [64, 64, 64], "num_sizes": 1}
     assert audit.file_types == {"a": {"png": 18}, "b": {"png": 18}}
-    assert audit.colours == {"a": {"colour": 18}, "b": {"colour": 18}}
+    assert audit.colors == {"a": {"color": 18}, "b": {"color": 18}}
 
 
 def test_counts_sizes_and_types_by_class(tmp_path: Path) -> None:
@@ -74,7 +75,7 @@ def test_counts_sizes_and_types_by_class(tmp_path: Path) -> None:
     assert audit.imbalance["all"] == 9 / 4
     assert audit.sizes["a"] == {"height": [40, 44, 48], "width": [90, 90, 90], "num_sizes": 9}
     assert audit.file_types == {"a": {"jpeg": 9}, "b": {"png": 4}}, "by content, not by name"
-    assert audit.colours == {"a": {"grey": 9}, "b": {"colour": 4}}
+    assert audit.colors == {"a": {"gray": 9}, "b": {"color": 4}}
 
 
 def test_unreadable_among_many(tmp_path: Path) -> None:
@@ -85,22 +86,22 @@ def test_unreadable_among_many(tmp_path: Path) -> None:
     audit = _audit(folder)
     assert set(audit.unreadable) == {"train/a/traina0_0.png", "test/b/testb0_9.png"}
     assert all(audit.unreadable.values())
-    assert audit.to_mend == ["2 unreadable images"]
+    assert audit.to_fix == ["2 unreadable images"]
     assert audit.counts["test"] == {"a": 6, "b": 7}
 
 
-def test_patient_in_two_splits_is_listed_not_refused(tmp_path: Path) -> None:
+def test_patients_in_two_splits_are_listed(tmp_path: Path) -> None:
     folder = _cohort(tmp_path)
     _save(folder, "test/a/traina1_x.png", _picture(900))
     audit = _audit(folder)
     assert audit.patients_in_several_splits == [
         {"test": ["test/a/traina1_x.png"], "train": ["train/a/traina1_2.png", "train/a/traina1_3.png"]}
     ]
-    assert audit.to_mend == ["1 patients in several splits"]
+    assert audit.to_fix == ["1 patients in several splits"]
 
 
 @pytest.mark.parametrize(
-    ("source", "target", "told", "mend"),
+    ("source", "target", "kind", "to_fix"),
     [
         ("train/a/traina0_0.png", "test/a/testa0_9.png", "two splits", ["1 groups of equal images in several splits"]),
         (
@@ -113,34 +114,36 @@ def test_patient_in_two_splits_is_listed_not_refused(tmp_path: Path) -> None:
         ("train/a/traina0_0.png", "train/a/traina0_9.png", "one patient", []),
     ],
 )
-def test_equal_images(tmp_path: Path, source: str, target: str, told: str, mend: list[str]) -> None:
+def test_equal_images(tmp_path: Path, source: str, target: str, kind: str, to_fix: list[str]) -> None:
     folder = _cohort(tmp_path)
     _copy(folder, source, target)
     audit = _audit(folder)
     (group,) = audit.exact
     assert sorted(group.images) == sorted([source, target])
-    assert (group.told, group.similarity, audit.near, audit.to_mend) == (told, 1, [], mend)
+    assert (group.kind, group.similarity, audit.near, audit.to_fix) == (kind, 1, [], to_fix)
 
 
 def test_equal_pixels_in_other_files(tmp_path: Path) -> None:
-    """Another compression, a grey image saved as colour: the same pixels."""
+    """Another compression, a gray image saved as color: the same pixels."""
     folder = _cohort(tmp_path, 2)
-    grey = _picture(77).convert("L")
-    _save(folder, "train/a/p1_1.png", grey, compress_level=1)
-    _save(folder, "train/a/p1_2.tif", grey)
-    _save(folder, "train/a/p1_3.png", grey.convert("RGB"), compress_level=9)
+    gray = _picture(77).convert("L")
+    _save(folder, "train/a/p1_1.png", gray, compress_level=1)
+    _save(folder, "train/a/p1_2.tif", gray)
+    _save(folder, "train/a/p1_3.png", gray.convert("RGB"), compress_level=9)
     (group,) = _audit(folder).exact
     assert [Path(name).name for name in group.images] == ["p1_1.png", "p1_2.tif", "p1_3.png"]
 
 
-def test_without_a_split_equal_images_of_two_patients_are_to_be_mended(tmp_path: Path) -> None:
+def test_equal_images_of_two_patients_must_be_fixed_without_a_split(tmp_path: Path) -> None:
     for k in range(3):
         _save(tmp_path, f"a/p{k}_0.png", _picture(k))
         _save(tmp_path, f"b/q{k}_0.png", _picture(10 + k))
     _copy(tmp_path, "a/p0_0.png", "a/p0_1.png")
-    assert _audit(tmp_path).to_mend == []
+    assert _audit(tmp_path).to_fix == []
     _copy(tmp_path, "a/p0_0.png", "a/p1_1.png")
-    assert _audit(tmp_path).to_mend == ["1 groups of equal images of several patients, which a drawn split may part"]
+    assert _audit(tmp_path).to_fix == [
+        "1 groups of equal images of several patients, which a random split may separate"
+    ]
 
 
 def _jpeg(image: Image.Image) -> Image.Image:
@@ -154,7 +157,7 @@ CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "smaller": lambda image: image.resize((40, 40), Image.Resampling.BICUBIC),
     "brighter": lambda image: ImageEnhance.Brightness(image).enhance(1.15),
     "flatter": lambda image: ImageEnhance.Contrast(image).enhance(0.7),
-    "grey": lambda image: image.convert("L"),
+    "gray": lambda image: image.convert("L"),
     **{f"turned {way.name}": lambda image, way=way: image.transpose(way) for way in Image.Transpose},  # type: ignore[misc]
 }
 
@@ -168,9 +171,9 @@ def test_near_duplicates(tmp_path: Path, change: str) -> None:
     assert audit.exact == []
     (group,) = audit.near
     assert sorted(group.images) == ["test/b/testb0_9.png", "train/a/traina0_0.png"]
-    assert group.told == "two classes, two splits"
+    assert group.kind == "two classes, two splits"
     assert 0.95 <= group.similarity <= 1
-    assert audit.to_mend == [], "they are to be looked at"
+    assert audit.to_fix == [], "only to be reviewed"
 
 
 def test_threshold_groups_and_order(tmp_path: Path) -> None:
@@ -187,13 +190,13 @@ def test_threshold_groups_and_order(tmp_path: Path) -> None:
     assert {Path(name).name for name in group.images} == {"x0_0.png", "x1_0.png", "x2_0.png", "y_0.png"}
     assert audit.exact[0].across_classes
     loose = _audit(folder, similarity=0.6)
-    assert [len(found.images) for found in loose.near] == [4, 2], "the worse first"
+    assert [len(group.images) for group in loose.near] == [4, 2], "the worst first"
     assert 0.6 <= loose.near[1].similarity < 0.95
-    with pytest.raises(ValueError, match="similarity must lie in 0 to 1, got 3"):
+    with pytest.raises(ValueError, match="similarity must be above 0 and at most 1, got 3"):
         _audit(folder, similarity=3)
 
 
-def test_blank_images_are_equal_or_different_never_near(tmp_path: Path) -> None:
+def test_blank_images_are_never_near_duplicates(tmp_path: Path) -> None:
     folder = _cohort(tmp_path)
     for k, shade in enumerate((250, 250, 251, 252)):
         _save(folder, f"train/a/blank_{k}.png", Image.new("RGB", (32, 32), (shade,) * 3))
@@ -211,7 +214,7 @@ def test_pairs_are_found_over_several_blocks(monkeypatch: pytest.MonkeyPatch, tm
     assert _audit(folder) == whole
 
 
-def test_several_labels_an_image(tmp_path: Path) -> None:
+def test_multilabel(tmp_path: Path) -> None:
     for k in range(4):
         _save(tmp_path, f"{k}.png", _picture(k))
     rows = ["0.png,A|B,train", "1.png,A,train", "2.png,No Finding,test", "3.png,B,test", "lost.png,A,test"]
@@ -223,11 +226,11 @@ def test_several_labels_an_image(tmp_path: Path) -> None:
     }
     assert audit.imbalance == {"train": None, "test": None}
     assert audit.problems == ["line 6: lost.png: no such file or folder"]
-    assert audit.to_mend == ["1 problems of the source"]
+    assert audit.to_fix == ["1 problems of the source"]
 
 
 def test_plain_data_without_patients(tmp_path: Path) -> None:
-    """Names of files are told, for they are to be mended; who the patient is, is not."""
+    """Files must be named so that they can be fixed; patients must not."""
     rows = []
     for k in range(4):
         _save(tmp_path, f"{k}.png", _picture(k % 3))
@@ -239,10 +242,10 @@ def test_plain_data_without_patients(tmp_path: Path) -> None:
     again = json.loads(text)
     assert again["patients_in_several_splits"] == [{"train": ["0.png", "1.png"], "test": ["2.png", "3.png"]}]
     assert again["exact"][0]["images"] == ["0.png", "3.png"]
-    assert again["to_mend"] == audit.to_mend
+    assert again["to_fix"] == audit.to_fix
 
 
-def test_tables_are_cut_and_say_so(
+def test_long_lists_are_cut(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
@@ -253,7 +256,7 @@ def test_tables_are_cut_and_say_so(
     out = capsys.readouterr().out
     assert "Unreadable images: 25" in out
     assert "... and 5 more" in out
-    assert "To mend: 25 unreadable images. To look at: 0 groups of near duplicates." in out
+    assert "To fix: 25 unreadable images. To review: 0 groups of near duplicates." in out
     assert "13.5" in out, "27 images against 2"
 
 
@@ -291,12 +294,12 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
 )
 @pytest.mark.slow
 def test_real_files(shared_data: Path, folder: str, similarity: float, num_exact: int, num_near: int) -> None:
-    """As looked at by eye, pair by pair."""
+    """Checked by visual inspection of each pair."""
     audit = audit_images(list_images(shared_data / folder), similarity)
     assert (len(audit.exact), len(audit.near), audit.unreadable) == (num_exact, num_near, {})
 
 
-# ---- what read_images refuses
+# ---- problems of read_images
 
 
 @pytest.mark.parametrize(
@@ -307,7 +310,7 @@ def test_real_files(shared_data: Path, folder: str, similarity: float, num_exact
         ("train", "class 'b' has no patient in test"),
     ],
 )
-def test_splits_that_cannot_be_used_are_to_be_mended(tmp_path: Path, split: str, problem: str) -> None:
+def test_unusable_splits_must_be_fixed(tmp_path: Path, split: str, problem: str) -> None:
     rows = [f"{c}{k}.png,{c},{('train', 'train', 'val', 'test')[k]}" for c in "ab" for k in range(4)]
     rows[-1] = f"b3.png,b,{split}"
     for k, row in enumerate(rows):
@@ -319,11 +322,11 @@ def test_splits_that_cannot_be_used_are_to_be_mended(tmp_path: Path, split: str,
         read_images(tmp_path)
     assert audit.problems == error.value.problems
     assert problem in audit.problems[0]
-    assert audit.to_mend == ["1 problems of the source"]
+    assert audit.to_fix == ["1 problems of the source"]
     assert listing.problems == [], "not changed"
 
 
-def test_a_class_of_two_patients_is_to_be_mended(tmp_path: Path) -> None:
+def test_a_class_of_two_patients_must_be_fixed(tmp_path: Path) -> None:
     for k in range(4):
         _save(tmp_path, f"a/p{k}_0.png", _picture(k))
         _save(tmp_path, f"b/q{k // 2}_{k}.png", _picture(10 + k))
@@ -333,7 +336,7 @@ def test_a_class_of_two_patients_is_to_be_mended(tmp_path: Path) -> None:
 
 
 def test_threads_share_one_filter_of_warnings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Filters are global: were each thread to set and restore them, one would undo another's."""
+    """Filters are global: threads that each set and restore them would undo each other's."""
     threads = set()
 
     class Watched(warnings.catch_warnings):
@@ -342,7 +345,7 @@ def test_threads_share_one_filter_of_warnings(tmp_path: Path, monkeypatch: pytes
             return super().__enter__()
 
     folder = _cohort(tmp_path)
-    exif = b"Exif\0\0II*\0\x08\0\0\0\x09\0"  # nine entries, and none there: Pillow warns
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x09\0"  # nine missing entries: Pillow warns
     _save(folder, "test/b/testb0_9.jpg", _picture(99), exif=exif)
     monkeypatch.setattr(warnings, "catch_warnings", Watched)
     before = list(warnings.filters)

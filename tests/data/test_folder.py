@@ -8,7 +8,7 @@ from zipfile import ZipFile
 
 import pytest
 
-from monai_pipelines.data import Cohort, find_images, list_images, read_images
+from monai_pipelines.data import Cohort, list_images, read_images
 from monai_pipelines.errors import CohortError
 
 SPLITS = ("train", "validation", "test")
@@ -35,7 +35,7 @@ def _problems(source: Path, **options: object) -> list[str]:
     return error.value.problems
 
 
-def test_one_folder_for_each_class(tmp_path: Path) -> None:
+def test_one_folder_per_class(tmp_path: Path) -> None:
     names = _per_class(10, "b", "a")
     cohort = read_images(_fill(tmp_path, *names, "a/.DS_Store", "b/Thumbs.db", ".git/x.png"))
     assert cohort.classes == ("a", "b")
@@ -72,7 +72,7 @@ def test_validation_is_drawn_from_the_training_patients(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("layout", ["", "top/", "top/NCT-CRC/"])
 @pytest.mark.parametrize("zipped", [False, True])
-def test_a_single_folder_at_the_top_is_stepped_into(tmp_path: Path, layout: str, zipped: bool) -> None:
+def test_a_single_folder_at_the_top_is_entered(tmp_path: Path, layout: str, zipped: bool) -> None:
     names = _per_class(3, "a", "b", under=layout)
     source = tmp_path / "source"
     if zipped:
@@ -97,17 +97,17 @@ def test_table_in_a_folder_and_in_a_zip(tmp_path: Path) -> None:
         for source in ("set", "set/table.csv", "set.zip")
     ]
     assert cohorts[0].classes == ("x", "y")
-    assert len({cohort.digest for cohort in cohorts}) == 1, "whatever way it is named, it is the same cohort"
+    assert len({cohort.digest for cohort in cohorts}) == 1, "the same cohort from any source"
     assert str(tmp_path / "out") in cohorts[2].train[0]["image"]
 
 
-def test_patients_are_named_by_a_pattern(tmp_path: Path) -> None:
+def test_pattern_names_the_patients(tmp_path: Path) -> None:
     _fill(tmp_path, *(f"{c}/person{k}_{c}_{i}.jpeg" for c in ("bacteria", "virus") for k in range(9) for i in range(3)))
     cohort = read_images(tmp_path, patient_pattern=r"(person\d+_[a-z]+)_")
     for split in SPLITS:
         patients = [item["patient"] for item in getattr(cohort, split)]
         assert all(patients.count(patient) == 3 for patient in patients)
-    for bad, message in (("person", "has no group"), ("(", "is no regular expression")):
+    for bad, message in (("person", "has no group"), ("(", "is not a regular expression")):
         with pytest.raises(ValueError, match=message):
             read_images(tmp_path, patient_pattern=bad)
 
@@ -120,7 +120,7 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
         "no folder for class 'sik' (did you mean 'sick'?)",
         "folder 'NORMAL' is none of the classes Normal, sik, third",
         "folder 'sick' is none of the classes Normal, sik, third",
-        "1 images lie outside of the class folders, such as loose.png",
+        "1 images are outside the class folders, such as loose.png",
     ]
     assert _problems(tmp_path, patient_pattern=r"(p\d)_")[1] == (
         "patient_pattern '(p\\\\d)_' finds no patient in 1 of 13 images, such as sick/odd.png"
@@ -130,33 +130,33 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
 def test_problems_of_given_splits(tmp_path: Path) -> None:
     names = _per_class(3, "a", "b", under="train/") + _per_class(2, "a", under="test/")
     _fill(tmp_path, *names, "extra/a/x.png")
-    told = _problems(tmp_path, patient_pattern=r"(p\d+_.)\.")
-    assert told[0] == "folder 'extra' stands beside 'test' but is no split"
-    assert set(told[1:]) == {f"patient p{k}_a is in test and train" for k in range(2)}
+    problems = _problems(tmp_path, patient_pattern=r"(p\d+_.)\.")
+    assert problems[0] == "folder 'extra' is next to 'test' but is not a split"
+    assert set(problems[1:]) == {f"patient p{k}_a is in test and train" for k in range(2)}
     only = tmp_path / "only"
     _fill(only, *_per_class(3, "a", "b", under="train/"), *_per_class(3, "a", "b", under="val/"))
-    assert _problems(only) == ["no patient in test; the split given has train and validation"]
+    assert _problems(only) == ["no patient in test; the given split has train and validation"]
     short = _fill(tmp_path / "short", *_per_class(3, "a", "b", under="train/"), *_per_class(2, "a", under="test/"))
     assert _problems(short) == ["class 'b' has no patient in test"]
 
 
-def test_what_is_no_image_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_other_files_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     _fill(tmp_path, *_per_class(3, "a", "b"), "a/notes.txt", "b/x.xml", "b/y.XML", "b/scan", "a/deep/er/q.TIF")
     with caplog.at_level(logging.WARNING):
         cohort = read_images(tmp_path)
-    assert caplog.messages == [f"{tmp_path}: 4 files are no images and are left out: .txt (1), .xml (2), no suffix (1)"]
+    assert caplog.messages == [f"{tmp_path}: 4 files are not images and are ignored: .txt (1), .xml (2), no suffix (1)"]
     assert "a/deep/er/q.TIF" in _names(cohort)
 
 
 def test_nothing_to_read(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="wanted a CSV table, a folder of images, or a zip"):
         read_images(tmp_path / "lost")
-    assert _problems(_fill(tmp_path, "a.png"))[0].startswith("wanted a table.csv, one folder of images for each class")
+    assert _problems(_fill(tmp_path, "a.png"))[0].startswith("wanted a table.csv, one folder of images per class")
     assert _problems(tmp_path / "a.png") == ["wanted a CSV table, a folder of images, or a zip of one"]
     assert "want a table.csv" in _problems(_fill(tmp_path, "a/b.png"), multilabel=True)[0]
 
 
-def test_listing_does_not_stop_at_problems(tmp_path: Path) -> None:
+def test_listing_with_problems(tmp_path: Path) -> None:
     listing = list_images(_fill(tmp_path, "train/a/p1.png", "test/a/p1.png", "odd.png"), patient_pattern=r"(p\d)")
     assert [(item["name"], item["split"]) for item in listing.items] == [
         ("test/a/p1.png", "test"),
@@ -165,29 +165,11 @@ def test_listing_does_not_stop_at_problems(tmp_path: Path) -> None:
     assert len(listing.problems) == 1
 
 
-# ---- images to be classified
-
-
-def test_images_of_a_folder_a_table_and_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    _fill(tmp_path, "b/2.png", "a.dcm", "b/c/1.JPG", "b/notes.txt", ".hidden.png")
-    items = find_images(tmp_path)
-    assert [item["name"] for item in items] == ["a.dcm", "b/2.png", "b/c/1.JPG"]
-    assert items[1]["image"] == str(tmp_path / "b/2.png")
-    assert ".txt (1)" in caplog.text
-    assert find_images(tmp_path / "a.dcm") == [{"image": str(tmp_path / "a.dcm"), "name": "a.dcm"}]
-    (tmp_path / "t.csv").write_text("image,label\nb/2.png,\nlost.png,\n")
-    assert [item["name"] for item in find_images(tmp_path / "t.csv")] == ["b/2.png", "lost.png"]
-    with pytest.raises(FileNotFoundError, match="wanted a CSV table, a folder of images, or an image"):
-        find_images(tmp_path / "lost")
-    with pytest.raises(CohortError, match="no image in it"):
-        find_images(_fill(tmp_path / "empty", "x.txt"))
-
-
-def test_slides_with_tiles_of_every_class_are_split_by_slide(tmp_path: Path) -> None:
+def test_tiles_are_split_by_slide(tmp_path: Path) -> None:
     _fill(tmp_path, *(f"{c}/slide{k}_{i}.png" for c in "abc" for k in range(8) for i in range(2)))
     cohort = read_images(tmp_path, patient_pattern=r"(slide\d+)_")
     slides = [{item["patient"] for item in split} for split in (cohort.train, cohort.validation, cohort.test)]
-    assert [len(own) for own in slides] == [6, 1, 1]
+    assert list(map(len, slides)) == [6, 1, 1]
     assert len(set.union(*slides)) == 8
 
 
@@ -203,19 +185,19 @@ def _tiles(folder: Path, columns: str = "image,label", fields: str = "") -> Path
 
 
 @pytest.mark.parametrize(("columns", "fields"), [("image,label", ""), ("image,label,patient", ", ")])
-def test_patients_of_a_table_are_named_by_a_pattern(tmp_path: Path, columns: str, fields: str) -> None:
+def test_pattern_names_the_patients_of_a_table(tmp_path: Path, columns: str, fields: str) -> None:
     _tiles(tmp_path, columns, fields)
     for source in (tmp_path, tmp_path / "table.csv"):
         cohort = read_images(source, patient_pattern=r"(\w\d)_")
         patients = [[item["patient"] for item in getattr(cohort, split)] for split in SPLITS]
-        assert {name for own in patients for name in own} == {f"{c}{k}" for c in "ab" for k in range(8)}
-        assert all(own.count(name) == 2 for own in patients for name in own), "both tiles of a slide stay together"
+        assert set().union(*patients) == {f"{c}{k}" for c in "ab" for k in range(8)}
+        assert all(part.count(name) == 2 for part in patients for name in part), "both tiles of a slide stay together"
     assert _problems(tmp_path, patient_pattern=r"(a\d)_") == [
         "patient_pattern '(a\\\\d)_' finds no patient in 16 of 32 images, such as b0_0.png"
     ]
 
 
-def test_a_table_that_names_patients_wants_no_pattern(tmp_path: Path) -> None:
+def test_pattern_is_refused_if_a_table_names_patients(tmp_path: Path) -> None:
     _tiles(tmp_path, "image,label,patient", ",p")
-    told = "the table's column 'patient' names the patients: drop the column or the patient_pattern"
-    assert told in _problems(tmp_path, patient_pattern=r"(\w\d)_")
+    problem = "the table's column 'patient' names the patients: drop the column or the patient_pattern"
+    assert problem in _problems(tmp_path, patient_pattern=r"(\w\d)_")

@@ -1,4 +1,4 @@
-"""A corrupt image among ten thousand: skipped by name, or told in one error."""
+"""A corrupt image among ten thousand: skipped, or the only problem of one error."""
 
 from __future__ import annotations
 

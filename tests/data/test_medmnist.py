@@ -1,11 +1,8 @@
-"""MedMNIST: every flag's shapes, what is wrong with a file, and the fetch."""
+"""MedMNIST: shapes of every set, problems of a file, and the download."""
 
 from __future__ import annotations
 
 import hashlib
-import io
-import urllib.error
-from email.message import Message
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +21,7 @@ NUMBERS = {"train": 6, "val": 4, "test": 5}
 
 
 def _arrays(flag: str, size: int = 28) -> dict[str, np.ndarray]:
-    """As the published files have them."""
+    """In the layout of the published files."""
     random = np.random.default_rng(len(flag))
     info = medmnist_info(flag)
     shape = (size,) * 3 if flag in FLAGS_3D else ((size, size, 3) if flag in RGB else (size, size))
@@ -95,18 +92,18 @@ def test_larger_sizes(tmp_path: Path, flag: str, size: int) -> None:
     _check(read_medmnist(flag, tmp_path, size=size), arrays)
     with pytest.raises(FileNotFoundError, match=f"{flag}.npz: no such file"):
         read_medmnist(flag, tmp_path)
-    with pytest.raises(ValueError, match=f"{flag} is published with 28, 64"):
+    with pytest.raises(ValueError, match=f"{flag}: size must be 28, 64"):
         read_medmnist(flag, tmp_path, size=32)
 
 
-def test_labels_that_are_squeezed_already(tmp_path: Path) -> None:
+def test_labels_of_one_dimension(tmp_path: Path) -> None:
     arrays = _arrays("breastmnist")
     flat = {f"{split}_labels": arrays[f"{split}_labels"][:, 0] for split in NUMBERS}
     _write(tmp_path, "breastmnist", **flat)
     _check(read_medmnist("breastmnist", tmp_path), arrays)
 
 
-def test_digest_is_of_the_content(tmp_path: Path) -> None:
+def test_digest_depends_on_the_content(tmp_path: Path) -> None:
     digests = []
     for number, change in enumerate((0, 0, 1)):
         folder = tmp_path / str(number)
@@ -118,18 +115,24 @@ def test_digest_is_of_the_content(tmp_path: Path) -> None:
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_not_there(tmp_path: Path) -> None:
+def test_split_card(tmp_path: Path) -> None:
+    _write(tmp_path, "breastmnist")
+    read = read_medmnist("breastmnist", tmp_path)
+    names = [*(f"train_{k}" for k in range(6)), *(f"val_{k}" for k in range(4))]
+    seen = sorted(hashlib.sha256(f"name:{name}".encode()).hexdigest()[:16] for name in names)
+    assert read.split_card == {"seed": 0, "split_fractions": [], "data_sha256": read.digest, "seen": seen}
+
+
+def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as error:
         read_medmnist("pathmnist", tmp_path)
-    told = str(error.value)
-    assert told == (
+    assert str(error.value) == (
         f"{tmp_path / 'pathmnist.npz'}: no such file. Put pathmnist.npz from "
-        f"https://zenodo.org/records/10519652/files/pathmnist.npz?download=1 into {tmp_path}, "
-        "or let it be fetched with --download true"
+        f"https://zenodo.org/records/10519652/files/pathmnist.npz?download=1 into {tmp_path}, or add --download true"
     )
 
 
-def test_every_fault_of_a_file_at_once(tmp_path: Path) -> None:
+def test_all_problems_of_a_file_at_once(tmp_path: Path) -> None:
     arrays = _arrays("pathmnist")
     _write(
         tmp_path,
@@ -159,7 +162,7 @@ def test_every_fault_of_a_file_at_once(tmp_path: Path) -> None:
         read_medmnist("pathmnist", tmp_path)
 
 
-def test_files_that_are_no_plain_archive(tmp_path: Path) -> None:
+def test_files_that_are_not_plain_archives(tmp_path: Path) -> None:
     file = tmp_path / "pathmnist.npz"
     _write(tmp_path, "pathmnist")
     file.write_bytes(file.read_bytes()[:3000])
@@ -176,52 +179,39 @@ def test_files_that_are_no_plain_archive(tmp_path: Path) -> None:
         read_medmnist("pathmnist", tmp_path)
 
 
-# ---- fetching
-
-
-class _Response(io.BytesIO):
-    headers = Message()
+# ---- download
 
 
 @pytest.fixture
-def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """A server in memory: what was asked of it, and what it gives."""
-    (tmp_path / "server").mkdir()
-    _write(tmp_path / "server", "breastmnist")
-    content = (tmp_path / "server" / "breastmnist.npz").read_bytes()
-    server: dict[str, Any] = {"asked": [], "content": content, "error": None}
-
-    def urlopen(url: str, timeout: float) -> _Response:
-        server["asked"].append(url)
-        if server["error"]:
-            raise server["error"]
-        return _Response(server["content"])
-
-    monkeypatch.setattr(medmnist.urllib.request, "urlopen", urlopen)
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in place of the server, with one set."""
+    folder = tmp_path / "server"
+    folder.mkdir()
+    _write(folder, "breastmnist")
     info = medmnist_info("breastmnist")
-    info.md5[28] = hashlib.md5(content).hexdigest()
+    info.md5[28] = hashlib.md5((folder / "breastmnist.npz").read_bytes()).hexdigest()
     monkeypatch.setattr(medmnist, "medmnist_info", lambda flag: info)
-    return server
+    monkeypatch.setattr(medmnist, "URL", f"{folder.as_uri()}/{{file}}")
+    return folder
 
 
-def test_fetched_when_asked_for_and_once(tmp_path: Path, published: dict[str, Any]) -> None:
+def test_downloaded_once_on_request(tmp_path: Path, server: Path) -> None:
     folder = tmp_path / "new" / "data"
     with pytest.raises(FileNotFoundError):
         read_medmnist("breastmnist", folder)
-    assert published["asked"] == []
-    for _ in range(2):
-        _check(read_medmnist("breastmnist", folder, download=True), _arrays("breastmnist"))
-    assert published["asked"] == ["https://zenodo.org/records/10519652/files/breastmnist.npz?download=1"]
+    _check(read_medmnist("breastmnist", folder, download=True), _arrays("breastmnist"))
+    (server / "breastmnist.npz").unlink()
+    _check(read_medmnist("breastmnist", folder, download=True), _arrays("breastmnist"))
     assert [file.name for file in folder.iterdir()] == ["breastmnist.npz"]
 
 
-def test_a_fetch_that_fails_leaves_nothing(tmp_path: Path, published: dict[str, Any]) -> None:
-    whole = published["content"]
-    published["content"] = whole[:-10]
+def test_a_failed_download_leaves_nothing(tmp_path: Path, server: Path) -> None:
+    file = server / "breastmnist.npz"
+    file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(CohortError, match="wanted a file with MD5 "):
         read_medmnist("breastmnist", tmp_path / "data", download=True)
-    published["error"] = urllib.error.URLError("no route to host")
-    with pytest.raises(OSError, match=r"no route to host.*; fetch it by other means and put breastmnist.npz into"):
+    file.unlink()
+    with pytest.raises(OSError, match=r"No such file.*; download it by other means and put breastmnist.npz into"):
         read_medmnist("breastmnist", tmp_path / "data", download=True)
     assert list((tmp_path / "data").iterdir()) == []
 
@@ -232,12 +222,12 @@ def test_download_is_true_or_false(tmp_path: Path, download: Any) -> None:
         read_medmnist("breastmnist", tmp_path, download)
 
 
-@pytest.mark.parametrize(("download", "fetched"), [("true", 1), ("True", 1), ("false", 0), ("False", 0)])
+@pytest.mark.parametrize(("download", "num_calls"), [("true", 1), ("True", 1), ("false", 0), ("False", 0)])
 def test_download_from_the_command_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, download: str, fetched: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, download: str, num_calls: int
 ) -> None:
     calls: list[Path] = []
-    monkeypatch.setattr(medmnist, "_fetch", lambda url, file, md5: calls.append(file))
+    monkeypatch.setattr(medmnist, "_download", lambda url, file, md5: calls.append(file))
     with pytest.raises(FileNotFoundError):
         read_medmnist("breastmnist", tmp_path, download, size=64)
-    assert calls == [tmp_path / "breastmnist_64.npz"] * fetched
+    assert calls == [tmp_path / "breastmnist_64.npz"] * num_calls

@@ -36,41 +36,41 @@ def test_patients_in_several_splits_are_counted_not_named():
         "validation": items("b", "Jo", "Jim"),
         "test": items("c", "Jo"),
     }
-    found = audit_splits(splits)
-    assert found["patients_in_several_splits"] == 1
-    assert found["checked"] == "patients of 6 images; 6 images without a file at hand not compared"
-    assert "J" not in json.dumps(found)
+    audit = audit_splits(splits)
+    assert audit["patients_in_several_splits"] == 1
+    assert audit["checked"] == "patients of 6 images; 6 images without files not compared"
+    assert "J" not in json.dumps(audit)
     unknown = {"train": [{"name": "a", "patient": "a"}], "test": [{"name": "b"}]}
     assert audit_splits(unknown)["patients_in_several_splits"] is None
 
 
 @pytest.mark.parametrize("nobody", [None, ""])
-def test_patients_that_are_not_known_are_not_one_patient(nobody):
+def test_unknown_patients_are_not_one_patient(nobody):
     train, test = [{"name": "a", "patient": nobody}, {"name": "b", "patient": "p"}], [{"name": "c", "patient": nobody}]
     assert audit_splits({"train": train, "test": test})["patients_in_several_splits"] == 0
     assert audit_splits({"train": train[:1], "test": test})["patients_in_several_splits"] is None
 
 
-def test_patients_are_known_where_one_is_not_named_as_the_image():
+def test_patients_are_known_if_one_is_not_the_name_of_its_image():
     alone = [{"name": "a", "patient": "a"}, {"name": "b", "image": "/x/b.png"}, {"image": "c", "patient": "c"}]
     assert not patients_known([])
     assert not patients_known(alone)
     assert patients_known([*alone, {"image": "d", "patient": "c"}])
 
 
-def test_files_without_content_are_not_equal(tmp_path):
+def test_empty_files_are_not_equal(tmp_path):
     for name in ("empty 1", "empty 2"):
         (tmp_path / name).mkdir()
     _write(tmp_path / "hidden" / ".DS_Store", b"of a Mac")
     nothing = [_write(tmp_path / name, b"") for name in ("a.png", "b.png")]
     folders = [{"image": str(tmp_path / name), "name": name} for name in ("empty 1", "empty 2", "hidden")]
-    found = audit_splits({"train": [nothing[0], folders[0]], "test": [nothing[1], *folders[1:]]})
-    assert found["equal_files_in_several_splits"] == []
-    assert found["checked"] == "patients of 5 images; 5 images without a file at hand not compared"
+    audit = audit_splits({"train": [nothing[0], folders[0]], "test": [nothing[1], *folders[1:]]})
+    assert audit["equal_files_in_several_splits"] == []
+    assert audit["checked"] == "patients of 5 images; 5 images without files not compared"
 
 
 def test_equal_files_in_several_splits(tmp_path):
-    """The same image is found under another name; one more within a split, and files of the same size, are not."""
+    """Found under any name; equal files within one split and different files of the same size are not."""
     image = os.urandom(10_000)
     other = image[:-1] + bytes([image[-1] ^ 1])
     splits = {
@@ -78,12 +78,12 @@ def test_equal_files_in_several_splits(tmp_path):
         "validation": [_write(tmp_path / "d.png", other), _write(tmp_path / "e", b"two")],
         "test": [_write(tmp_path / "f.png", image), _write(tmp_path / "g", b"2"), _write(tmp_path / "h", b"2")],
     }
-    found = audit_splits(splits)
-    assert found["equal_files_in_several_splits"] == [
+    audit = audit_splits(splits)
+    assert audit["equal_files_in_several_splits"] == [
         {"images": ["a.png", "b.png", "f.png"], "splits": ["train", "test"]}
     ]
-    assert found["checked"] == "patients of 8 images; files of 8 images"
-    assert found == json.loads(json.dumps(found)), "plain data"
+    assert audit["checked"] == "patients of 8 images; files of 8 images"
+    assert audit == json.loads(json.dumps(audit)), "plain data"
 
 
 def test_one_file_listed_in_two_splits_is_found(tmp_path):
@@ -91,7 +91,7 @@ def test_one_file_listed_in_two_splits_is_found(tmp_path):
     assert _equal({"train": [item], "test": [item]}) == [{"images": ["a.png", "a.png"], "splits": ["train", "test"]}]
 
 
-def test_only_files_that_could_be_equal_are_read(tmp_path, monkeypatch):
+def test_only_candidates_are_read_completely(tmp_path, monkeypatch):
     block = os.urandom(overlap._GLIMPSE)
     contents = [block, os.urandom(len(block)), block * 4, block[::-1] * 4, *(bytes(k) for k in range(20))]
     items = [_write(tmp_path / str(k), content) for k, content in enumerate(contents)]
@@ -104,7 +104,7 @@ def test_only_files_that_could_be_equal_are_read(tmp_path, monkeypatch):
     assert next(read) == 1 + 4
 
 
-def test_series_is_compared_as_a_whole(tmp_path):
+def test_all_files_of_a_series_are_compared(tmp_path):
     def series(name, *slices):
         for file, content in slices:
             _write(tmp_path / name / file, content)
@@ -120,24 +120,24 @@ def test_series_is_compared_as_a_whole(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".mhd", ".nhdr", ".mha", ".nrrd", ".nii"])
-def test_volume_with_a_detached_header_is_its_data(tmp_path, suffix):
-    """The headers of different scans of one size are alike but for the name of their data."""
+def test_detached_headers_are_not_compared(tmp_path, suffix):
+    """The headers of different scans of one size differ only in the name of the data file."""
     rng = np.random.default_rng(0)
     voxels = [rng.integers(0, 100, (4, 5, 6)).astype(np.int16) for _ in range(2)]
     items = []
-    for name, own in (("a", voxels[0]), ("b", voxels[0]), ("c", voxels[1])):
+    for name, volume in (("a", voxels[0]), ("b", voxels[0]), ("c", voxels[1])):
         (tmp_path / name).mkdir()
         file = tmp_path / name / f"scan{suffix}"
         if suffix == ".nii":
-            nibabel.save(nibabel.Nifti1Image(own, np.eye(4)), file)
+            nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), file)
         else:
-            sitk.WriteImage(sitk.GetImageFromArray(own), str(file))
+            sitk.WriteImage(sitk.GetImageFromArray(volume), str(file))
         items.append({"image": str(file), "name": name})
     a, b, c = items
     assert _equal({"train": [a], "test": [b, c]}) == [{"images": ["a", "b"], "splits": ["train", "test"]}]
 
 
-def test_slide_with_a_folder_is_both(tmp_path):
+def test_folder_of_a_slide_is_compared(tmp_path):
     for name, content in (("a", b"1"), ("b", b"1"), ("c", b"2")):
         _write(tmp_path / f"{name}.mrxs", b"preview")
         _write(tmp_path / name / "Data0.dat", content)
@@ -145,13 +145,13 @@ def test_slide_with_a_folder_is_both(tmp_path):
     assert _equal({"train": [a, c], "test": [b]}) == [{"images": ["a", "b"], "splits": ["train", "test"]}]
 
 
-def test_image_that_is_not_at_hand_is_told(tmp_path):
-    """Features may stand in for a slide."""
+def test_missing_images_are_counted(tmp_path):
+    """Features may replace a slide."""
     gone = {"image": str(tmp_path / "gone.svs"), "name": "gone.svs", "patient": "p"}
     here = _write(tmp_path / "here.svs", b"slide")
-    found = audit_splits({"train": [gone, here], "test": [gone]})
-    assert found["equal_files_in_several_splits"] == []
-    assert found["checked"].endswith("; files of 1 image; 2 images without a file at hand not compared")
+    audit = audit_splits({"train": [gone, here], "test": [gone]})
+    assert audit["equal_files_in_several_splits"] == []
+    assert audit["checked"].endswith("; files of 1 image; 2 images without files not compared")
 
 
 def test_pixels_in_memory_are_compared():
@@ -160,11 +160,10 @@ def test_pixels_in_memory_are_compared():
     images[8] = images[3]
     images[8, 2, 7, 7] += 1
     parts = {
-        split: ArrayDataset(images[own], [0] * 3, [f"{split}_{k}" for k in range(3)])
-        for split, own in (("train", slice(0, 3)), ("val", slice(3, 6)), ("test", slice(6, 9)))
+        split: ArrayDataset(images[start : start + 3], [0] * 3, [f"{split}_{k}" for k in range(3)])
+        for split, start in (("train", 0), ("val", 3), ("test", 6))
     }
-    found = audit_splits(parts)
-    assert found == {
+    assert audit_splits(parts) == {
         "patients_in_several_splits": None,
         "equal_files_in_several_splits": [{"images": ["train_2", "test_1"], "splits": ["train", "test"]}],
         "num_skipped": {"train": 0, "val": 0, "test": 0},
@@ -177,13 +176,13 @@ def test_pixels_in_memory_are_compared():
 def test_skipped_images_are_counted_and_not_compared(tmp_path):
     items = [_write(tmp_path / name, b"image") for name in ("a", "b")]
     train = UsableItems(items, None, [(1, None), (None, "cut short")], on_error="skip")
-    found = audit_splits({"train": train, "test": [items[1]]})
-    assert found["num_skipped"] == {"train": 1, "test": 0}
-    assert found["equal_files_in_several_splits"] == [{"images": ["a", "b"], "splits": ["train", "test"]}]
-    assert found["checked"] == "patients of 2 images; files of 2 images"
+    audit = audit_splits({"train": train, "test": [items[1]]})
+    assert audit["num_skipped"] == {"train": 1, "test": 0}
+    assert audit["equal_files_in_several_splits"] == [{"images": ["a", "b"], "splits": ["train", "test"]}]
+    assert audit["checked"] == "patients of 2 images; files of 2 images"
 
 
-def test_real_images_are_all_different(shared_data):
+def test_real_images_are_different(shared_data):
     parts = {split: find_images(shared_data / "chest_xray" / split) for split in ("train", "test")}
     assert _equal(parts) == []
     again = {**parts, "again": parts["test"][:3]}

@@ -1,4 +1,4 @@
-"""Prepared scans: cached under all that matters, never half, never silently dropped."""
+"""Prepared scans: cached under everything that matters, never incomplete, never silently dropped."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from monai.transforms import ScaleIntensityRange
 from monai_pipelines import Chain, load_chain
 from monai_pipelines.data import PreparedDataset
 from monai_pipelines.errors import CohortError
-from monai_pipelines.runs import checkpoint as checkpoints
 
 CHAIN = """
 window_hu: [-1000, 400]
@@ -59,8 +58,10 @@ def _files(cache: Path) -> set[str]:
 
 def _same(a: Item, b: Item) -> bool:
     rest = {k: v for k, v in a.items() if k != "image"} == {k: v for k, v in b.items() if k != "image"}
-    there = isinstance(a["image"], MetaTensor) and isinstance(b["image"], MetaTensor)
-    return rest and there and torch.equal(a["image"], b["image"]) and torch.equal(a["image"].affine, b["image"].affine)
+    image, other = a["image"], b["image"]
+    assert isinstance(image, MetaTensor)
+    assert isinstance(other, MetaTensor)
+    return rest and torch.equal(image, other) and torch.equal(image.affine, other.affine)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -89,7 +90,7 @@ def _measure(data: Item) -> Item:
     return {**data, "shortcut": np.array([1, 2], np.float32), "mean": 1.5}
 
 
-def test_second_run_prepares_nothing(
+def test_a_second_run_prepares_nothing(
     items: list[Item], chain_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chain, cache = load_chain(chain_file), tmp_path / "cache"
@@ -102,7 +103,7 @@ def _forbidden(*args: object) -> None:
     raise AssertionError("prepared again")
 
 
-def test_another_chain_or_scan_is_prepared_anew(items: list[Item], chain_file: Path, tmp_path: Path) -> None:
+def test_another_chain_or_scan_is_prepared_again(items: list[Item], chain_file: Path, tmp_path: Path) -> None:
     cache, scan = tmp_path / "cache", Path(items[0]["image"])
 
     def touch() -> None:
@@ -130,14 +131,14 @@ def test_another_chain_or_scan_is_prepared_anew(items: list[Item], chain_file: P
             assert len(_files(cache)) == number
 
 
-def test_other_outputs_are_prepared_anew(items: list[Item], tmp_path: Path) -> None:
+def test_other_outputs_are_prepared_again(items: list[Item], tmp_path: Path) -> None:
     chain = Chain({"measure": _measure}, {"steps": {}, "versions": {}})
     (few,) = _dataset(items[:1], chain, tmp_path / "cache", outputs=["shortcut"])
     (more,) = _dataset(items[:1], chain, tmp_path / "cache", outputs=["shortcut", "mean"])
     assert ("mean" in few, "mean" in more) == (False, True)
 
 
-def test_a_series_is_prepared_anew_when_any_of_its_files_changes(tmp_path: Path) -> None:
+def test_a_series_is_prepared_again_when_any_of_its_files_changes(tmp_path: Path) -> None:
     chain = Chain({"count": _count_files}, {"steps": {}, "versions": {}})
     series = tmp_path / "series"
     series.mkdir()
@@ -165,23 +166,23 @@ def test_labels_never_come_from_the_cache(items: list[Item], chain_file: Path, t
 
 
 def test_monais_persistent_dataset_serves_the_old_window(items: list[Item], tmp_path: Path) -> None:
-    """The surprise that `PreparedDataset` is there for."""
+    """The reason for `PreparedDataset`."""
     wide, narrow = ScaleIntensityRange(0, 100, 0, 1), ScaleIntensityRange(0, 10, 0, 1)
     old = PersistentDataset([5.0], wide, tmp_path)[0]
     assert PersistentDataset([5.0], narrow, tmp_path)[0] == old == 0.05
     assert narrow(5.0) == 0.5
 
 
-def test_a_write_that_fails_leaves_nothing(
+def test_a_full_disk_is_not_a_bad_scan(
     items: list[Item], chain_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def break_off(content: object, file: Any) -> None:
+    def fail(content: object, file: Any) -> None:
         file.write(b"half a file")
         raise OSError(28, "No space left on device")
 
     chain, cache = load_chain(chain_file), tmp_path / "cache"
-    with monkeypatch.context() as broken:
-        broken.setattr(checkpoints.torch, "save", break_off)
+    with monkeypatch.context() as full:
+        full.setattr(torch, "save", fail)
         with pytest.raises(OSError, match="No space left on device"):
             _dataset(items, chain, cache, on_error="skip")
     assert _files(cache) == set()
@@ -191,7 +192,7 @@ def test_a_write_that_fails_leaves_nothing(
 def test_a_process_killed_while_writing_leaves_no_usable_half(
     items: list[Item], chain_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A kill leaves the temporary file: nothing tidies up."""
+    """A kill leaves the temporary file."""
 
     def kill(content: object, file: Any) -> None:
         file.write(b"half a file")
@@ -199,7 +200,7 @@ def test_a_process_killed_while_writing_leaves_no_usable_half(
 
     chain, cache = load_chain(chain_file), tmp_path / "cache"
     with monkeypatch.context() as killed:
-        killed.setattr(checkpoints.torch, "save", kill)
+        killed.setattr(torch, "save", kill)
         killed.setattr(Path, "unlink", lambda *args, **kwargs: None)
         with pytest.raises(SystemExit):
             _dataset(items[:1], chain, cache)
@@ -208,13 +209,7 @@ def test_a_process_killed_while_writing_leaves_no_usable_half(
     assert torch.equal(prepared["image"], chain(items[0]["image"]))
 
 
-def test_files_are_readable_as_the_users_other_files(tmp_path: Path) -> None:
-    (tmp_path / "other").touch()
-    checkpoints.save_plain({"a": 1}, tmp_path / "saved.pt")
-    assert (tmp_path / "saved.pt").stat().st_mode == (tmp_path / "other").stat().st_mode
-
-
-def test_no_word_about_the_patient_in_the_cache(items: list[Item], chain_file: Path, tmp_path: Path) -> None:
+def test_the_cache_does_not_name_the_patient(items: list[Item], chain_file: Path, tmp_path: Path) -> None:
     _dataset(items, load_chain(chain_file), tmp_path / "cache")
     for file in (tmp_path / "cache").iterdir():
         assert b"Doe" not in file.read_bytes()
@@ -249,7 +244,7 @@ def test_raise_lists_all_bad_scans(
 
 
 @pytest.mark.parametrize("on_disk", [False, True])
-def test_skip_keeps_the_good_and_tells_the_others(
+def test_skip_keeps_the_good_scans_and_lists_the_others(
     half_bad: list[Item], chain_file: Path, tmp_path: Path, on_disk: bool
 ) -> None:
     chain = load_chain(chain_file)

@@ -1,4 +1,4 @@
-"""Images prepared as far as all batches share it, and all splits at once."""
+"""Images prepared up to the steps left to the batches, and all splits at once."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def test_image_and_shortcuts_are_those_of_the_chain(photos: list[Item], tmp_path
             assert type(prepared["image"]) is torch.Tensor, "an image has no affine"
             assert torch.equal(prepared["image"], wanted["image"].as_tensor())
             assert prepared["image"].dtype == wanted["image"].dtype
-            assert list(prepared["shortcut"]) == ["mean colour", "colour histogram", "size and file type"]
+            assert list(prepared["shortcut"]) == ["mean color", "color histogram", "size and file type"]
             assert all(torch.equal(prepared["shortcut"][name], v) for name, v in wanted["shortcut"].items())
             assert {k: v for k, v in prepared.items() if k not in ("image", "shortcut")} == {
                 k: v for k, v in item.items() if k != "image"
             }
 
 
-def test_the_cache_outlives_a_change_of_what_is_left_to_the_batches(photos: list[Item], tmp_path: Path) -> None:
+def test_the_cache_does_not_depend_on_the_steps_left_to_the_batches(photos: list[Item], tmp_path: Path) -> None:
     def files(until: str | None = "normalize", **knobs: Any) -> set[str]:
         chain = load_chain("image2d", **{"size": [8, 8], **knobs})
         PreparedDataset(photos, chain.until(until) if until else chain, tmp_path / "cache")
@@ -54,10 +54,10 @@ def test_the_cache_outlives_a_change_of_what_is_left_to_the_batches(photos: list
 
     first = files()
     assert len(first) == 6
-    assert files(mean=0.5, sd=0.25) == first
+    assert files(mean=0.5, std=0.25) == first
     assert files(steps={"normalize": {"mean": 0.1}}) == first
     assert len(files(size=[8, 9])) == 12
-    assert len(files(until=None)) == 18, "the whole chain has results of its own"
+    assert len(files(until=None)) == 18, "the whole chain has other results"
     assert len(files(until=None, mean=0.5)) == 24
 
 
@@ -76,13 +76,13 @@ def test_labels_of_the_usable_items(photos: list[Item]) -> None:
 
 @pytest.fixture
 def cohort(photos: list[Item]) -> Cohort:
-    """Three, two and one; the table calls its splits otherwise."""
+    """Three, two and one; the table names its splits differently."""
     named = [{**item, "split": "Val"} for item in photos]
     return Cohort(named[:3], named[3:5], named[5:], ("a", "b", "c"))
 
 
 class _Count:
-    """Keeps what it was shown, and gives the number in its name."""
+    """Records the images, and returns the number in their name."""
 
     def __init__(self) -> None:
         self.seen: list[str] = []
@@ -97,7 +97,7 @@ def _numbers(dataset: PreparedDataset) -> list[int]:
     return [int(item["image"]) for item in dataset]
 
 
-def test_splits_are_prepared_together_when_the_first_is_asked_for(cohort: Cohort) -> None:
+def test_splits_are_prepared_together_on_first_access(cohort: Cohort) -> None:
     count = _Count()
     splits = PreparedSplits(cohort, Chain({"count": count}, {"steps": {}, "versions": {}}))
     assert count.seen == []
@@ -116,14 +116,14 @@ def test_splits_are_prepared_together_when_the_first_is_asked_for(cohort: Cohort
 
 
 @pytest.mark.parametrize("on_disk", [False, True])
-def test_every_split_is_what_it_is_alone(cohort: Cohort, tmp_path: Path, on_disk: bool) -> None:
+def test_every_split_equals_a_dataset_of_its_items(cohort: Cohort, tmp_path: Path, on_disk: bool) -> None:
     chain = load_chain("image2d", size=[8, 8])
     splits = PreparedSplits(cohort, chain, tmp_path / "cache" if on_disk else None)
     for split in ("train", "validation", "test"):
         data = [{**item, "split": split} for item in getattr(cohort, split)]
-        for ours, alone in zip(getattr(splits, split), PreparedDataset(data, chain), strict=True):
-            assert torch.equal(ours["image"], alone["image"])
-            assert (ours["name"], ours["label"], ours["split"]) == (alone["name"], alone["label"], split)
+        for item, alone in zip(getattr(splits, split), PreparedDataset(data, chain), strict=True):
+            assert torch.equal(item["image"], alone["image"])
+            assert (item["name"], item["label"], item["split"]) == (alone["name"], alone["label"], split)
 
 
 def _spoil(cohort: Cohort, *names: str) -> list[str]:
@@ -135,30 +135,30 @@ def _spoil(cohort: Cohort, *names: str) -> list[str]:
 
 
 @pytest.mark.parametrize("asked", ["train", "validation", "test"])
-def test_bad_files_of_all_splits_are_told_at_once(cohort: Cohort, asked: str) -> None:
+def test_bad_files_of_all_splits_are_listed_at_once(cohort: Cohort, asked: str) -> None:
     bad = _spoil(cohort, "photo1.png", "photo4.png", "photo5.png")
     with pytest.raises(CohortError, match="3 of 6 cannot be used: 3 problem") as error:
         getattr(PreparedSplits(cohort, load_chain("image2d")), asked)
     assert [problem.partition(": ")[0] for problem in error.value.problems] == bad
 
 
-def test_skipped_files_are_named_in_their_split(cohort: Cohort, caplog: pytest.LogCaptureFixture) -> None:
+def test_skipped_files_are_listed_in_their_split(cohort: Cohort, caplog: pytest.LogCaptureFixture) -> None:
     _spoil(cohort, "photo0.png", "photo2.png", "photo4.png")
     splits = PreparedSplits(cohort, load_chain("image2d", size=[8, 8]), on_error="skip")
-    told = {
+    skipped = {
         split: [item["name"] for item in getattr(splits, split).skipped] for split in ("train", "validation", "test")
     }
-    assert told == {"train": ["photo0.png", "photo2.png"], "validation": ["photo4.png"], "test": []}
+    assert skipped == {"train": ["photo0.png", "photo2.png"], "validation": ["photo4.png"], "test": []}
     assert [item["name"] for item in splits.train] == ["photo1.png"]
     assert [item["name"] for item in splits.validation] == ["photo3.png"]
     assert all(item["skipped"] for item in splits.train.skipped)
     assert caplog.text.count("skipped ") == 3
 
 
-def test_a_split_that_loses_all_is_an_error(cohort: Cohort) -> None:
+def test_a_split_without_usable_items_is_an_error(cohort: Cohort) -> None:
     (bad,) = _spoil(cohort, "photo5.png")
     splits = PreparedSplits(cohort, load_chain("image2d", size=[8, 8]), on_error="skip")
     with pytest.raises(CohortError, match="test: 2 problem") as error:
         _ = splits.train
-    assert error.value.problems[0] == "nothing usable is left in it"
+    assert error.value.problems[0] == "no usable item is left"
     assert error.value.problems[1].startswith(f"{bad}: ")

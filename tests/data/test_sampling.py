@@ -34,14 +34,14 @@ def test_no_sample_comes_twice_before_all_came_once() -> None:
     sampler = BalancedBatchSampler(LABELS, batch_size=7, seed=3)
     visits = np.concatenate([batch for _ in range(20) for batch in sampler])
     for c, count in enumerate(COUNTS):
-        mine = visits[LABELS[visits] == c]
-        assert len(mine) == pytest.approx(len(visits) / 3, abs=1)
-        whole = mine[: len(mine) // count * count].reshape(-1, count)
-        assert len(whole) > 5
-        assert (np.sort(whole, axis=1) == np.flatnonzero(c == LABELS)).all()
+        of_class = visits[LABELS[visits] == c]
+        assert len(of_class) == pytest.approx(len(visits) / 3, abs=1)
+        rounds = of_class[: len(of_class) // count * count].reshape(-1, count)
+        assert len(rounds) > 5
+        assert (np.sort(rounds, axis=1) == np.flatnonzero(c == LABELS)).all()
 
 
-def test_order_follows_from_seed_and_epoch() -> None:
+def test_order_depends_on_seed_and_epoch() -> None:
     def epochs(seed: int, first: int = 0) -> list[list[list[int]]]:
         sampler = BalancedBatchSampler(LABELS, 8, seed)
         sampler.epoch = first
@@ -57,17 +57,17 @@ def test_order_follows_from_seed_and_epoch() -> None:
 def test_sample_weights() -> None:
     weights = sample_weights(LABELS)
     assert [weights[c == LABELS].sum() for c in range(3)] == pytest.approx([1, 1, 1])
-    # classes of 3, 1 and 0 positives, one sample without any: each sample weighs as its rarest
-    several = [[1, 0, 0], [1, 1, 0], [1, 0, 0], [0, 0, 0]]
-    for given in [several, np.array(several, dtype=np.float32), torch.tensor(several)]:
-        assert sample_weights(given).tolist() == pytest.approx([1 / 3, 1, 1 / 3, 1])
+    # classes with 3, 1 and 0 positives, one sample without any: the rarest class of a sample gives its weight
+    multilabel = [[1, 0, 0], [1, 1, 0], [1, 0, 0], [0, 0, 0]]
+    for labels in [multilabel, np.array(multilabel, dtype=np.float32), torch.tensor(multilabel)]:
+        assert sample_weights(labels).tolist() == pytest.approx([1 / 3, 1, 1 / 3, 1])
     with pytest.raises(ValueError, match=r"labels must be \(N,\) or \(N, C\), got shape \(\)"):
         sample_weights(3)
 
 
 @pytest.mark.parametrize("sampling", ["shuffle", "weighted", "balanced"])
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_loader_takes_the_arguments(sampling: str, num_workers: int) -> None:
+def test_arguments_of_a_loader(sampling: str, num_workers: int) -> None:
     def epochs(seed: int) -> list[list[int]]:
         data = torch.arange(len(LABELS))
         loader = DataLoader(data, num_workers=num_workers, **loader_order(LABELS, sampling, 8, seed))
@@ -81,12 +81,12 @@ def test_loader_takes_the_arguments(sampling: str, num_workers: int) -> None:
     counts = Counter(LABELS[np.concatenate(one)].tolist())
     if sampling == "shuffle":
         assert all(sorted(epoch) == list(range(64)) for epoch in one)
-    else:  # 192 draws, a third for each class; three standard deviations of a binomial are 20
+    else:  # 192 draws, a third per class; three standard deviations of a binomial are 20
         assert all(abs(counts[c] - 64) < (20 if sampling == "weighted" else 3) for c in range(3))
 
 
-def test_many_labels() -> None:
-    """Of 110 samples of the first class 10 are also of the second: they count as the second, and raise both."""
+def test_multilabel() -> None:
+    """10 of the 110 samples of the first class also have the second, which gives their weight and raises both."""
     groups = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 1], [0, 0, 0]])
     labels = np.repeat(groups, [100, 10, 5, 5], axis=0)
     sampler = loader_order(labels, "weighted", 8)["sampler"]

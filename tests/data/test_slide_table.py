@@ -1,4 +1,4 @@
-"""Tables and folders of slides: what is there, with which resolution, annotation and features."""
+"""Tables and folders of slides, with resolution, annotation and features."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def test_columns(tmp_path: Path) -> None:
     rows = [f"{name},{n % 2}," for n, name in enumerate(_slides(tmp_path))]
     rows[1] = "slide 1.svs,tumour, 0.25 ,b.geojson"
     cohort = read_slides(_table(tmp_path, rows), CLASSES, seed=1)
-    found = {item["name"]: item for item in cohort.train + cohort.validation + cohort.test}
-    assert found["slide 1.svs"] == {
+    items = {item["name"]: item for item in cohort.train + cohort.validation + cohort.test}
+    assert items["slide 1.svs"] == {
         "image": str(tmp_path / "slide 1.svs"),
         "name": "slide 1.svs",
         "label": 1,
@@ -39,10 +39,10 @@ def test_columns(tmp_path: Path) -> None:
         "mpp": 0.25,
         "annotation": str(tmp_path / "b.geojson"),
     }
-    assert not {"mpp", "annotation"} & found["slide 0.svs"].keys()
+    assert not {"mpp", "annotation"} & items["slide 0.svs"].keys()
 
 
-def test_a_slide_with_features_need_not_be_there(tmp_path: Path) -> None:
+def test_a_slide_with_features_may_be_missing(tmp_path: Path) -> None:
     names = [f"site/{name}" for name in ("a.svs", "b.mrxs", "c.ndpi", "d.tif", "e", "f.svs")]
     table = _table(tmp_path, [f"{name},{n % 2},," for n, name in enumerate(names)])
     features = tmp_path / "features"
@@ -60,7 +60,7 @@ def test_a_slide_with_features_need_not_be_there(tmp_path: Path) -> None:
         read_slides(table, CLASSES)
 
 
-def test_all_problems_are_told(tmp_path: Path) -> None:
+def test_all_problems_at_once(tmp_path: Path) -> None:
     rows = [f"{name},{n % 2},," for n, name in enumerate(_slides(tmp_path))]
     rows[0], rows[1] = "slide 0.svs,0,20x,", "slide 1.svs,1,,gone.geojson"
     rows.append("gone.svs,1,,")
@@ -73,38 +73,8 @@ def test_all_problems_are_told(tmp_path: Path) -> None:
     ]
 
 
-def test_found_in_folders(tmp_path: Path) -> None:
-    for name in (
-        "a.SVS",
-        "deep/b.mrxs",
-        "deep/b/Slidedat.ini",
-        "deep/b/Data0000.dat",
-        "series/1.dcm",
-        "series/2.dcm",
-        "c.tiff",
-        ".d.svs",
-        "masks/a.png",
-        "table.txt",
-    ):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    found = find_slides(tmp_path)
-    assert [item["name"] for item in found] == ["a.SVS", "c.tiff", "deep/b.mrxs", "series"]
-    assert found[3]["image"] == str(tmp_path / "series")
-    assert find_slides(tmp_path / "series") == [{"image": str(tmp_path / "series"), "name": "series"}]
-    assert find_slides(tmp_path / "c.tiff") == [{"image": str(tmp_path / "c.tiff"), "name": "c.tiff"}]
-
-
-def test_found_in_tables(tmp_path: Path) -> None:
-    table = _table(tmp_path, ["a.svs,tumour, 0.250", "b.svs,,"], "image,label,mpp")
-    assert find_slides(table) == [
-        {"image": str(tmp_path / "a.svs"), "name": "a.svs", "mpp": 0.25},
-        {"image": str(tmp_path / "b.svs"), "name": "b.svs"},
-    ]
-
-
 @pytest.mark.parametrize("mpp", ["20x", "250", "0.01", "nan", "inf", "-0.5"])
-def test_implausible_mpp_is_told_by_both_readers(tmp_path: Path, mpp: str) -> None:
+def test_implausible_mpp_is_an_error_of_both_readers(tmp_path: Path, mpp: str) -> None:
     rows = [f"{name},{n % 2},{mpp if n < 2 else ''}" for n, name in enumerate(_slides(tmp_path))]
     table = _table(tmp_path, rows, "image,label,mpp")
     for read in (find_slides, read_slides):
@@ -114,15 +84,7 @@ def test_implausible_mpp_is_told_by_both_readers(tmp_path: Path, mpp: str) -> No
         assert repr(mpp) in caught.value.problems[0]
 
 
-def test_nothing_found(tmp_path: Path) -> None:
-    (tmp_path / "a.png").touch()
-    with pytest.raises(CohortError, match=r"wanted \.svs"):
-        find_slides(tmp_path)
-    with pytest.raises(FileNotFoundError, match="a folder of slides"):
-        find_slides(tmp_path / "gone")
-
-
-def test_source_changes_with_any_file_of_a_slide(tmp_path: Path) -> None:
+def test_source_depends_on_every_file_of_a_slide(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     for name in ("a.mrxs", "a/Data0000.dat"):
         (tmp_path / name).write_text("pixels")

@@ -1,4 +1,4 @@
-"""Tables of scans: every problem told at once, patients kept together."""
+"""Tables of scans: all problems at once, patients kept together."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from monai_pipelines.data import Cohort, find_scans, read_cohort
+from monai_pipelines.data import Cohort, read_cohort
 from monai_pipelines.errors import CohortError
 
 CLASSES = ["healthy", "disease"]
@@ -48,8 +48,8 @@ def test_items(tmp_path: Path) -> None:
     image = str(tmp_path / "a b")
     basel = {"image": image, "label": 1, "patient": "p1", "name": "a b", "split": "train", "site": "Basel"}
     assert cohort.train[0] == basel
-    assert cohort.train[1]["patient"] == "c", "a scan without a patient is a patient of its own"
-    assert cohort.test[0]["site"] == "", "a short line has empty fields, which every batch can hold"
+    assert cohort.train[1]["patient"] == "c", "default: the name of the scan"
+    assert cohort.test[0]["site"] == "", "a short line has empty fields, which can be batched"
     assert [cohort.labels(split) for split in SPLITS] == [[1, 0], [1, 0], [1, 0]]
     assert cohort.classes == ("healthy", "disease")
 
@@ -94,9 +94,9 @@ a,1,p8,train
         "f: unknown split 'holdout', wanted train, validation or test",
         "patient p1 is in test and train",
     ]
-    told = str(error.value)
-    assert told.startswith(f"{tmp_path / 'table.csv'}: 9 problem(s)\n")
-    assert all(problem in told for problem in error.value.problems)
+    message = str(error.value)
+    assert message.startswith(f"{tmp_path / 'table.csv'}: 9 problem(s)\n")
+    assert all(problem in message for problem in error.value.problems)
 
 
 @pytest.mark.parametrize(
@@ -118,8 +118,8 @@ def test_each_kind_of_problem(tmp_path: Path, text: str, problems: list[str]) ->
     with pytest.raises(CohortError) as error:
         read_cohort(_table(tmp_path, text, tuple("abcde")), CLASSES)
     assert len(error.value.problems) == len(problems)
-    for told, wanted in zip(error.value.problems, problems, strict=True):
-        assert told.startswith(wanted)
+    for problem, wanted in zip(error.value.problems, problems, strict=True):
+        assert problem.startswith(wanted)
 
 
 def test_no_table(tmp_path: Path) -> None:
@@ -140,23 +140,23 @@ def test_patients_are_never_in_two_splits_and_no_scan_is_lost(tmp_path: Path) ->
     patients = [(i % 2, 1 + i % 3) for i in range(24)]
     for seed in range(30):
         cohort = _cohort(tmp_path, patients, seed=seed)
-        there = _patients(cohort)
-        assert sum(map(len, there.values())) == len(set.union(*there.values())) == 24
+        patients_of = _patients(cohort)
+        assert sum(map(len, patients_of.values())) == len(set.union(*patients_of.values())) == 24
         assert sum(len(getattr(cohort, split)) for split in SPLITS) == sum(n for _, n in patients)
 
 
-def test_split_follows_the_seed_alone(tmp_path: Path) -> None:
+def test_split_depends_only_on_the_seed(tmp_path: Path) -> None:
     patients = [(i % 2, 1) for i in range(40)]
     assert _cohort(tmp_path, patients, seed=3) == _cohort(tmp_path, patients, seed=3)
     assert len({str(_patients(_cohort(tmp_path, patients, seed=seed)).items()) for seed in range(5)}) == 5
     lines = (tmp_path / "table.csv").read_text().splitlines()
     shuffled = "\n".join([lines[0], *reversed(lines[1:])])
     again = read_cohort(_table(tmp_path, shuffled), CLASSES, seed=3)
-    assert _patients(again) == _patients(_cohort(tmp_path, patients, seed=3)), "the order of the lines plays no part"
+    assert _patients(again) == _patients(_cohort(tmp_path, patients, seed=3)), "not on the order of the lines"
 
 
 @pytest.mark.parametrize("fractions", [(0.7, 0.15, 0.15), (0.5, 0.3, 0.2), (0.8, 0.1, 0.1)])
-def test_every_class_is_split_in_the_fractions(tmp_path: Path, fractions: tuple[float, float, float]) -> None:
+def test_every_class_is_split_by_the_fractions(tmp_path: Path, fractions: tuple[float, float, float]) -> None:
     cohort = _cohort(tmp_path, [(int(i < 40), 1) for i in range(200)], fractions=fractions)
     for split, fraction in zip(SPLITS, fractions, strict=True):
         labels = cohort.labels(split)
@@ -179,59 +179,7 @@ def test_a_patient_with_both_labels_stays_together(tmp_path: Path) -> None:
     assert sum(map(len, _patients(cohort).values())) == 12
 
 
-# ---- scans to be classified
-
-
-def _names(source: Path) -> list[str]:
-    items = find_scans(source)
-    assert all(Path(item["image"]).exists() for item in items)
-    return [item["name"] for item in items]
-
-
-def _fill(folder: Path, *names: str) -> Path:
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).touch()
-    return folder
-
-
-def test_scans_of_a_folder_tree(tmp_path: Path) -> None:
-    _fill(tmp_path, "p2/ct/1.dcm", "p2/ct/2.dcm", "p1/IM0001", "p1/.DS_Store", "x.nii.gz", "deep/er/y.MHA")
-    assert _names(tmp_path) == ["deep/er/y.MHA", "p1", "p2/ct", "x.nii.gz"]
-
-
-def test_notes_and_data_files_are_no_scans_but_nothing_else_is_dropped(tmp_path: Path) -> None:
-    _fill(tmp_path, "table.csv", "notes/readme.txt", "v/a.mhd", "v/a.raw", "mixed/b.nii", "mixed/b.json", "mixed/1.dcm")
-    assert _names(tmp_path) == ["mixed", "mixed/b.nii", "v/a.mhd"]
-
-
-def test_one_series_and_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _fill(tmp_path, "series/1.dcm", "series/2.dcm", "a.nrrd")
-    assert find_scans(tmp_path / "series") == [{"image": str(tmp_path / "series"), "name": "series"}]
-    assert find_scans(tmp_path / "a.nrrd") == [{"image": str(tmp_path / "a.nrrd"), "name": "a.nrrd"}]
-    monkeypatch.chdir(tmp_path / "series")
-    assert find_scans(".") == [{"image": ".", "name": "series"}]
-
-
-def test_scans_of_a_table(tmp_path: Path) -> None:
-    _fill(tmp_path, "a", "b")
-    table = _table(tmp_path, "image,site\n a ,x\nlost,y\n")
-    named = [{"image": str(tmp_path / "a"), "name": "a"}, {"image": str(tmp_path / "lost"), "name": "lost"}]
-    assert find_scans(table) == named, "a lost scan is told, with its reason, among the predictions"
-    with pytest.raises(CohortError, match="line 3: no image"):
-        find_scans(_table(tmp_path, "image,site\na,x\n,y\n"))
-    with pytest.raises(CohortError, match="no column 'image'"):
-        find_scans(_table(tmp_path, "scan\na\n"))
-
-
-def test_nothing_to_classify(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="wanted a CSV table, a folder of scans, or a scan"):
-        find_scans(tmp_path / "lost")
-    with pytest.raises(CohortError, match="no scan in it: wanted DICOM series folders"):
-        find_scans(_fill(tmp_path, "readme.txt"))
-
-
-# ---- several labels an image, names of classes, digest
+# ---- multilabel, names of classes, digest
 
 
 def _findings(folder: Path, rows: list[tuple[str, str]], header: str = "image,label,patient") -> Path:
@@ -239,13 +187,13 @@ def _findings(folder: Path, rows: list[tuple[str, str]], header: str = "image,la
     return _table(folder, "\n".join([header, *lines]), tuple(f"{k}.png" for k in range(len(rows))))
 
 
-def test_several_labels(tmp_path: Path) -> None:
+def test_multilabel(tmp_path: Path) -> None:
     rows = [("A|B", "p0"), ("No Finding", "p1"), ("", "p2"), ("B", "p3"), ("1", "p4")] * 8
     rows = [(label, f"{patient}_{k}") for k, (label, patient) in enumerate(rows)]
     cohort = read_cohort(_findings(tmp_path, rows), ["A", "B"], multilabel=True)
-    found = {item["name"]: item["label"] for split in SPLITS for item in getattr(cohort, split)}
+    labels = {item["name"]: item["label"] for split in SPLITS for item in getattr(cohort, split)}
     wanted = [[1.0, 1.0], [0.0, 0.0], [0.0, 0.0], [0.0, 1.0], [0.0, 1.0]] * 8
-    assert found == {f"{k}.png": label for k, label in enumerate(wanted)}
+    assert labels == {f"{k}.png": label for k, label in enumerate(wanted)}
     assert isinstance(cohort.train[0]["label"][0], float)
     for k in (0, 1):
         assert all(any(label[k] for label in cohort.labels(split)) for split in SPLITS)
@@ -253,7 +201,7 @@ def test_several_labels(tmp_path: Path) -> None:
 
 
 def test_the_rarest_label_is_in_every_split(tmp_path: Path) -> None:
-    """3 of 200 patients have the rare label, always beside the common one."""
+    """3 of 200 patients have the rare label, always together with the common one."""
     rows = [("common|rare" if k < 3 else ("common" if k % 2 else ""), f"p{k}") for k in range(200)]
     for seed in range(10):
         cohort = read_cohort(_findings(tmp_path, rows), ["common", "rare"], seed=seed, multilabel=True)
@@ -263,7 +211,7 @@ def test_the_rarest_label_is_in_every_split(tmp_path: Path) -> None:
         )
 
 
-def test_problems_of_several_labels(tmp_path: Path) -> None:
+def test_problems_of_multilabels(tmp_path: Path) -> None:
     rows = [("A|Z|Y", "p0"), ("A", "p1"), ("A", "p2"), ("A", "p3")]
     with pytest.raises(CohortError) as error:
         read_cohort(_findings(tmp_path, rows), ["A", "B"], multilabel=True)
@@ -286,20 +234,20 @@ def test_classes_may_come_from_the_table(tmp_path: Path) -> None:
     assert read_cohort(_findings(tmp_path, numbers)).classes == tuple(map(str, range(11)))
 
 
-def test_digest_is_of_names_labels_patients_and_given_splits(tmp_path: Path) -> None:
+def test_digest_depends_on_names_labels_patients_and_given_splits(tmp_path: Path) -> None:
     def digest(folder: Path, rows: list[tuple[str, str]], **options: Any) -> str:
         folder.mkdir(exist_ok=True)
         return read_cohort(_findings(folder, rows), ["a", "b"], **options).digest
 
     rows = [("ab"[k % 2], f"p{k}") for k in range(20)]
     first = digest(tmp_path / "one", rows)
-    assert first == digest(tmp_path / "elsewhere", rows), "not of where the files lie"
+    assert first == digest(tmp_path / "elsewhere", rows), "not on the path of the files"
     lines = (tmp_path / "one/table.csv").read_text().splitlines()
     (tmp_path / "one/table.csv").write_text("\n".join([lines[0], *reversed(lines[1:])]))
-    assert read_cohort(tmp_path / "one/table.csv", ["a", "b"]).digest == first, "not of the order of the lines"
+    assert read_cohort(tmp_path / "one/table.csv", ["a", "b"]).digest == first, "not on the order of the lines"
     changed = [*rows[:-1], ("a", "p19")], [*rows[:-1], ("b", "p20")]
     assert len({first, *(digest(tmp_path / "two", other) for other in changed)}) == 3
-    assert digest(tmp_path / "two", rows, seed=1) == first, "not of the draw: who evaluates with another seed is told"
+    assert digest(tmp_path / "two", rows, seed=1) == first, "not on the draw, so that another seed can be recognized"
     cohort = read_cohort(tmp_path / "two/table.csv", ["a", "b"], seed=1)
     lines = [
         json.dumps([item["name"], item["label"], item["patient"], None])

@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-import json
 import math
 
 import numpy as np
 import pytest
 from scipy.stats import percentileofscore
 
-from monai_pipelines.explain import attention_figure, tiles_figure, write_geojson
-from monai_pipelines.metrics import annotated_fraction, read_outlines
+from monai_pipelines.explain.attention import attention_figure, heat_colors, tiles_figure
 
 SIDE = 512  # level-0 pixels of a tile
 DOWNSAMPLE = 32
@@ -23,7 +21,7 @@ def _figure(coords, values, **options):
 
 
 def _heat(figure):
-    """What is painted over the map, and its normalisation."""
+    """The heat map and its normalization."""
     return figure.axes[1].images[1].get_array(), figure.axes[1].images[1].norm
 
 
@@ -40,7 +38,7 @@ def test_heat_lies_on_the_tiles():
     assert {axes.get_xlim() + axes.get_ylim() for axes in figure.axes[:2]} == {(-0.5, 49.5, 39.5, -0.5)}
 
 
-def test_tiles_beyond_the_edge_and_tiles_that_overlap():
+def test_tiles_beyond_the_edge_and_overlapping_tiles():
     painted, _ = _heat(_figure([[0, 0], [256, 0], [1400, 1100]], [1, 4, 1]))
     assert painted[0, 0] == pytest.approx(-1)
     assert painted[0, 8] == pytest.approx(0)  # the mean of log2(1/2) and log2(2)
@@ -49,7 +47,7 @@ def test_tiles_beyond_the_edge_and_tiles_that_overlap():
     assert not painted.mask[39, 44]
 
 
-def test_huge_thumbnails_are_shrunk_with_all_that_lies_on_them():
+def test_huge_thumbnails_are_shrunk_with_their_overlays():
     thumbnail = _thumbnail(1000, 3200)
     figure = attention_figure(thumbnail, 4, [[3000, 1200]], 600, [1.0], outlines=[np.full((3, 2), 1200.0)])
     painted, _ = _heat(figure)
@@ -60,7 +58,7 @@ def test_huge_thumbnails_are_shrunk_with_all_that_lies_on_them():
     assert figure.axes[0].lines[0].get_xydata()[0].tolist() == [99.5, 99.5]
 
 
-def test_tiles_smaller_than_a_pixel_are_seen():
+def test_tiles_smaller_than_a_pixel_are_visible():
     painted, _ = _heat(attention_figure(_thumbnail(), 32, [[64, 96]], 8, [1.0]))
     assert np.argwhere(~painted.mask).tolist() == [[3, 2]]
 
@@ -74,7 +72,7 @@ def test_tiles_smaller_than_a_pixel_are_seen():
         ([2] * 40 + [0.05], 4, ["1/16x", "1/4x", "1x", "4x", "16x"], "min"),
     ],
 )
-def test_colours_are_times_the_mean(values, limit, ticks, extend):
+def test_colors_are_multiples_of_the_mean(values, limit, ticks, extend):
     figure = _figure(np.arange(2 * len(values)).reshape(-1, 2), values)
     _, norm = _heat(figure)
     bar = figure.axes[2]
@@ -84,19 +82,28 @@ def test_colours_are_times_the_mean(values, limit, ticks, extend):
     assert figure.axes[1].images[1].colorbar.extend == extend
 
 
-def test_colours_by_rank():
+def test_colors_by_rank():
     values = np.random.default_rng(1).integers(0, 6, 20) / 10
     coords = np.stack([np.arange(20) * SIDE, np.zeros(20, int)], axis=1)
     figure = attention_figure(_thumbnail(16, 320), DOWNSAMPLE, coords, SIDE, values, scale="rank")
     painted, norm = _heat(figure)
-    wanted = [percentileofscore(values, own, "mean") for own in values]
+    wanted = [percentileofscore(values, value, "mean") for value in values]
     assert painted[5, 5::16].tolist() == pytest.approx(wanted)
     assert (norm.vmin, norm.vmax) == (0, 100)
     assert figure.axes[2].get_ylabel() == "Attention, percentile within the slide"
 
 
+@pytest.mark.parametrize("scale", ["mean", "rank"])
+def test_heat_colors_equal_those_of_the_figure(scale):
+    values = np.random.default_rng(3).dirichlet([0.3] * 20)
+    coords = np.stack([np.arange(20) * SIDE, np.zeros(20, int)], axis=1)
+    heat = attention_figure(_thumbnail(16, 320), DOWNSAMPLE, coords, SIDE, values, scale=scale).axes[1].images[1]
+    wanted = heat.cmap(heat.norm(heat.get_array()[5, 5::16]), bytes=True)[:, :3]
+    np.testing.assert_array_equal(heat_colors(values, scale), wanted)
+
+
 @pytest.mark.parametrize(("mpp", "downsample", "length_mm"), [(0.5, 16, 0.05), (0.25, 64, 0.1), (0.5, 1600, 5)])
-def test_scale_bar_is_as_long_as_it_says(mpp, downsample, length_mm):
+def test_length_of_the_scale_bar(mpp, downsample, length_mm):
     figure = attention_figure(_thumbnail(), downsample, [[0, 0]], SIDE, [1.0], slide_mpp=mpp)
     for axes in figure.axes[:2]:
         (bar,), (text,) = axes.lines, axes.texts
@@ -110,17 +117,17 @@ def test_no_scale_bar_without_mpp():
     assert not _figure([[0, 0]], [1.0]).axes[0].lines
 
 
-def test_outlines_are_drawn_closed_where_they_are():
+def test_outlines_are_closed():
     ring = np.array([[0.0, 0.0], [640.0, 0.0], [640.0, 320.0]])
     figure = _figure([[0, 0]], [1.0], outlines=[ring])
     for axes in figure.axes[:2]:
         (line,) = axes.lines
         np.testing.assert_allclose(line.get_xydata(), [[-0.5, -0.5], [19.5, -0.5], [19.5, 9.5], [-0.5, -0.5]])
-    assert figure.axes[0].get_title() == "Slide, outlined: what is annotated"
+    assert figure.axes[0].get_title() == "Slide with annotation"
 
 
 @pytest.mark.parametrize(("shape", "beside"), [((40, 50), True), ((90, 30), True), ((20, 80), False)])
-def test_wide_slides_are_drawn_above_each_other(shape, beside):
+def test_wide_slides_are_stacked(shape, beside):
     figure = attention_figure(_thumbnail(*shape), DOWNSAMPLE, [[0, 0]], SIDE, [1.0], title="a $x$")
     figure.draw_without_rendering()
     slide, heat = (axes.get_position() for axes in figure.axes[:2])
@@ -130,11 +137,11 @@ def test_wide_slides_are_drawn_above_each_other(shape, beside):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [({"values": [1, 2]}, "wanted a value for each of 1 tiles, got 2"), ({"scale": "log"}, 'must be "mean" or "rank"')],
 )
-def test_attention_figure_refuses(options, told):
-    with pytest.raises(ValueError, match=told):
+def test_bad_arguments_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
         _figure([[0, 0]], **{"values": [1.0], **options})
 
 
@@ -153,42 +160,7 @@ def test_sheet_shows_every_tile_with_its_caption():
 
 
 @pytest.mark.parametrize(("top", "bottom", "captions"), [(0, 1, 0), (1, 0, 1), (2, 1, 1)])
-def test_sheet_refuses(top, bottom, captions):
+def test_sheet_needs_tiles_and_captions(top, bottom, captions):
     tile = np.zeros((4, 4, 3), np.uint8)
     with pytest.raises(ValueError, match="tiles_figure: wanted"):
         tiles_figure([tile] * top, [tile] * bottom, ["a"] * captions, ["b"] * bottom)
-
-
-# ---- QuPath
-
-
-def test_geojson_lands_on_the_tiles(tmp_path):
-    """Read as an annotation, it covers its own tiles and nothing beside them."""
-    rng = np.random.default_rng(3)
-    coords = np.unique(rng.integers(0, 8, (20, 2)), axis=0) * SIDE + [1000, 40]
-    attention = rng.dirichlet([0.3] * len(coords))
-    file = tmp_path / "attention.geojson"
-    write_geojson(file, coords, SIDE, {"Attention": attention, "other": np.arange(len(coords))}, "Attention")
-    every = np.stack(np.meshgrid(np.arange(10), np.arange(10)), axis=-1).reshape(-1, 2) * SIDE + [488, -472]
-    wanted = [float(own.tolist() in coords.tolist()) for own in every]
-    assert annotated_fraction(every, SIDE, read_outlines(file)).tolist() == wanted
-    assert sum(wanted) == len(coords)
-
-    content = json.loads(file.read_text(encoding="utf-8"))
-    assert content["type"] == "FeatureCollection"
-    figure = attention_figure(_thumbnail(), DOWNSAMPLE, coords, SIDE, attention)
-    drawn = figure.axes[1].images[1]
-    for k, feature in enumerate(content["features"]):
-        (ring,) = feature["geometry"]["coordinates"]
-        assert ring[0] == ring[-1] == coords[k].tolist()
-        assert {type(value) for point in ring for value in point} == {int}
-        own = feature["properties"]
-        assert (own["objectType"], own["classification"]) == ("tile", {"name": "Attention"})
-        assert own["measurements"] == pytest.approx({"Attention": attention[k], "other": k}, rel=1e-5)
-        times = np.log2(attention[k] * len(coords))
-        assert own["color"] == list(drawn.cmap(drawn.norm(times), bytes=True)[:3])
-
-
-def test_geojson_refuses_what_does_not_match(tmp_path):
-    with pytest.raises(ValueError, match="each of 2 tiles, got 2 of a, 1 of b"):
-        write_geojson(tmp_path / "a.geojson", [[0, 0], [9, 9]], 9, {"a": [1, 2], "b": [1]}, "Attention")

@@ -19,6 +19,7 @@ from monai_pipelines.data import ArrayDataset, PrepareImages, collate_batches
 from monai_pipelines.explain import ExplainImages, explain_class
 from monai_pipelines.explain import images as explain
 from monai_pipelines.probabilities import Probabilitiesd
+from tests.explain.conftest import trained_with
 
 
 class _Network(nn.Module):
@@ -58,13 +59,15 @@ class _Items(Dataset):
 def _run(dataset: Any, folder: Path, classes: int, dims: int = 2, **options: Any) -> ExplainImages:
     network = _Network(classes, dims)
     names = [f"class {k}" for k in range(classes)]
-    handler = ExplainImages(folder, network, dataset, PrepareImages(), names, **options)
+    threshold, multilabel = options.pop("threshold", None), options.pop("multilabel", False)
+    trained = trained_with(network, PrepareImages(), names, threshold, multilabel)
+    handler = ExplainImages(folder, trained, dataset, **options)
     evaluator = SupervisedEvaluator(
         device=torch.device("cpu"),
         val_data_loader=DataLoader(dataset, batch_size=3, collate_fn=collate_batches),
         prepare_batch=PrepareImages(),
         network=network,
-        postprocessing=Probabilitiesd("pred", options.get("multilabel", False)),
+        postprocessing=Probabilitiesd("pred", multilabel),
         val_handlers=[handler],
     )
     evaluator.run()
@@ -200,12 +203,12 @@ def test_second_evaluation_starts_anew(tmp_path: Path, drawn: list[Any]) -> None
 )
 def test_wrong_arguments_are_told(tmp_path: Path, options: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
-        ExplainImages(tmp_path, _Network(2), [], PrepareImages(), ["a", "b"], **options)
+        ExplainImages(tmp_path, trained_with(_Network(2), PrepareImages(), ["a", "b"]), [], **options)
 
 
 def test_another_order_is_told(tmp_path: Path) -> None:
     dataset = _Items(_images(LOGITS), LABELS)
-    handler = ExplainImages(tmp_path, _Network(2), dataset, PrepareImages(), ["a", "b"])
+    handler = ExplainImages(tmp_path, trained_with(_Network(2), PrepareImages(), ["a", "b"]), dataset)
     shuffled = Dataset(dataset.data[::-1])
     evaluator = SupervisedEvaluator(
         device=torch.device("cpu"),
@@ -221,7 +224,7 @@ def test_another_order_is_told(tmp_path: Path) -> None:
 def test_network_without_feature_maps_is_explained_by_occlusion(tmp_path: Path, drawn: list[Any]) -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
     dataset = _Items(_images(LOGITS), LABELS)
-    handler = ExplainImages(tmp_path, network, dataset, PrepareImages(), ["a", "b"])
+    handler = ExplainImages(tmp_path, trained_with(network, PrepareImages(), ["a", "b"]), dataset)
     SupervisedEvaluator(
         device=torch.device("cpu"),
         val_data_loader=DataLoader(dataset, batch_size=3, collate_fn=collate_batches),

@@ -1,4 +1,4 @@
-"""Maps against their formulas, on networks whose answer is known; nothing is left behind in the network."""
+"""Maps against their formulas, on networks with a known answer, which are left unchanged."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RESNET = {"n_input_channels": 1, "conv1_t_stride": 2, "bias_downsample": False, 
 
 
 class Brightest(nn.Module):
-    """Logits (N, C): mean brightness of blurred cells, in place where a network does so; several resolutions."""
+    """Logits (N, C): mean brightness of blurred cells, at two resolutions, with in-place activations."""
 
     def __init__(self, logits: int = 2, spatial_dims: int = 2) -> None:
         super().__init__()
@@ -39,27 +39,27 @@ class Brightest(nn.Module):
         return self.head(self.second(self.first(image)).flatten(2).mean(2))
 
 
-def _spot(size: tuple[int, ...], centre: tuple[int, ...], radius: float = 3) -> Tensor:
+def _spot(size: tuple[int, ...], center: tuple[int, ...], radius: float = 3) -> Tensor:
     grid = np.meshgrid(*map(np.arange, size), indexing="ij")
-    near = sum((axis - c) ** 2 for axis, c in zip(grid, centre, strict=True)) <= radius**2
+    near = sum((axis - c) ** 2 for axis, c in zip(grid, center, strict=True)) <= radius**2
     return torch.tensor(near, dtype=torch.float32)[None, None]
 
 
-@pytest.mark.parametrize(("size", "centre"), [((48, 32), (33, 12)), ((24, 32, 28), (8, 21, 16))])
+@pytest.mark.parametrize(("size", "center"), [((48, 32), (33, 12)), ((24, 32, 28), (8, 21, 16))])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("logits", [1, 2, 3])
-def test_map_finds_what_the_class_is_made_of(
-    size: tuple[int, ...], centre: tuple[int, ...], method: str, logits: int
+def test_map_finds_the_object_of_the_class(
+    size: tuple[int, ...], center: tuple[int, ...], method: str, logits: int
 ) -> None:
     network = Brightest(logits, len(size))
-    image = _spot(size, centre)
+    image = _spot(size, center)
     found = explain_class(network, image, max(1, logits - 1), method, multilabel=False)
     assert found.map.shape == size
     assert found.map.dtype == np.float32
     assert found.map.min() >= 0
     assert found.map.max() == 1
     near = 3 if method != "occlusion" else max(size) / 8
-    np.testing.assert_allclose(found.peak, centre, atol=near)
+    np.testing.assert_allclose(found.peak, center, atol=near)
     prob = probabilities(network(image))[0, max(1, logits - 1)]
     assert found.prob == pytest.approx(float(prob.detach()), abs=1e-6)
 
@@ -95,22 +95,22 @@ def test_gradcam_by_its_formula(logits: int, plus: bool, size: tuple[int, ...]) 
         found = explain_class(network, image, index, "gradcam++" if plus else "gradcam", stage="second")
         assert found.cells == tuple(n // 4 for n in size)
         assert found.cell_px == (4,) * len(size)
-        at_cells = found.map[tuple(slice(None, None, 4) for _ in size)]  # cell j is centred on pixel 4j
+        at_cells = found.map[tuple(slice(None, None, 4) for _ in size)]  # cell j is centerd on pixel 4j
         np.testing.assert_allclose(at_cells, _reference_gradcam(network, image, index, plus), atol=1e-5)
 
 
-def test_between_the_cells_it_is_linear() -> None:
+def test_maps_are_linear_between_cells() -> None:
     image = torch.rand(1, 1, 32, 24)
     found = explain_class(Brightest(), image, 1, stage="second").map
     columns = np.stack([np.interp(np.arange(32), np.arange(0, 32, 4), column) for column in found[::4].T], 1)
     np.testing.assert_allclose(found, columns, atol=1e-5)
 
 
-def test_monai_places_the_cells_too_far() -> None:
-    """The reason for an interpolation of our own: reproduces MONAI 1.6.1."""
+def test_monai_shifts_the_cells() -> None:
+    """Why maps are not up-sampled by MONAI (1.6.1)."""
     network, image = Brightest(), _spot((64, 64), (32, 32))
-    theirs = GradCAM(network, "second")(image, class_idx=1)[0, 0]
-    peak = torch.nonzero(theirs < 1e-5).float().mean(0)  # MONAI's map is upside down
+    up_sampled = GradCAM(network, "second")(image, class_idx=1)[0, 0]
+    peak = torch.nonzero(up_sampled < 1e-5).float().mean(0)  # MONAI's map is upside down
     np.testing.assert_allclose(peak, 33.5, atol=0.2)
     assert explain_class(network, image, 1, stage="second").peak == (32, 32)
 
@@ -136,7 +136,7 @@ def test_occlusion_by_its_formula() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")
-def test_occlusion_is_that_of_monai_but_at_the_border() -> None:
+def test_occlusion_equals_monai_except_at_the_border() -> None:
     torch.manual_seed(0)
     network, image = Brightest(1, 3), torch.rand(1, 1, 8, 16, 12).clamp(min=0.25)
     covered = OcclusionSensitivity(network, (2, 4, 3), mode=0.25, overlap=0.5, activate=log_odds, verbose=False)
@@ -147,7 +147,7 @@ def test_occlusion_is_that_of_monai_but_at_the_border() -> None:
 
 @pytest.mark.parametrize("corner", [(0, 0), (0, 48), (48, 0), (48, 48)])
 def test_occlusion_favours_no_corner(corner: tuple[int, int]) -> None:
-    """A blob in the middle, and one of the same shape in a corner that speaks for the class but 0.6 times as much."""
+    """A blob in the middle, and one in a corner with 0.6 times its evidence."""
 
     class Sum(nn.Module):
         def forward(self, image: Tensor) -> Tensor:
@@ -160,8 +160,8 @@ def test_occlusion_favours_no_corner(corner: tuple[int, int]) -> None:
     np.testing.assert_allclose(found.peak, (31.5, 31.5), atol=found.window_px[0] / 2)
 
 
-def test_occlusion_passes_over_what_is_empty() -> None:
-    """Volumes are covered with air, each channel with its own lowest value."""
+def test_occlusion_skips_empty_regions() -> None:
+    """Volumes are filled with air, each channel with its minimum."""
     seen: list[Tensor] = []
 
     class Sum(nn.Module):
@@ -203,7 +203,7 @@ def test_log_odds_are_those_of_the_probabilities() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_very_sure_network_is_explained(method: str) -> None:
+def test_very_confident_network_is_explained(method: str) -> None:
     network = Brightest()
     nn.init.constant_(network.head.weight[-1:], 1e5)
     found = explain_class(network, _spot((32, 32), (20, 12)), 1, method)
@@ -212,7 +212,7 @@ def test_very_sure_network_is_explained(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_network_is_left_as_it_was(method: str) -> None:
+def test_network_is_left_unchanged(method: str) -> None:
     network = resnet10(spatial_dims=2, num_classes=2, **RESNET).train()
     network.layer1.eval()
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -296,14 +296,14 @@ def test_map_finds_the_lesion_and_random_weights_do_not(method: str, trained: nn
     assert np.mean(random) <= 0.5
 
 
-def test_nothing_speaks_for_the_class() -> None:
+def test_no_evidence_for_the_class() -> None:
     found = explain_class(Brightest(), _spot((32, 32), (16, 16)), 0)
     assert not found.map.any()
     assert np.isfinite(found.map).all()
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "message"),
     [
         ({"method": "cam"}, "method must be one of gradcam, gradcam\\+\\+, occlusion, got 'cam'"),
         ({"image": torch.zeros(2, 1, 8, 8)}, "wanted one image .*got \\(2, 1, 8, 8\\)"),
@@ -315,7 +315,7 @@ def test_nothing_speaks_for_the_class() -> None:
         ({"network": nn.Sequential(nn.Flatten(), nn.Linear(64, 2))}, "no feature maps"),
     ],
 )
-def test_wrong_arguments_are_told(changed: dict[str, Any], told: str) -> None:
+def test_wrong_arguments_are_refused(changed: dict[str, Any], message: str) -> None:
     settings = {"network": Brightest(), "image": torch.zeros(1, 1, 8, 8), "class_index": 1} | changed
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         explain_class(**settings)

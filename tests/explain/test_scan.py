@@ -1,4 +1,4 @@
-"""One scan explained: the map lies where the scan lies, and what is told is what inference says."""
+"""One scan explained: the map lies where the scan lies, and the prediction is that of the inference."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ from monai_pipelines.errors import ChainMismatchError, ScanError
 from monai_pipelines.explain import explain_class
 from monai_pipelines.explain import scan as explaining
 from monai_pipelines.explain.scan import explain_scan
-from monai_pipelines.runs.checkpoint import save_plain
-from monai_pipelines.runs.record import inference_config
+from monai_pipelines.runs import inference_config
 from monai_pipelines.transforms import LoadCT
 
 CT, XRAY, DIGITS = "lung_ct_classification", "chest_xray_classification", "medmnist_classification"
@@ -52,7 +51,7 @@ def _run(folder: Path, bundle: str, overrides: dict[str, Any], **card: Any) -> P
     run = {"command": "python train.py", "config_files": ["train.yaml"], "overrides": overrides}
     (folder / "run.json").write_text(json.dumps(run))
     content = {"model": network.state_dict(), "classes": list(config.get_parsed_content("classes"))}
-    save_plain({**content, "chain": chain.describe(), "epoch": 3, **card}, folder / "best.pt")
+    torch.save({**content, "chain": chain.describe(), "epoch": 3, **card}, folder / "best.pt")
     return folder
 
 
@@ -79,9 +78,9 @@ def _same_grid(map_file: Path, scan: sitk.Image) -> None:
 
 
 def test_dicom_series(ct_run: Path, series: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told = explain_scan(ct_run, series, tmp_path, class_name="disease")
+    summary = explain_scan(ct_run, series, tmp_path, class_name="disease")
     assert {file.name for file in tmp_path.iterdir()} == {"explanation.png", "explanation.json", "map.nii.gz"}
-    assert told == json.loads((tmp_path / "explanation.json").read_text())
+    assert summary == json.loads((tmp_path / "explanation.json").read_text())
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(series)))
     _same_grid(tmp_path / "map.nii.gz", reader.Execute())
@@ -98,19 +97,19 @@ def test_dicom_series(ct_run: Path, series: Path, tmp_path: Path, capsys: pytest
     network.load_state_dict(torch.load(ct_run / "best.pt", weights_only=True)["model"])
     found = explain_class(network, image.as_tensor()[None], 1)
     peaks = [
-        nib.affines.apply_affine(affine, np.unravel_index(own.argmax(), own.shape))
-        for own, affine in ((found.map, image.affine.numpy()), (values, map_.affine))
+        nib.affines.apply_affine(affine, np.unravel_index(map_values.argmax(), map_values.shape))
+        for map_values, affine in ((found.map, image.affine.numpy()), (values, map_.affine))
     ]
     assert np.abs(peaks[0] - peaks[1]).max() < 10
 
     with torch.no_grad():
         prob = (network(image.as_tensor()[None]) / 2.5).softmax(1)[0].tolist()
-    assert list(told["prob"].values()) == pytest.approx(prob, abs=1e-4)
-    assert told["predicted"] == ["disease" if prob[1] >= 0.2 else "healthy"]
-    assert told["explained"] == "disease"
-    assert (told["threshold"], told["temperature"], told["epoch"]) == (0.2, 2.5, 3)
-    assert (told["stage"], told["cells"]) == ("act", [12, 12, 12])
-    assert "mm apart" in told["resolution"]
+    assert list(summary["prob"].values()) == pytest.approx(prob, abs=1e-4)
+    assert summary["predicted"] == ["disease" if prob[1] >= 0.2 else "healthy"]
+    assert summary["explained"] == "disease"
+    assert (summary["threshold"], summary["temperature"], summary["epoch"]) == (0.2, 2.5, 3)
+    assert (summary["stage"], summary["cells"]) == ("act", [12, 12, 12])
+    assert "mm apart" in summary["resolution"]
     printed = capsys.readouterr().out
     assert "temperature 2.5" in printed
     assert f"{prob[1]:.3f}" in printed
@@ -127,10 +126,10 @@ def test_oblique_nifti(ct_run: Path, series: Path, tmp_path: Path) -> None:
     axes[:, 3] = nib.affines.apply_affine(scan.affine, [0, scan.shape[2] - 1, 0]).tolist() + [1]
     file = tmp_path / "oblique.nii.gz"
     nib.save(nib.Nifti1Image(flipped.get_fdata().astype(np.int16), turn @ axes), file)
-    told = explain_scan(ct_run, file, tmp_path / "out")
+    summary = explain_scan(ct_run, file, tmp_path / "out")
     _same_grid(tmp_path / "out" / "map.nii.gz", sitk.ReadImage(str(file)))
-    assert (told["image"], told["checkpoint"]) == ("oblique.nii.gz", str(ct_run / "best.pt"))
-    assert str(tmp_path) not in json.dumps({**told, "checkpoint": None})
+    assert (summary["image"], summary["checkpoint"]) == ("oblique.nii.gz", str(ct_run / "best.pt"))
+    assert str(tmp_path) not in json.dumps({**summary, "checkpoint": None})
 
 
 def _itk(values: np.ndarray, affine: np.ndarray) -> sitk.Image:
@@ -176,16 +175,16 @@ def test_image_has_a_map_of_its_size(xray_run: Path, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 60, (120, 160)).astype(np.uint8)
     pixels[70:110, 20:70] = 250
     Image.fromarray(pixels).save(tmp_path / "film.png")
-    told = explain_scan(xray_run, tmp_path / "film.png", tmp_path / "out", stage="act")
+    summary = explain_scan(xray_run, tmp_path / "film.png", tmp_path / "out", stage="act")
     map_ = np.asarray(Image.open(tmp_path / "out" / "map.png"))
     assert map_.shape == (120, 160)
     assert map_.dtype == np.uint8
-    assert told["predicted"] == [max(told["prob"], key=told["prob"].get)] == [told["explained"]]
-    assert (told["threshold"], told["temperature"], told["map"]) == (None, None, "map.png")
+    assert summary["predicted"] == [max(summary["prob"], key=summary["prob"].get)] == [summary["explained"]]
+    assert (summary["threshold"], summary["temperature"], summary["map"]) == (None, None, "map.png")
     config = inference_config(xray_run)
     network, image = config.get_parsed_content("network").eval(), config.get_parsed_content("chain")
     network.load_state_dict(torch.load(xray_run / "best.pt", weights_only=True)["model"])
-    index = list(told["prob"]).index(told["explained"])
+    index = list(summary["prob"]).index(summary["explained"])
     found = explain_class(network, image(tmp_path / "film.png").as_tensor()[None], index, stage="act")
     expected = Image.fromarray(found.map[8:56]).resize((160, 120), Image.Resampling.BILINEAR)
     inner = np.s_[4:-4, 4:-4]
@@ -196,8 +195,8 @@ def test_image_in_an_array(tmp_path: Path) -> None:
     run = _run(tmp_path / "run", DIGITS, {"flag": "pneumoniamnist"})
     images = np.random.default_rng(0).integers(0, 256, (2, 28, 28)).astype(np.uint8)
     np.save(tmp_path / "one.npy", images[:1])
-    told = explain_scan(run, tmp_path / "one.npy", tmp_path / "out", "gradcam++")
-    assert told["cells"] == [7, 7]
+    summary = explain_scan(run, tmp_path / "one.npy", tmp_path / "out", "gradcam++")
+    assert summary["cells"] == [7, 7]
     assert np.asarray(Image.open(tmp_path / "out" / "map.png")).shape == (28, 28)
     np.save(tmp_path / "two.npy", images)
     with pytest.raises(ValueError, match="wanted one image, got 2"):
@@ -211,13 +210,11 @@ def test_bundle_with_a_checkpoint(ct_run: Path, series: Path, tmp_path: Path) ->
         explain_scan(CT, series, tmp_path, checkpoint=tmp_path / "none.pt")
 
 
-def test_what_cannot_be_explained_is_told(ct_run: Path, series: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_explained_is_an_error(ct_run: Path, series: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no class 'diseased' \(did you mean 'disease'\?\)"):
         explain_scan(ct_run, series, tmp_path, class_name="diseased")
     with pytest.raises(ValueError, match=r"wanted one image, got \d, as phantom-"):
         explain_scan(ct_run, series.parent, tmp_path)
-    with pytest.raises(ValueError, match="a bundle of slides; its inference draws where the network looked"):
-        explain_scan("histology_slide_classification", "slide.svs", tmp_path)
     with pytest.raises(ValueError, match="wanted the folder of a run or of a bundle"):
         explain_scan(tmp_path / "nothing", series, tmp_path)
     (tmp_path / "text.nii.gz").write_text("no scan")
@@ -228,7 +225,7 @@ def test_what_cannot_be_explained_is_told(ct_run: Path, series: Path, tmp_path: 
     assert not (tmp_path / "explanation.json").exists()
 
 
-def test_missing_file_is_told_in_one_line(
+def test_missing_file_is_reported_in_one_line(
     ct_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """MONAI wraps the error of a component in others."""
@@ -241,12 +238,12 @@ def test_missing_file_is_told_in_one_line(
     assert line.startswith(f"error: {tmp_path / 'lost.nii.gz'}: ")
 
 
-def test_weights_of_another_network_are_told_in_short(ct_run: Path, series: Path, tmp_path: Path) -> None:
+def test_weights_of_another_network_are_listed_in_short(ct_run: Path, series: Path, tmp_path: Path) -> None:
     checkpoint = torch.load(ct_run / "best.pt", weights_only=True)
     weights = checkpoint["model"]
     weights["conv1.weight"] = weights["conv1.weight"][:1]
     checkpoint["model"] = {**weights, **{f"another.{k}": torch.zeros(1) for k in range(300)}}
-    save_plain(checkpoint, tmp_path / "other.pt")
-    told = r"; 301 are missing, unexpected or of another shape: conv1.weight, another.0, another.1 \.\.\.$"
-    with pytest.raises(ValueError, match=told):
+    torch.save(checkpoint, tmp_path / "other.pt")
+    message = r"; 301 are missing, unexpected or of another shape: conv1.weight, another.0, another.1 \.\.\.$"
+    with pytest.raises(ValueError, match=message):
         explain_scan(ct_run, series, tmp_path, checkpoint=tmp_path / "other.pt")

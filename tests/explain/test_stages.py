@@ -1,4 +1,4 @@
-"""Stages of networks: their names, their sizes, and where their cells look."""
+"""Stages of networks: their names, sizes and the centers of their cells."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RESNET = {"n_input_channels": 1, "conv1_t_stride": 2, "bias_downsample": False, 
 DENSE = {"in_channels": 1, "out_channels": 2, "init_features": 4, "growth_rate": 2, "block_config": (1, 1, 1, 1)}
 
 
-def _told(network: nn.Module, image: Tensor) -> list[tuple[str, int]]:
+def _names_and_cells(network: nn.Module, image: Tensor) -> list[tuple[str, int]]:
     found = stages(network, image)
     assert [stage.name for stage in found] == sorted(
         (stage.name for stage in found), key=[name for name, _ in network.named_modules()].index
@@ -28,9 +28,9 @@ def test_resnet(spatial_dims: int) -> None:
     network = resnet10(spatial_dims=spatial_dims, **RESNET)
     image = torch.zeros(1, 1, *[64] * spatial_dims)
     resnet = [("act", 32), ("layer1", 16), ("layer2", 8), ("layer3", 4), ("layer4", 2)]
-    assert _told(network, image) == resnet
+    assert _names_and_cells(network, image) == resnet
     wrapped = ImageClassifier(network, num_classes=2, attention=True)
-    assert _told(wrapped, image) == [(f"backbone.{name}", cells) for name, cells in resnet]
+    assert _names_and_cells(wrapped, image) == [(f"backbone.{name}", cells) for name, cells in resnet]
 
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])
@@ -38,9 +38,12 @@ def test_densenet(spatial_dims: int) -> None:
     network = DenseNet(spatial_dims=spatial_dims, **DENSE)
     image = torch.zeros(1, 1, *[64] * spatial_dims)
     relus = [("features.relu0", 32), *((f"features.transition{k}.relu", 2 ** (5 - k)) for k in (1, 2, 3))]
-    assert _told(network, image) == [*relus, ("class_layers.relu", 2)]
+    assert _names_and_cells(network, image) == [*relus, ("class_layers.relu", 2)]
     wrapped = ImageClassifier(network, num_classes=1, hidden=4)
-    assert _told(wrapped, image) == [*((f"backbone.{name}", cells) for name, cells in relus), ("backbone.relu", 2)]
+    assert _names_and_cells(wrapped, image) == [
+        *((f"backbone.{name}", cells) for name, cells in relus),
+        ("backbone.relu", 2),
+    ]
 
 
 def test_small_stem() -> None:
@@ -55,21 +58,21 @@ def test_small_stem() -> None:
     assert default_stage(found).name == "layer3"
 
 
-def _centre(network: nn.Module, stage: Stage, cell: tuple[int, ...], size: tuple[int, ...]) -> list[float]:
-    """Centre of the pixels that a cell depends on, by the gradient of a linear twin of the network."""
+def _center(network: nn.Module, stage: Stage, cell: tuple[int, ...], size: tuple[int, ...]) -> list[float]:
+    """Center of the pixels that a cell depends on, by the gradient of a linear network."""
     image = torch.zeros(1, 1, *size, requires_grad=True)
-    kept: list[Tensor] = []
-    hook = network.get_submodule(stage.name).register_forward_hook(lambda m, i, output: kept.append(output))
+    outputs: list[Tensor] = []
+    hook = network.get_submodule(stage.name).register_forward_hook(lambda m, i, output: outputs.append(output))
     network(image)
     hook.remove()
-    (gradient,) = torch.autograd.grad(kept[0][(0, slice(None), *cell)].sum(), image)
+    (gradient,) = torch.autograd.grad(outputs[0][(0, slice(None), *cell)].sum(), image)
     weight = gradient[0, 0].double()
     return [float((weight.sum([a for a in range(weight.ndim) if a != d]) * torch.arange(n)).sum() / weight.sum())
             for d, n in enumerate(size)]  # fmt: skip
 
 
 def _linear(network: nn.Module) -> nn.Module:
-    """The same geometry with all weights alike, means for maxima and no non-linearity."""
+    """The same geometry with equal weights, average for max pooling and no non-linearity."""
     for name, module in list(network.named_modules()):
         if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
             nn.init.constant_(module.weight, 0.01 if isinstance(module, nn.Conv2d) else 1)
@@ -91,17 +94,17 @@ def _linear(network: nn.Module) -> nn.Module:
     ],
     ids=["resnet", "densenet", "unpadded"],
 )  # fmt: skip
-def test_cells_look_where_the_stage_says(network: nn.Module) -> None:
+def test_cells_are_centered_where_the_stage_says(network: nn.Module) -> None:
     size = (160, 96)
     network = _linear(network)
     found = stages(network, torch.zeros(1, 1, *size))
     assert len(found) >= 3
     for stage in found:
         cell = tuple(n // 2 for n in stage.cells)
-        if 9 * max(stage.step_px) > min(size):  # the pixels it looks at leave the image
+        if 9 * max(stage.step_px) > min(size):  # its receptive field extends beyond the image
             continue
         expected = np.array(stage.first_px) + np.array(cell) * stage.step_px
-        np.testing.assert_allclose(_centre(network, stage, cell, size), expected, atol=0.1)
+        np.testing.assert_allclose(_center(network, stage, cell, size), expected, atol=0.1)
 
 
 def test_other_reductions_divide_the_image_evenly() -> None:
@@ -110,7 +113,7 @@ def test_other_reductions_divide_the_image_evenly() -> None:
     assert stage[1:] == ((4, 8), (4.0, 2.0), (1.5, 0.5))
 
 
-def test_network_is_left_as_it_was() -> None:
+def test_network_is_left_unchanged() -> None:
     network = DenseNet(spatial_dims=2, **DENSE).train()
     network.features.norm5.eval()
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -121,7 +124,7 @@ def test_network_is_left_as_it_was() -> None:
     assert not [module for module in network.modules() if module._forward_hooks]
 
 
-def test_layer_used_twice_is_no_stage() -> None:
+def test_layer_used_twice_is_not_a_stage() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -142,7 +145,7 @@ def test_layer_used_twice_is_no_stage() -> None:
         ([(6, 6, 6), (3, 3, 3)], (6, 6, 6)),
     ],
 )
-def test_default_is_the_deepest_that_still_tells_places_apart(
+def test_default_is_the_deepest_stage_with_enough_cells(
     cells: list[tuple[int, ...]], expected: tuple[int, ...]
 ) -> None:
-    assert default_stage([Stage("", own, (1,), (0,)) for own in cells]).cells == expected
+    assert default_stage([Stage("", size, (1,), (0,)) for size in cells]).cells == expected

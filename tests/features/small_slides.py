@@ -44,8 +44,8 @@ def small_backbone(seed: int = 0) -> TileBackbone:
 
 
 def datalist(folder: Path, num: int, **more: Any) -> list[dict[str, Any]]:
-    """So many slides of different content, made."""
-    names = [f"s{number}.tif" for number in range(num)]
+    """Slides of different content."""
+    names = [f"s{i}.tif" for i in range(num)]
     return [{"image": str(small_slide(folder / n, i)), "name": n, **more} for i, n in enumerate(names)]
 
 
@@ -56,13 +56,13 @@ def extract(items: list[dict[str, Any]], folder: Path, **options: Any) -> list[s
 
 
 def listed(folder: Path) -> list[dict[str, str]]:
-    """The rows of its features.csv."""
+    """The rows of features.csv."""
     with (folder / "features.csv").open() as file:
         return list(csv.DictReader(file))
 
 
 def spoil(kind: str, path: Path) -> None:
-    """Make a slide one that cannot be used."""
+    """Make a slide unusable."""
     if kind == "missing":
         path.unlink()
     elif kind == "empty":
@@ -86,5 +86,5 @@ def spoil(kind: str, path: Path) -> None:
 
 
 def file_times(folder: Path) -> dict[str, int]:
-    """When each file of features was written."""
+    """Time of each file of features."""
     return {file.name: file.stat().st_mtime_ns for file in folder.glob("*.h5")}

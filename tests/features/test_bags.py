@@ -1,4 +1,4 @@
-"""Bags: slides as items, unequal bags as one batch, tiles drawn anew in training and never in a test."""
+"""Bags: slides as items, unequal bags as one batch, new tiles in training, the same tiles in a test."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from monai.data import decollate_batch
+from monai.data import DataLoader, decollate_batch
 
 from monai_pipelines.data import Cohort, make_loader
 from monai_pipelines.errors import CohortError
@@ -40,8 +40,8 @@ Item = dict[str, Any]
 @pytest.fixture(scope="module")
 def items(tmp_path_factory: pytest.TempPathFactory) -> list[Item]:
     """Six slides, two of each split."""
-    found = datalist(tmp_path_factory.mktemp("slides"), 6)
-    return [{**item, "label": number % 2, "patient": f"p{number}"} for number, item in enumerate(found)]
+    slides = datalist(tmp_path_factory.mktemp("slides"), 6)
+    return [{**item, "label": k % 2, "patient": f"p{k}"} for k, item in enumerate(slides)]
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +62,9 @@ def test_padding_is_zero_and_masked() -> None:
     batch = pad_bags(items)
     assert sorted(batch) == ["bag", "label", "mask", "name", "patient"]
     assert batch["mask"].tolist() == [[True] * 3 + [False], [True] + [False] * 3, [True] * 4]
-    for own, there, bag in zip(batch["bag"], batch["mask"], bags, strict=True):
-        assert torch.equal(own[there], bag)
-        assert not own[~there].any()
+    for row, mask, bag in zip(batch["bag"], batch["mask"], bags, strict=True):
+        assert torch.equal(row[mask], bag)
+        assert not row[~mask].any()
     assert batch["label"].tolist() == [0, 1, 2]
     parts = decollate_batch(batch)
     assert [part["name"] for part in parts] == ["0", "1", "2"]
@@ -79,22 +79,22 @@ def test_batches_of_tiles_and_without_labels() -> None:
     assert batch["bag"].sum(dtype=torch.int64) == 7 * 3 * 3 * 16
 
 
-def test_several_labels_become_rows() -> None:
+def test_multilabels_become_rows() -> None:
     batch = pad_bags([{"bag": torch.ones(1, 2), "label": [1.0, 0.0, 1.0]}] * 2)
     assert batch["label"].shape == (2, 3)
 
 
-def test_features_of_different_length_are_told() -> None:
+def test_features_of_different_length_are_refused() -> None:
     with pytest.raises(ValueError, match=r"one shape, got \[\(4,\), \(5,\)\]"):
         pad_bags([{"bag": torch.ones(2, 4)}, {"bag": torch.ones(2, 5)}])
 
 
-def test_bags_of_different_dtype_are_told() -> None:
+def test_bags_of_different_dtype_are_refused() -> None:
     with pytest.raises(ValueError, match=r"one dtype, got torch\.float32, torch\.uint8"):
         pad_bags([{"bag": torch.ones(2, 4, dtype=torch.uint8)}, {"bag": torch.ones(2, 4)}])
 
 
-def test_what_the_network_gets() -> None:
+def test_input_of_the_network() -> None:
     batch = pad_bags([{"bag": torch.ones(n, 2), "label": 1} for n in (2, 3)])
     bag, label, args, kwargs = PrepareBags()(batch, torch.device("meta"), True)
     assert (bag.device.type, label.device.type, args) == ("meta", "meta", ())
@@ -103,7 +103,7 @@ def test_what_the_network_gets() -> None:
     assert PrepareBags()(pad_bags([{"bag": torch.ones(1, 2)}]))[1] is None
 
 
-def test_networks_without_a_mask_want_equal_bags() -> None:
+def test_networks_without_a_mask_need_equal_bags() -> None:
     prepare = PrepareBags(use_mask=False)
     assert len(prepare(pad_bags([{"bag": torch.ones(2, 2), "label": 1}] * 2))) == 2
     with pytest.raises(ValueError, match=r"got \[2, 3\] tiles"):
@@ -127,15 +127,15 @@ def test_items(items: list[Item]) -> None:
 def test_shortcuts_are_measured_on_the_tissue(items: list[Item]) -> None:
     measured = _bags(items)[0]["shortcut"]
     pixels = open_slide(items[0]["image"]).read_region(40, 40, 176, 112) / 255
-    np.testing.assert_allclose(measured["tissue colour"][:3], pixels.mean((0, 1)), atol=0.03)
-    np.testing.assert_allclose(measured["tissue colour"][3:], pixels.std((0, 1)), atol=0.03)
+    np.testing.assert_allclose(measured["tissue color"][:3], pixels.mean((0, 1)), atol=0.03)
+    np.testing.assert_allclose(measured["tissue color"][3:], pixels.std((0, 1)), atol=0.03)
     area_mm2, num_tiles = np.exp(measured["amount of tissue"].numpy())
     assert area_mm2 == pytest.approx(0.096 * 0.064, rel=0.1)
     assert num_tiles == pytest.approx(NUM_TILES)
     np.testing.assert_allclose(measured["scanner"], [0.5, np.log(256), np.log(192)], rtol=1e-6)
 
 
-def test_a_loader_reads_no_pictures(items: list[Item], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_do_not_read_pictures(items: list[Item], monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = _bags(items)
     read = []
     monkeypatch.setattr(
@@ -149,23 +149,23 @@ def test_a_loader_reads_no_pictures(items: list[Item], monkeypatch: pytest.Monke
     assert torch.equal(batch["bag"][1], dataset[1]["bag"])
 
 
-def test_some_tiles_drawn_anew(items: list[Item]) -> None:
+def test_some_tiles_are_drawn_on_each_access(items: list[Item]) -> None:
     whole, part = _bags(items[:1])[0], _bags(items[:1], max_tiles=5)
     torch.manual_seed(0)
     draws = [part[0] for _ in range(20)]
     assert all(draw["bag"].shape == (5, NUM_FEATURES) for draw in draws)
     seen = {tuple(map(tuple, draw["coords"])) for draw in draws}
     assert len(seen) > 10
-    place = {tuple(xy): row for xy, row in zip(whole["coords"].tolist(), whole["bag"], strict=True)}
+    features_at = {tuple(xy): row for xy, row in zip(whole["coords"].tolist(), whole["bag"], strict=True)}
     for xy, row in zip(draws[0]["coords"].tolist(), draws[0]["bag"], strict=True):
-        assert torch.equal(row, place[tuple(xy)])
+        assert torch.equal(row, features_at[tuple(xy)])
     torch.manual_seed(0)
     assert np.array_equal(part[0]["coords"], draws[0]["coords"])
     with pytest.raises(ValueError, match="max_tiles must be"):
         _bags(items[:1], max_tiles=0)
 
 
-def test_a_folder_of_its_own_goes_with_the_dataset(items: list[Item]) -> None:
+def test_a_temporary_folder_is_deleted_with_the_dataset(items: list[Item]) -> None:
     dataset = FeatureBags([{**item, "split": "train"} for item in items[:2]], small_chain(), small_backbone())
     part = dataset.part("train")
     file = Path(dataset._results[0])
@@ -177,17 +177,6 @@ def test_a_folder_of_its_own_goes_with_the_dataset(items: list[Item]) -> None:
     assert file.is_file()
     del part
     assert not file.exists()
-
-
-def test_bad_slides(items: list[Item], tmp_path: Path) -> None:
-    (tmp_path / "bad.svs").write_text("no slide")
-    bad = {"image": str(tmp_path / "bad.svs"), "name": "bad.svs", "label": 1}
-    with pytest.raises(CohortError, match=r"1 of 2 cannot be used\b.*\n.*bad\.svs: "):
-        _bags([items[0], bad])
-    dataset = _bags([items[0], bad], on_error="skip")
-    assert dataset.data == items[:1]
-    assert [item["name"] for item in dataset.skipped] == ["bad.svs"]
-    assert dataset.skipped[0]["skipped"]
 
 
 def test_splits_of_features(cohort: Cohort, tmp_path: Path) -> None:
@@ -227,7 +216,7 @@ def test_items_of_tiles(items: list[Item]) -> None:
     assert all(torch.equal(item["shortcut"][key], features["shortcut"][key]) for key in item["shortcut"])
 
 
-def test_training_draws_anew_and_evaluation_does_not(cohort: Cohort) -> None:
+def test_training_draws_new_tiles_and_evaluation_does_not(cohort: Cohort) -> None:
     datasets = TileSplits(cohort, small_chain(num_tiles=5))
     first = [item["coords"] for item in datasets.test]
     drawn = {datasets.train[0]["coords"].tobytes() for _ in range(10)}
@@ -239,34 +228,32 @@ def test_training_draws_anew_and_evaluation_does_not(cohort: Cohort) -> None:
         assert torch.equal(loaded, datasets.test[index]["bag"])
         np.testing.assert_array_equal(datasets.test[index]["coords"], coords)
     assert not np.array_equal(first[0], first[1])
-    assert {datasets.train[0]["coords"].tobytes() for _ in range(10)} - drawn, "the seeds of the test do not come in"
+    assert {datasets.train[0]["coords"].tobytes() for _ in range(10)} - drawn, "the seeds of the test have no influence"
 
 
-def test_workers_draw_anew_in_each_epoch(items: list[Item]) -> None:
-    from monai.data import DataLoader
-
+def test_workers_draw_new_tiles_in_each_epoch(items: list[Item]) -> None:
     dataset = _tiles(items[:2], redraw=True)
     loader = DataLoader(dataset, batch_size=2, num_workers=1, collate_fn=pad_bags)
     epochs = [next(iter(loader))["bag"] for _ in range(2)]
     assert not torch.equal(*epochs)
 
 
-def test_lists_are_kept(items: list[Item], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = {"image": str(small_slide(tmp_path / "own.tif")), "name": "own.tif"}
-    first = [item["coords"] for item in _tiles([own, items[0]], cache_dir=tmp_path / "c", num_workers=2)]
+def test_lists_are_cached(items: list[Item], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slide = {"image": str(small_slide(tmp_path / "slide.tif")), "name": "slide.tif"}
+    first = [item["coords"] for item in _tiles([slide, items[0]], cache_dir=tmp_path / "c", num_workers=2)]
     assert len(list((tmp_path / "c").iterdir())) == 2
     with monkeypatch.context() as patched:
         patched.setattr("monai_pipelines.features.tile_bags._TileLists.plan", lambda *_: pytest.fail("listed again"))
-        kept = _tiles([own, items[0]], cache_dir=tmp_path / "c")
-        again = [item["coords"] for item in kept.__getitems__([0, 1])]
+        cached = _tiles([slide, items[0]], cache_dir=tmp_path / "c")
+        again = [item["coords"] for item in cached.__getitems__([0, 1])]
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
-    small_slide(tmp_path / "own.tif", mpp=0.25)
-    assert _tiles([own], cache_dir=tmp_path / "c")[0]["slide_mpp"] == 0.25
-    assert _tiles([{**own, "mpp": 0.4}], cache_dir=tmp_path / "c")[0]["slide_mpp"] == 0.4
+    small_slide(tmp_path / "slide.tif", mpp=0.25)
+    assert _tiles([slide], cache_dir=tmp_path / "c")[0]["slide_mpp"] == 0.25
+    assert _tiles([{**slide, "mpp": 0.4}], cache_dir=tmp_path / "c")[0]["slide_mpp"] == 0.4
 
 
 @pytest.mark.parametrize("content", [b"", b"no zip", None])
-def test_a_damaged_list_is_made_anew(items: list[Item], tmp_path: Path, content: bytes | None) -> None:
+def test_a_damaged_list_is_made_again(items: list[Item], tmp_path: Path, content: bytes | None) -> None:
     first = _tiles(items[:1], cache_dir=tmp_path)[0]["coords"]
     (file,) = tmp_path.iterdir()
     whole = file.read_bytes()
@@ -275,16 +262,20 @@ def test_a_damaged_list_is_made_anew(items: list[Item], tmp_path: Path, content:
     assert len(torch.load(file, weights_only=True)["coords"]) == NUM_TILES
 
 
-def test_bad_slides_of_tiles(items: list[Item], tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [_bags, _tiles])
+def test_bad_slides(items: list[Item], tmp_path: Path, kind: Any) -> None:
     (tmp_path / "bad.svs").write_text("no slide")
     bad = {"image": str(tmp_path / "bad.svs"), "name": "bad.svs", "label": 1}
-    with pytest.raises(CohortError, match="1 of 2 cannot be used"):
-        _tiles([items[0], bad])
-    assert [item["name"] for item in _tiles([items[0], bad], on_error="skip").skipped] == ["bad.svs"]
+    with pytest.raises(CohortError, match=r"1 of 2 cannot be used\b.*\n.*bad\.svs: "):
+        kind([items[0], bad])
+    dataset = kind([items[0], bad], on_error="skip")
+    assert dataset.data == items[:1]
+    assert [item["name"] for item in dataset.skipped] == ["bad.svs"]
+    assert dataset.skipped[0]["skipped"]
 
 
 @pytest.mark.parametrize("kind", [_bags, _tiles])
-def test_wrong_policy_is_told_before_the_work(items: list[Item], kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_policy_is_refused_before_any_work(items: list[Item], kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("monai_pipelines.features.bags.extract_features", lambda *_, **__: pytest.fail("extracted"))
     with pytest.raises(ValueError, match="on_error must be"):
         kind(items[:1], on_error="ignore")

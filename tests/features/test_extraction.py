@@ -1,4 +1,4 @@
-"""Features of slides: right, whole or not at all, made once, every bad slide told."""
+"""Features of slides: correct, and every bad slide is listed."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def _reference(path: str, coords: np.ndarray, backbone: TileBackbone) -> np.ndarray:
     """Tile by tile in float32, from the slide's level 0."""
-    found = []
+    features = []
     for x, y in coords:
         tile = open_slide(path).read_region(int(x), int(y), TILE_PX, TILE_PX)
         with torch.no_grad():
-            found.append(backbone.eval()(torch.from_numpy(tile.copy()).permute(2, 0, 1)[None]).numpy()[0])
-    return np.array(found)
+            features.append(backbone.eval()(torch.from_numpy(tile.copy()).permute(2, 0, 1)[None]).numpy()[0])
+    return np.array(features)
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_features_are_those_of_the_tiles(items: list[Item], tmp_path: Path, num_
         np.testing.assert_allclose(bag.features, _reference(item["image"], bag.coords, backbone), atol=1e-5)
 
 
-def test_what_a_file_tells(tmp_path: Path) -> None:
+def test_content_of_a_file(tmp_path: Path) -> None:
     chain, backbone = small_chain(mpp=1.0), small_backbone()
     item = {"image": str(small_slide(tmp_path / "site" / "a.b.tif")), "name": "site/a.b.tif"}
     extract([item], tmp_path / "f", chain=chain, dtype="float16")
@@ -90,11 +90,12 @@ def test_what_a_file_tells(tmp_path: Path) -> None:
         assert json.loads(opened.attrs["chain"]) == chain.describe()
         assert json.loads(opened.attrs["backbone"]) == backbone.describe()
         assert json.loads(opened.attrs["versions"])["torch"] == torch.__version__
-        # what heatmaps of CLAM take: side of a tile on its level, and pixels of level 0 for one of that level
-        told = opened["coords"].attrs
-        assert told["patch_size"] * told["downsample"][0] == told["patch_size_level0"] == bag.level0_px
-        assert told["patch_level"] == 0
-        assert "a.b" not in str(dict(told)), "a slide's name may be a patient's"
+        # for CLAM's heatmaps: side of a tile on its level, and pixels of level 0 per pixel of that level
+        attributes = opened["coords"].attrs
+        assert attributes["patch_size"] * attributes["downsample"][0] == bag.level0_px
+        assert attributes["patch_size_level0"] == bag.level0_px
+        assert attributes["patch_level"] == 0
+        assert "a.b" not in str(dict(attributes)), "a slide's name may be a patient's"
 
 
 def test_random_tiles_do_not_depend_on_workers(items: list[Item], tmp_path: Path) -> None:
@@ -123,7 +124,7 @@ KINDS = (
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_bad_slides_are_listed_and_the_rest_is_done(tmp_path: Path, num_workers: int) -> None:
+def test_bad_slides_are_listed_and_the_others_done(tmp_path: Path, num_workers: int) -> None:
     items, folder = datalist(tmp_path / "slides", 10), tmp_path / "f"
     bad = dict(zip(range(1, 10), KINDS, strict=False))
     for number, kind in bad.items():
@@ -152,7 +153,7 @@ def test_thirty_bad_among_three_hundred(tmp_path: Path) -> None:
     assert file_times(folder) == made
 
 
-def test_raise_tells_all_after_the_rest_is_done(items: list[Item], tmp_path: Path) -> None:
+def test_raise_lists_all_after_the_others_are_done(items: list[Item], tmp_path: Path) -> None:
     for number in (0, 1):
         spoil("text", Path(items[number]["image"]))
     with pytest.raises(CohortError, match="2 of 3 slides cannot be used") as caught:
@@ -166,7 +167,7 @@ class _Broken(nn.Module):
         return tiles.flatten(1)[:, :3] * torch.nan
 
 
-def test_features_that_are_nan_are_no_fault_of_the_slide(items: list[Item], tmp_path: Path) -> None:
+def test_nan_features_are_not_a_bad_slide(items: list[Item], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"s0\.h5: features are NaN"):
         extract(items, tmp_path / "f", backbone=TileBackbone(_Broken(), tile_px=TILE_PX))
     assert [row["status"] for row in listed(tmp_path / "f")] == ["missing"] * 3
@@ -174,7 +175,7 @@ def test_features_that_are_nan_are_no_fault_of_the_slide(items: list[Item], tmp_
 
 
 def _faulty(data: Item) -> Item:
-    raise ZeroDivisionError("a fault of the chain")
+    raise ZeroDivisionError("a bug in the chain")
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -200,7 +201,7 @@ def test_real_slides(shared_data: Path, tmp_path: Path) -> None:
     row = {Path(row["name"]).name: row for row in rows}
     assert row["CMU-1-Small-Region.svs"]["status"] == "done"
     bag = read_features(tmp_path / "CMU-1-Small-Region.h5")
-    assert bag.level0_px == 256, "0.499 um per pixel serve as 0.5"
+    assert bag.level0_px == 256, "0.499 um per pixel count as 0.5"
     assert bag.coords is not None
     assert len(bag.coords) == len(bag.features) > 20
     assert "slide_mpp" in row["TCGA-CR-7395-01A-01-TS1.svs"]["reason"]
@@ -208,14 +209,14 @@ def test_real_slides(shared_data: Path, tmp_path: Path) -> None:
     assert row["pathml_small_HE_levels.tiff"]["status"] == "skipped"
 
 
-# ---- the backbone that the command line names
+# ---- the backbone of the command line
 
 
-def test_random_features_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_random_features_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     items, backbone = datalist(tmp_path / "slides", 1), small_backbone()
-    told = "small was given no weights: unless it brings its own, features are random"
+    message = "small: no weights given; features are random unless it is pretrained"
     features.extract_features(items, tmp_path / "f", small_chain(), backbone, progress=False)
-    assert [record.getMessage() for record in caplog.records] == [told]
+    assert [record.getMessage() for record in caplog.records] == [message]
     caplog.clear()
     backbone.weights = tmp_path / "best.pt"
     features.extract_features(items, tmp_path / "g", small_chain(), backbone, progress=False)
@@ -232,14 +233,14 @@ def test_named_backbone_and_its_weights(tmp_path: Path) -> None:
 
 
 def test_backbone_of_a_file(tmp_path: Path) -> None:
-    file = tmp_path / "own.yaml"
+    file = tmp_path / "network.yaml"
     file.write_text(
         "side: 64\nbackbone:\n  _target_: monai_pipelines.networks.TileBackbone\n  network: "
         "{_target_: monai.networks.nets.Regressor, in_shape: [3, '@side', '@side'], out_shape: 5, "
-        "channels: [4], strides: [2]}\n  tile_px: '@side'\n  name: own\n"
+        "channels: [4], strides: [2]}\n  tile_px: '@side'\n  name: mine\n"
     )
-    assert features.read_backbone(file).describe()["name"] == "own"
-    with pytest.raises(ValueError, match="named in it"):
+    assert features.read_backbone(file).describe()["name"] == "mine"
+    with pytest.raises(ValueError, match="belong in the file"):
         features.read_backbone(file, tmp_path / "best.pt")
     file.write_text("network: {}\n")
     with pytest.raises(KeyError, match="no entry backbone"):
@@ -261,15 +262,15 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.setattr(sys, "argv", ["monai_pipelines", *map(str, arguments)])
     with pytest.raises(SystemExit) as end:
         import_module("monai_pipelines.__main__").main()
-    told = capsys.readouterr()
+    printed = capsys.readouterr()
     assert end.value.code == 1
-    assert told.out.splitlines()[-1] == f"1 done, 0 kept, 1 skipped: {tmp_path / 'f'}"
-    assert "skipped s1.tif: " in told.err
+    assert printed.out.splitlines()[-1] == f"1 done, 0 kept, 1 skipped: {tmp_path / 'f'}"
+    assert "skipped s1.tif: " in printed.err
     assert read_features(tmp_path / "f" / "s0.h5").features.shape == (NUM_TILES, 512)
 
 
 @pytest.mark.parametrize("knob", ["mpp=1.0", "tile_px=64", "name=x", "steps={}"])
-def test_options_of_their_own_are_no_knobs(
+def test_knobs_that_are_options_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], knob: str
 ) -> None:
     arguments = ["features", str(tmp_path), str(tmp_path / "f"), "--backbone", "resnet18", "--knob", knob]
@@ -277,6 +278,6 @@ def test_options_of_their_own_are_no_knobs(
     with pytest.raises(SystemExit) as end:
         import_module("monai_pipelines.__main__").main()
     assert end.value.code == 2
-    told = capsys.readouterr().err
-    assert knob.partition("=")[0] in told
-    assert "--tile-px" in told
+    message = capsys.readouterr().err
+    assert knob.partition("=")[0] in message
+    assert "--tile-px" in message

@@ -1,4 +1,4 @@
-"""The folder of features: made once, one file for each slide, other tools' files left alone."""
+"""The folder of features: made once, one file per slide, files of other tools are never changed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -52,7 +51,7 @@ def test_a_second_run_makes_what_is_missing_or_changed(items: list[Item], tmp_pa
     first = file_times(folder)
     assert extract(items, folder) == ["kept", "kept", "done"]
     small_slide(Path(items[0]["image"]), seed=9, mpp=0.4)
-    assert extract(items, folder) == ["done", "kept", "kept"], "another slide under the same name"
+    assert extract(items, folder) == ["done", "kept", "kept"], "another slide with the same name"
     assert extract([*items[:2], {**items[2], "mpp": 0.25}], folder) == ["kept", "kept", "done"]
     assert read_features(folder / "s2.h5").slide_mpp == 0.25
     assert file_times(folder)["s1.h5"] == first["s1.h5"]
@@ -61,7 +60,7 @@ def test_a_second_run_makes_what_is_missing_or_changed(items: list[Item], tmp_pa
     assert extract(items, folder) == ["kept"] * 3, "features are enough"
 
 
-def test_nothing_is_written_when_all_is_there(items: list[Item], tmp_path: Path) -> None:
+def test_complete_folders_are_not_written_to(items: list[Item], tmp_path: Path) -> None:
     folder = tmp_path / "f"
     extract(items, folder)
     before = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
@@ -70,18 +69,18 @@ def test_nothing_is_written_when_all_is_there(items: list[Item], tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("other", "told"), [("chain", "grid.min_tissue: 0.5 there, 0.9 here"), ("backbone", "weights")]
+    ("other", "message"), [("chain", "grid.min_tissue: 0.5 there, 0.9 here"), ("backbone", "weights")]
 )
-def test_features_of_another_chain_or_backbone(items: list[Item], tmp_path: Path, other: str, told: str) -> None:
+def test_features_of_another_chain_or_backbone(items: list[Item], tmp_path: Path, other: str, message: str) -> None:
     extract(items, tmp_path / "f")
     changed = {"chain": small_chain(min_tissue=0.9), "backbone": small_backbone(1)}[other]
     with pytest.raises(CohortError, match=r"3 file\(s\) such as s0.h5") as caught:
         extract(items, tmp_path / "f", **{other: changed})
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "features_dir" in caught.value.problems[-1]
 
 
-def test_other_library_versions_are_no_other_chain(items: list[Item], tmp_path: Path) -> None:
+def test_library_versions_may_differ(items: list[Item], tmp_path: Path) -> None:
     extract(items, tmp_path / "f")
     with h5py.File(tmp_path / "f" / "s0.h5", "a") as opened:
         then = json.loads(opened.attrs["chain"])
@@ -96,7 +95,7 @@ def test_other_library_versions_are_no_other_chain(items: list[Item], tmp_path: 
 )
 def test_two_slides_of_one_file(tmp_path: Path, other: Item) -> None:
     item = {"image": "a.tif", "name": "a.tif"}
-    with pytest.raises(CohortError, match=r"a\.h5 would hold those of a\.\w+ \(.*\) and a\.tif \("):
+    with pytest.raises(CohortError, match=r"a\.h5 would belong to a\.\w+ \(.*\) and a\.tif \("):
         extract([item, {**item, **other}], tmp_path / "f")
 
 
@@ -117,7 +116,7 @@ def test_the_same_table_by_both_readers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("use", [lambda items, chain, folder: extract(items, folder, chain=chain), TileBags])
-def test_the_chain_of_the_caller_goes_on_as_it_would(
+def test_random_state_of_the_callers_chain_is_unchanged(
     items: list[Item], tmp_path: Path, use: Callable[[list[Item], Chain, Path], object]
 ) -> None:
     used, unused = (small_chain(num_tiles=5).set_random_state(seed=3) for _ in range(2))
@@ -131,14 +130,14 @@ def test_another_precision_is_logged_once(items: list[Item], tmp_path: Path, cap
     assert extract(items[:2], tmp_path / "f") == extract(items[:2], tmp_path / "f", precision="auto") == ["kept"] * 2
     assert "precision" not in caplog.text
     assert extract(items, tmp_path / "f", precision="bf16") == ["kept", "kept", "done"]
-    told = [record.getMessage() for record in caplog.records if "precision" in record.getMessage()]
-    assert told == [f"{tmp_path / 'f'}: features of precision fp32, this run has bf16"]
+    messages = [record.getMessage() for record in caplog.records if "precision" in record.getMessage()]
+    assert messages == [f"{tmp_path / 'f'}: features of precision fp32, this run has bf16"]
     caplog.clear()
     assert extract(items, tmp_path / "f", precision="auto") == ["kept"] * 3
     assert "bf16 and fp32" in caplog.text
 
 
-def test_a_damaged_file_is_made_anew(items: list[Item], tmp_path: Path) -> None:
+def test_a_damaged_file_is_made_again(items: list[Item], tmp_path: Path) -> None:
     extract(items, tmp_path / "f")
     file = tmp_path / "f" / "s1.h5"
     file.write_bytes(file.read_bytes()[:900])
@@ -149,7 +148,7 @@ def test_a_damaged_file_is_made_anew(items: list[Item], tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from monai_pipelines.data import feature_files
+from monai_pipelines.features import files as feature_files
 from tests.features.small_slides import datalist, extract
 
 def write_and_die(out, *others, original=feature_files._write):
@@ -170,30 +169,18 @@ def test_killed_in_the_middle(tmp_path: Path) -> None:
     assert result.returncode == -signal.SIGKILL, result.stderr
     folder = tmp_path / "f"
     part, whole = sorted(folder.iterdir(), key=lambda file: file.suffix, reverse=True)
-    assert (part.name[:6], part.suffix, whole.name) == ("s1.h5.", ".part", "s0.h5"), "no half file counts as done"
+    assert (part.name[:6], part.suffix, whole.name) == ("s1.h5.", ".part", "s0.h5"), "an incomplete file is not done"
     os.utime(part, (0, 0))
     items = [{"image": str(tmp_path / "slides" / f"s{n}.tif"), "name": f"s{n}.tif"} for n in range(3)]
     assert extract(items, folder) == ["kept", "done", "done"]
     assert {file.name for file in folder.iterdir()} == {"s0.h5", "s1.h5", "s2.h5", "features.csv"}
 
 
-def test_what_a_killed_run_left_goes(items: list[Item], tmp_path: Path) -> None:
-    folder = tmp_path / "f"
-    extract(items[:1], folder)
-    parts = {"s1.h5." + "0" * 32 + ".part": 25, "s1.h5." + "1" * 32 + ".part": 23, "download.part": 99}
-    for name, hours in parts.items():
-        (folder / name).write_bytes((folder / "s0.h5").read_bytes())
-        os.utime(folder / name, (time.time() - hours * 3600,) * 2)
-    spoil("text", Path(items[1]["image"]))
-    assert extract(items, folder) == ["kept", "skipped", "done"], "a part does not count"
-    assert {file.name for file in folder.glob("*.part")} == set(list(parts)[1:]), "a run beside this one, another tool"
-
-
 def test_two_runs_on_one_folder(items: list[Item], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = feature_files._write
 
     def beside(*arguments: Any) -> None:
-        """A whole second run, while the first writes."""
+        """A complete second run while the first one writes."""
         monkeypatch.setattr(feature_files, "_write", write)
         assert extract(items, tmp_path / "f") == ["done"] * 3
         write(*arguments)
@@ -204,7 +191,7 @@ def test_two_runs_on_one_folder(items: list[Item], tmp_path: Path, monkeypatch: 
     assert extract(items, tmp_path / "f") == ["kept"] * 3
 
 
-def test_a_full_disk_is_no_bad_slide(items: list[Item], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_not_a_bad_slide(items: list[Item], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
@@ -214,17 +201,17 @@ def test_a_full_disk_is_no_bad_slide(items: list[Item], tmp_path: Path, monkeypa
     assert [file.name for file in (tmp_path / "f").iterdir()] == ["features.csv"]
 
 
-def test_an_outdated_file_goes_with_its_slide(items: list[Item], tmp_path: Path) -> None:
+def test_outdated_features_of_a_bad_slide_are_deleted(items: list[Item], tmp_path: Path) -> None:
     folder, bad = tmp_path / "f", Path(items[1]["image"])
     extract(items, folder)
     spoil("no tissue", bad)
     assert extract(items, folder) == ["kept", "skipped", "kept"]
     assert not (folder / "s1.h5").exists()
     bad.unlink()
-    assert extract(items, folder) == ["kept", "skipped", "kept"], "of a slide that is gone"
+    assert extract(items, folder) == ["kept", "skipped", "kept"], "also if the slide is missing"
 
 
-def test_rows_of_a_run_that_an_error_ended(items: list[Item], tmp_path: Path) -> None:
+def test_rows_after_an_error(items: list[Item], tmp_path: Path) -> None:
     folder = tmp_path / "f"
     extract(items[:1], folder)
     backbone, calls = small_backbone(), []
@@ -245,7 +232,7 @@ def test_rows_of_a_run_that_an_error_ended(items: list[Item], tmp_path: Path) ->
 
 
 def _foreign(kind: str, file: Path) -> None:
-    """What another tool left: of no use."""
+    """An unusable file of another tool."""
     if kind == "folder":
         file.mkdir()
         return
@@ -262,28 +249,28 @@ def _foreign(kind: str, file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "told"),
+    ("kind", "message"),
     [
         ("folder", "got a folder"),
-        ("group", "no file of features"),
-        ("no features", "no file of features"),
-        ("slide_size", "no file of features"),
+        ("group", "not a readable file"),
+        ("no features", "not a readable file"),
+        ("slide_size", "not a readable file"),
         ("empty", "got shape (0, 4)"),
         ("flat", "got shape (4,)"),
         ("NaN", "NaN or infinite"),
-        ("another D", "wanted 4 features of a tile, as the backbone has, got 5"),
+        ("another D", "wanted 4 features per tile, as the backbone has, got 5"),
     ],
 )
-def test_files_of_other_tools_that_are_of_no_use(items: list[Item], tmp_path: Path, kind: str, told: str) -> None:
+def test_unusable_files_of_other_tools(items: list[Item], tmp_path: Path, kind: str, message: str) -> None:
     folder = tmp_path / "f"
     extract(items, folder)
     (folder / "s1.h5").unlink()
     _foreign(kind, folder / "s1.h5")
     assert extract(items, folder) == ["kept", "skipped", "kept"]
-    assert told in listed(folder)[1]["reason"]
+    assert message in listed(folder)[1]["reason"]
     assert (folder / "s1.h5").exists(), "never overwritten"
     with pytest.raises(CohortError, match=r"s1\.tif: s1\.h5: ") as caught:
         extract(items, folder, on_error="raise")
-    assert told in caught.value.problems[0]
+    assert message in caught.value.problems[0]
     with pytest.raises(ScanError) if kind != "another D" else nullcontext():
         read_features(folder / "s1.h5")

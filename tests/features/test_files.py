@@ -1,4 +1,4 @@
-"""Files of features: written and read, ours and those of other tools."""
+"""Files of features: written and read, also those of other tools."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ GRID = np.array([[0, 0], [512, 0], [0, 512]])
 @pytest.mark.parametrize(
     ("attributes", "level0_px"),
     [
-        ({}, 512),  # CLAM's features: the grid tells
+        ({}, 512),  # CLAM's features: from the grid
         ({"patch_size": 256, "patch_level": 1, "downsample": np.array([4.0, 4.0])}, 1024),  # CLAM's patches
         ({"patch_size": 256, "patch_size_level0": 500, "overlap": 0}, 500),  # TRIDENT
     ],
@@ -52,16 +52,17 @@ def _grid(x: int, y: int, columns: int, rows: int, step: int = 256) -> np.ndarra
 @pytest.mark.parametrize(
     ("coords", "level0_px"),
     [
-        ([_grid(0, 0, 3, 3), _grid(1007, 13, 2, 4), _grid(1900, 2000, 3, 1)], 256),  # each contour with its own origin
-        ([_grid(0, 0, 3, 3), _grid(900, 0, 3, 3)], 256),  # two in one row
-        ([_grid(5, 7, 1, 1), _grid(900, 100, 1, 1)], None),  # no neighbours
+        ([_grid(0, 0, 3, 3), _grid(1007, 13, 2, 4), _grid(1900, 2000, 3, 1)], 256),  # contours with different origins
+        ([_grid(0, 0, 3, 3), _grid(900, 0, 3, 3)], 256),  # two contours in one row
+        ([_grid(5, 7, 1, 1), _grid(900, 100, 1, 1)], None),  # no neighbors
         ([_grid(0, 0, 2, 1), _grid(0, 900, 2, 1, 300)], None),  # 256 once, 300 once
         ([_grid(0, 0, 2, 1), _grid(0, 0, 2, 1)], 256),  # listed twice
     ],
 )
-def test_side_of_a_tile_from_its_neighbours(tmp_path: Path, coords: list[np.ndarray], level0_px: int | None) -> None:
-    given = np.concatenate(coords)[::-1]
-    assert read_features(_foreign(tmp_path / "a.h5", np.ones((len(given), 2)), given)).level0_px == level0_px
+def test_side_of_a_tile_from_its_neighbors(tmp_path: Path, coords: list[np.ndarray], level0_px: int | None) -> None:
+    reversed_coords = np.concatenate(coords)[::-1]
+    file = _foreign(tmp_path / "a.h5", np.ones((len(reversed_coords), 2)), reversed_coords)
+    assert read_features(file).level0_px == level0_px
 
 
 def test_bags_of_other_tools(tmp_path: Path) -> None:
@@ -77,16 +78,16 @@ def test_bags_of_other_tools(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("features", "coords", "told"),
+    ("features", "coords", "message"),
     [
         (np.full((2, 3), np.nan), None, "NaN"),
         (np.ones((0, 3)), None, r"shape \(0, 3\)"),
         (np.ones(3), None, r"shape \(3,\)"),
-        (np.ones((2, 3)), GRID, "one of each tile"),
+        (np.ones((2, 3)), GRID, "one per tile"),
     ],
 )
-def test_unusable_features(tmp_path: Path, features: np.ndarray, coords: np.ndarray | None, told: str) -> None:
-    with pytest.raises(ScanError, match=told):
+def test_unusable_features(tmp_path: Path, features: np.ndarray, coords: np.ndarray | None, message: str) -> None:
+    with pytest.raises(ScanError, match=message):
         read_features(_foreign(tmp_path / "a.h5", features, coords))
 
 
@@ -103,19 +104,19 @@ def test_unreadable_files(tmp_path: Path) -> None:
         read_features(tmp_path / "d.h5")
 
 
-def test_written_is_read(tmp_path: Path) -> None:
-    made = FeatureBag(np.float32([[0.5, 1], [2, 3]]), GRID[:2], 512, 256, 0.5, 0.25, (2000, 1000))
-    write_features(tmp_path / "deep" / "a.h5", made, {"source": "drawn"}, "float16")
-    found = read_features(tmp_path / "deep" / "a.h5")
-    np.testing.assert_array_equal(found.features, made.features)
-    np.testing.assert_array_equal(found.coords, made.coords)
-    assert (found.level0_px, found.mpp, found.slide_size, found.tissue) == (512, 0.5, (2000, 1000), None)
+def test_written_features_are_read(tmp_path: Path) -> None:
+    bag = FeatureBag(np.float32([[0.5, 1], [2, 3]]), GRID[:2], 512, 256, 0.5, 0.25, (2000, 1000))
+    write_features(tmp_path / "deep" / "a.h5", bag, {"source": "drawn"}, "float16")
+    read = read_features(tmp_path / "deep" / "a.h5")
+    np.testing.assert_array_equal(read.features, bag.features)
+    np.testing.assert_array_equal(read.coords, bag.coords)
+    assert (read.level0_px, read.mpp, read.slide_size, read.tissue) == (512, 0.5, (2000, 1000), None)
     with pytest.raises(ValueError, match="float16"):
         write_features(tmp_path / "b.h5", FeatureBag(np.float32([[1e6]]), GRID[:1]), {}, "float16")
     assert [file.name for file in tmp_path.iterdir()] == ["deep"]
 
 
-def test_file_of_features_is_below_the_folder(tmp_path: Path) -> None:
+def test_feature_files_are_inside_the_folder(tmp_path: Path) -> None:
     for name in ("/data/a.svs", "../../a.svs", "./a.SVS"):
         assert tmp_path in feature_file(tmp_path, name).resolve().parents
     outside = ("..", "", "/data/a.svs", "/other/a.svs", "../a.svs", "b/../a.svs", "a.svs")

@@ -10,19 +10,20 @@ import torch
 from ignite.engine import Events
 from matplotlib.figure import Figure
 from monai.data import DataLoader, Dataset
-from monai.engines import SupervisedEvaluator, SupervisedTrainer
-from monai.handlers import ValidationHandler
+from monai.inferers import SimpleInferer
 from torch import nn
 
-from monai_pipelines import load_chain
-from monai_pipelines.handlers import ClassificationMetrics, TrainingHandlers, monitor
+from monai_pipelines import Chain, load_chain
+from monai_pipelines.data import PrepareImages
+from monai_pipelines.engines import Model, ModelSupervisedEvaluator, ModelSupervisedTrainer
+from monai_pipelines.handlers import TrainingHandlers, monitor
 
 BATCH = 4
 
 
 @dataclass
 class Run:
-    """A training of a tiny network on data in memory, by MONAI's real engines."""
+    """A training of a tiny network on data in memory, by the real engines."""
 
     trainer: Any
     evaluator: Any
@@ -51,7 +52,7 @@ def scans() -> Callable[[int, int], list[dict[str, Any]]]:
 
 
 def _play(metrics: Sequence[tuple[float, float]]) -> Callable[[Any], None]:
-    """Handler of an evaluator: (ROC AUC, loss) of each epoch as given instead of measured."""
+    """Handler of an evaluator: (ROC AUC, loss) of each epoch as scripted instead of measured."""
 
     def overwrite(engine: Any) -> None:
         auc, loss = metrics[engine.state.epoch - 1]
@@ -81,45 +82,29 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
         num_logits: int = 2,
         loss: nn.Module | None = None,
         output_dir: Path = tmp_path,
+        chain: Chain | None = None,
+        classes: Sequence[str] = ("healthy", "disease"),
+        multilabel: bool = False,
+        key_metric: str = "roc_auc",
         **options: Any,
     ) -> Run:
         torch.manual_seed(seed)
+        chain = chain or load_chain("lung_ct")
         network = nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, num_logits))
         loss = loss or nn.CrossEntropyLoss(weight=torch.tensor([0.5, 1.5]))
         optimizer = torch.optim.Adam(network.parameters(), learning_rate)
         train = DataLoader(Dataset(data or _scans(16, 1)), batch_size=BATCH)
         lr_scheduler = scheduler(optimizer, max_epochs * len(train))
-        evaluator = SupervisedEvaluator(
-            device=torch.device("cpu"),
-            val_data_loader=DataLoader(Dataset(val_data or _scans(10, 2)), batch_size=BATCH),
-            network=network,
-            key_val_metric={"roc_auc": ClassificationMetrics(only="roc_auc")},
-            additional_metrics={"all": ClassificationMetrics(loss_function=loss)},
-            decollate=False,
+        model = Model(
+            network, chain, classes, torch.device("cpu"), SimpleInferer(), PrepareImages(), multilabel=multilabel
         )
+        evaluator: Any = ModelSupervisedEvaluator(model, Dataset(val_data or _scans(10, 2)), BATCH, loss, key_metric)
         if script:
             evaluator.add_event_handler(Events.EPOCH_COMPLETED, _play(script))
-        trainer: Any = SupervisedTrainer(
-            device=torch.device("cpu"),
-            max_epochs=max_epochs,
-            train_data_loader=train,
-            network=network,
-            optimizer=optimizer,
-            loss_function=loss,
-            key_train_metric={"roc_auc": ClassificationMetrics(only="roc_auc")},
-            additional_metrics={"all": ClassificationMetrics(loss_function=loss)},
-            train_handlers=[ValidationHandler(interval=val_interval, validator=evaluator, epoch_level=True)],
-            decollate=False,
+        handlers = TrainingHandlers(evaluator, output_dir, lr_scheduler, interval=val_interval, **options)
+        trainer = ModelSupervisedTrainer(
+            model, max_epochs, train, optimizer, loss, key_metric=key_metric, train_handlers=[handlers]
         )
-        handlers = TrainingHandlers(
-            output_dir,
-            evaluator,
-            network,
-            optimizer,
-            lr_scheduler,
-            **{"chain": load_chain("lung_ct"), "classes": ["healthy", "disease"], **options},
-        )
-        handlers.attach(trainer)
         return Run(trainer, evaluator, network, optimizer, lr_scheduler, handlers)
 
     return make

@@ -1,4 +1,4 @@
-"""What a checkpoint tells of how to read the network's logits, and what inference makes of it."""
+"""What a checkpoint stores of how to read the network's logits, and its effect on inference."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
+from monai.inferers import SimpleInferer
 from torch import nn
 
-from monai_pipelines.engines.ensembles import MeanOfMembersd
 from monai_pipelines.handlers import CollectPredictions
+from monai_pipelines.inferers import EnsembleInferer
 from monai_pipelines.losses import CrossEntropyLoss
 from monai_pipelines.metrics import choose_threshold, fit_temperature, predicted_classes
 from monai_pipelines.probabilities import Probabilitiesd, probabilities
-from monai_pipelines.runs.checkpoint import load_checkpoint, save_plain
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
 
@@ -77,7 +77,7 @@ def test_threshold_is_that_of_the_epoch_that_is_kept(
     epochs = _logits(make_run(script=script, **options))
     label = np.arange(10) % 2
     for name, logits in (("best.pt", epochs[1]), ("last.pt", epochs[2])):
-        card = load_checkpoint(tmp_path / name)
+        card = torch.load(tmp_path / name, weights_only=True)
         temperature = fit_temperature(logits, label)
         assert card["temperature"] == (pytest.approx(temperature, rel=1e-4) if calibrate else None)
         wanted = choose_threshold(_two(logits, temperature if calibrate else 1.0), label, rule)
@@ -93,7 +93,7 @@ def test_several_labels_have_thresholds_and_one_temperature(make_run: MakeRun, t
     run = make_run(max_epochs=2, data=_multilabel(64, 1), val_data=data, threshold_by="youden", **options)
     logits = _logits(run)[-1]
     label = np.stack([item["label"].numpy() for item in data]).astype(int)
-    card = load_checkpoint(tmp_path / "last.pt")
+    card = torch.load(tmp_path / "last.pt", weights_only=True)
     assert card["temperature"] == pytest.approx(fit_temperature(logits, label), rel=1e-4)
     prob = 1 / (1 + np.exp(-logits / card["temperature"]))
     assert card["threshold"] == pytest.approx(choose_threshold(prob, label, "youden"), abs=1e-5)
@@ -105,7 +105,7 @@ def test_several_labels_have_thresholds_and_one_temperature(make_run: MakeRun, t
 def test_a_card_tells_what_the_network_is(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run(max_epochs=1)
     run.trainer.run()
-    card = load_checkpoint(tmp_path / "best.pt")
+    card = torch.load(tmp_path / "best.pt", weights_only=True)
     assert card["network"] == {"name": "Sequential", "num_parameters": 64 * 6 + 6 + 12 + 6 * 2 + 2}
     assert set(card) == {
         *("model", "network", "classes", "chain", "fingerprint", "epoch", "key_metric", "split", "versions"),
@@ -115,7 +115,7 @@ def test_a_card_tells_what_the_network_is(make_run: MakeRun, tmp_path: Path) -> 
 
 def test_no_decision_without_a_rule_or_a_validation_or_a_class(make_run: MakeRun, scans: Scans, tmp_path: Path) -> None:
     def stored(key: str) -> list[Any]:
-        return [load_checkpoint(tmp_path / name)[key] for name in ("best.pt", "last.pt")]
+        return [torch.load(tmp_path / name, weights_only=True)[key] for name in ("best.pt", "last.pt")]
 
     make_run(max_epochs=1, calibrate=False).trainer.run()
     assert stored("threshold") == stored("threshold_by") == stored("temperature") == [None, None]
@@ -125,14 +125,6 @@ def test_no_decision_without_a_rule_or_a_validation_or_a_class(make_run: MakeRun
     healthy = [item for item in scans(8, 2) if item["label"] == 0]
     make_run(max_epochs=1, threshold_by="youden", val_data=healthy, key_metric="loss").trainer.run()
     assert stored("threshold") == stored("threshold_by") == [None, None]
-
-
-def test_a_checkpoint_of_before_has_no_decisions(tmp_path: Path) -> None:
-    save_plain({"epoch": 3}, tmp_path / "old.pt")
-    nothing = {"threshold": None, "threshold_by": None, "temperature": None}
-    assert load_checkpoint(tmp_path / "old.pt") == {"epoch": 3, **nothing}
-    save_plain({"epoch": 3, "threshold": 0.25}, tmp_path / "new.pt")
-    assert load_checkpoint(tmp_path / "new.pt") == {"epoch": 3, **nothing, "threshold": 0.25}
 
 
 @pytest.mark.parametrize("multilabel", [False, True])
@@ -145,8 +137,9 @@ def test_a_threshold_near_1_means_in_inference_what_it_was_chosen_for(multilabel
     data = [{"image": own, "label": int(k > 1), "name": f"i{k}"} for k, own in enumerate(logits)]
     prob = _infer(nn.Identity(), data, None, multilabel)[0]
     assert (predicted_classes(prob, threshold, multilabel) == label.numpy()).all()
-    members = MeanOfMembersd([None, 1.0], multilabel)
-    mean = np.stack([members({"pred_0": own, "pred_1": own})["pred"].numpy() for own in logits])
+    ensemble = EnsembleInferer(SimpleInferer(), multilabel)
+    ensemble.members = [(nn.Identity(), None), (nn.Identity(), 1.0)]
+    mean = probabilities(ensemble(logits, nn.Identity()), multilabel).numpy()
     assert (predicted_classes(mean, threshold, multilabel) == label.numpy()).all()
 
 
@@ -156,7 +149,7 @@ def test_a_threshold_near_1_means_in_inference_what_it_was_chosen_for(multilabel
         (
             "youden",
             ["a", "b", "c"],
-            "threshold_by is for two classes, or for multilabel, got 3 classes; set it to null",
+            "threshold_by is for two classes or multilabel, got 3 classes; set it to null",
         ),
         ("yuoden", ["a", "b"], r"wanted youden, sensitivity=0\.95, specificity=0\.9 .* or cost=5 .*got 'yuoden'"),
         ("sensitivity=1.5", ["a", "b"], "got 'sensitivity=1.5'"),
@@ -214,7 +207,8 @@ def test_stored_temperature_and_threshold_change_what_inference_says(make_run: M
     options = {"threshold_by": "sensitivity=0.95", "key_metric": "accuracy", "loss": nn.CrossEntropyLoss()}
     run = make_run(max_epochs=12, data=_noisy(160, 1), val_data=_noisy(400, 2), **options)
     run.trainer.run()
-    card = load_checkpoint(tmp_path / "last.pt", run.network)
+    card = torch.load(tmp_path / "last.pt", weights_only=True)
+    run.network.load_state_dict(card["model"])
     assert card["temperature"] > 1.5, "over-confident"
 
     held_out = _noisy(2000, 3)
@@ -228,10 +222,3 @@ def test_stored_temperature_and_threshold_change_what_inference_says(make_run: M
     assert (called != after.argmax(1)).mean() > 0.05
     assert called[label == 1].mean() == pytest.approx(0.95, abs=0.03)
     assert called[label == 1].mean() > after.argmax(1)[label == 1].mean()
-
-    del card["temperature"], card["threshold"], card["threshold_by"]
-    save_plain(card, tmp_path / "old.pt")
-    old = load_checkpoint(tmp_path / "old.pt", run.network)
-    again, _ = _infer(run.network, held_out, old["temperature"])
-    assert (again == before).all()
-    assert (predicted_classes(again, old["threshold"]) == before.argmax(1)).all()

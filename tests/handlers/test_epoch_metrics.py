@@ -67,11 +67,10 @@ def test_metrics_are_scikit_learns_of_the_epochs_logits(make_run: MakeRun, tmp_p
             assert set(found) == {*classification_metrics(prob, y), "loss"}
 
 
-def test_only_one_metric_and_key_metric_of_the_engine(make_run: MakeRun) -> None:
+def test_key_metric_of_the_engine(make_run: MakeRun) -> None:
     run = make_run(max_epochs=1)
     run.evaluator.run(1)
     assert run.evaluator.state.best_metric == run.evaluator.state.metrics["roc_auc"]
-    assert "all" not in run.evaluator.state.metrics
     logits, label = run.evaluator.state.metric_details["predictions"]
     assert logits.shape == (10, 2)
     assert label.tolist() == [0, 1] * 5
@@ -119,7 +118,6 @@ def test_several_labels_are_macro_averages(num_classes: int) -> None:
     logits, label = engine.state.metric_details["predictions"]
     assert torch.equal(logits, z)
     assert torch.equal(label, labels)
-    assert _epoch(z, labels, only="f1")[1] == {"all": pytest.approx(wanted["f1"])}
 
 
 def test_hand_worked_values_of_three_classes() -> None:
@@ -153,8 +151,7 @@ for logits, labels in torch.load(folder / "data.pt"):
         device=torch.device("cpu"),
         val_data_loader=DataLoader(data, batch_size=2, sampler=DistributedSampler(data)),
         network=torch.nn.Identity(),
-        key_val_metric={"roc_auc": ClassificationMetrics(only="roc_auc")},
-        additional_metrics={"all": ClassificationMetrics(loss_function=CrossEntropyLoss())},
+        key_val_metric={"roc_auc": ClassificationMetrics(CrossEntropyLoss())},
         decollate=False,
     )
     evaluator.run()
@@ -190,13 +187,13 @@ def test_logits_that_are_no_numbers_stop_the_run_with_the_names_of_the_batch(
     data = scans(10, 2)
     data[5]["image"] = torch.full_like(data[5]["image"], bad)
     run = make_run(val_data=data)
-    message = "a logit is nan in epoch 1, iteration 2, with the scans scan4, scan5, scan6, scan7; look at these scans"
+    message = "a logit is nan in epoch 1, iteration 2, with the images scan4, scan5, scan6, scan7; look at these images"
     with pytest.raises(FloatingPointError, match=message):
         run.trainer.run()
-    with pytest.raises(FloatingPointError, match=r"with the scans \(no names in the data\)"):
+    with pytest.raises(FloatingPointError, match=r"with the images \(no names in the data\)"):
         _epoch(torch.tensor([[0.0, bad]]), torch.tensor([1]))
 
 
-def test_figures_before_a_batch_are_told() -> None:
-    with pytest.raises(NotComputableError, match="wanted a batch or more"):
+def test_metrics_before_a_batch_are_an_error() -> None:
+    with pytest.raises(NotComputableError, match="wanted one batch or more"):
         ClassificationMetrics().compute()

@@ -16,8 +16,6 @@ from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau, StepLR
 from monai_pipelines import load_chain
 from monai_pipelines.data import ArrayDataset, make_loader
 from monai_pipelines.errors import ChainMismatchError
-from monai_pipelines.handlers import LoadCheckpoint
-from monai_pipelines.runs.checkpoint import load_checkpoint, save_plain
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
 
@@ -87,7 +85,7 @@ def test_best_epoch_by_loss(make_run: MakeRun, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("key_metric", "best"), [("brier", 2), ("log_loss", 2), ("ece", 2), ("mcc", 3), ("npv", 3)])
-def test_best_epoch_by_other_figures(make_run: MakeRun, tmp_path: Path, key_metric: str, best: int) -> None:
+def test_best_epoch_by_other_metrics(make_run: MakeRun, tmp_path: Path, key_metric: str, best: int) -> None:
     """The lowest error, the highest agreement."""
     run = make_run(key_metric=key_metric)
     values = iter([0.3, 0.2, 0.4])
@@ -98,7 +96,7 @@ def test_best_epoch_by_other_figures(make_run: MakeRun, tmp_path: Path, key_metr
     assert _load(tmp_path / "best.pt")["epoch"] == best
 
 
-def test_every_figure_of_a_validation_chooses_and_no_other(make_run: MakeRun) -> None:
+def test_key_metric_is_any_metric_of_the_validation_and_nothing_else(make_run: MakeRun) -> None:
     run = make_run(max_epochs=1)
     run.trainer.run()
     for name in run.evaluator.state.metrics:
@@ -107,7 +105,7 @@ def test_every_figure_of_a_validation_chooses_and_no_other(make_run: MakeRun) ->
     make_run(key_metric="kappa_quadratic", **grades)
     make_run(key_metric="roc_auc_micro", multilabel=True)
     for name, options in (("kappa_quadratic", {}), ("kappa_quadratic", {**grades, "multilabel": True}), ("auc", {})):
-        with pytest.raises(ValueError, match=rf"chosen by one of loss, accuracy, .*, got '{name}'"):
+        with pytest.raises(ValueError, match=rf"key_metric must be one of loss, accuracy, .*, got '{name}'"):
             make_run(key_metric=name, **options)
 
 
@@ -149,7 +147,7 @@ def test_content_of_checkpoints(make_run: MakeRun, tmp_path: Path) -> None:
         assert checkpoint["chain"] == chain.describe()
         assert checkpoint["fingerprint"] == chain.fingerprint()
         assert checkpoint["classes"] == ["healthy", "disease"]
-        assert set(checkpoint["versions"]) == {"monai_pipelines", "monai", "torch"}
+        assert {"monai_pipelines", "monai", "torch"} <= set(checkpoint["versions"])
         assert {"loss", "roc_auc", "accuracy"} <= set(checkpoint["metrics"])
     assert {path.name for path in tmp_path.iterdir()} == {
         *("best.pt", "last.pt", "history.json", "history.png", "tensorboard")
@@ -259,13 +257,6 @@ def test_nothing_to_resume(make_run: MakeRun, tmp_path: Path) -> None:
         make_run(resume=True)
 
 
-def test_resume_as_the_command_line_gives_it(make_run: MakeRun) -> None:
-    make_run(resume="false", max_epochs=1).trainer.run()
-    assert make_run(resume="true").trainer.state.epoch == 1
-    with pytest.raises(ValueError, match="resume must be true or false, got 'yes'"):
-        make_run(resume="yes")
-
-
 def test_finished_run_is_not_resumed(make_run: MakeRun) -> None:
     make_run(max_epochs=2).trainer.run()
     with pytest.raises(ValueError, match="already trained 2 of 2 epochs; raise max_epochs to go on"):
@@ -276,50 +267,3 @@ def test_another_chain_is_not_resumed(make_run: MakeRun) -> None:
     make_run(max_epochs=1).trainer.run()
     with pytest.raises(ChainMismatchError, match=r"window\.window_hu: 'lung' there, 'bone' here"):
         make_run(resume=True, chain=load_chain("lung_ct", window_hu="bone"))
-
-
-# ---- loading
-
-
-@pytest.fixture
-def best(make_run: MakeRun, tmp_path: Path) -> Path:
-    make_run(max_epochs=1).trainer.run()
-    return tmp_path / "best.pt"
-
-
-def test_load_checkpoint_handler(best: Path, make_run: MakeRun) -> None:
-    run = make_run(max_epochs=2, seed=5)
-    assert not _equal(run.network.state_dict(), _load(best)["model"])
-    LoadCheckpoint(best, run.network, load_chain("lung_ct"), ["healthy", "disease"]).attach(run.evaluator)
-    run.evaluator.run()
-    assert _equal(run.network.state_dict(), _load(best)["model"])
-
-
-@pytest.mark.parametrize(
-    ("error", "message", "given"),
-    [
-        (ChainMismatchError, r"resample\.size: \[128, 128, 128\] there, \[64, 64, 64\] here", {"size": (64, 64, 64)}),
-        (ValueError, r"trained for classes \['healthy', 'disease'\], used with \['ill', 'well'\]", {"classes": 1}),
-        (ValueError, r"weights of another network than Linear as configured \(name the overlay", {"network": 1}),
-    ],
-)
-def test_load_checkpoint_checks(best: Path, error: type[Exception], message: str, given: dict[str, Any]) -> None:
-    network = nn.Linear(64, 2) if "network" in given else None
-    classes = ["ill", "well"] if "classes" in given else None
-    chain = load_chain("lung_ct", size=given["size"]) if "size" in given else None
-    with pytest.raises(error, match=message) as told:
-        load_checkpoint(best, network, chain, classes)
-    assert str(best) in str(told.value)
-
-
-def test_no_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"best\.pt: no such checkpoint; train first"):
-        load_checkpoint(tmp_path / "best.pt")
-
-
-def test_other_library_version_is_a_warning(best: Path, caplog: pytest.LogCaptureFixture) -> None:
-    checkpoint = _load(best)
-    checkpoint["chain"]["versions"]["monai"] = "1.0"
-    save_plain(checkpoint, best)
-    load_checkpoint(best, chain=load_chain("lung_ct"))
-    assert "another library version: monai 1.0 then" in caplog.text

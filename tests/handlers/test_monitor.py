@@ -15,7 +15,6 @@ import pytest
 import torch
 from ignite.engine import Events
 from monai.bundle import ConfigParser
-from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 from monai.data import MetaTensor
 from sklearn.metrics import precision_score, recall_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -23,6 +22,7 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from torch import nn
 from torch.optim.lr_scheduler import StepLR
 
+from monai_pipelines.declared import declared_path
 from monai_pipelines.handlers import monitor
 
 MakeRun = Callable[..., Any]
@@ -38,15 +38,15 @@ def _events(folder: Path, name: str) -> EventAccumulator:
 def _scalars(folder: Path, name: str) -> dict[str, dict[int, float]]:
     events = _events(folder, name)
     found = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-    assert all([step for step, _ in own] == sorted({step for step, _ in own}) for own in found.values())
-    return {tag: dict(own) for tag, own in found.items()}
+    assert all([step for step, _ in rows] == sorted({step for step, _ in rows}) for rows in found.values())
+    return {tag: dict(rows) for tag, rows in found.items()}
 
 
 def _history(folder: Path) -> list[dict[str, Any]]:
     return json.loads((folder / "history.json").read_text())
 
 
-def _figures(history: list[dict[str, Any]], part: str) -> dict[str, dict[int, float]]:
+def _metrics(history: list[dict[str, Any]], part: str) -> dict[str, dict[int, float]]:
     found: dict[str, dict[int, float]] = {}
     for record in history:
         for name, value in record.get(part, {}).items():
@@ -55,7 +55,7 @@ def _figures(history: list[dict[str, Any]], part: str) -> dict[str, dict[int, fl
     return found
 
 
-def test_figures_of_each_epoch_and_step(make_run: MakeRun, scans: Scans, tmp_path: Path, caplog: Any) -> None:
+def test_metrics_of_each_epoch_and_step(make_run: MakeRun, scans: Scans, tmp_path: Path, caplog: Any) -> None:
     data = [{**item, "image": MetaTensor(item["image"])} for item in scans(16, 1)]
     run = make_run(max_epochs=3, val_interval=2, data=data, scheduler=lambda o, n: StepLR(o, 1, 0.5), clip_norm=0.01)
     losses: list[float] = []
@@ -71,9 +71,9 @@ def test_figures_of_each_epoch_and_step(make_run: MakeRun, scans: Scans, tmp_pat
     assert [record["epoch"] for record in history] == [1, 2, 3]
     assert ["val" in record for record in history] == [False, True, False]
     rates = {1: 0.05, 2: 0.025, 3: 0.0125}
-    assert _scalars(tmp_path, "train") == {"learning_rate": pytest.approx(rates), **_figures(history, "train")}
-    assert _scalars(tmp_path, "validation") == _figures(history, "val")
-    assert {"metrics/loss", "metrics/roc_auc", "metrics/accuracy"} <= set(_figures(history, "val"))
+    assert _scalars(tmp_path, "train") == {"learning_rate": pytest.approx(rates), **_metrics(history, "train")}
+    assert _scalars(tmp_path, "validation") == _metrics(history, "val")
+    assert {"metrics/loss", "metrics/roc_auc", "metrics/accuracy"} <= set(_metrics(history, "val"))
     steps = _scalars(tmp_path, "steps")
     assert set(steps) == {"steps/loss", "steps/learning_rate", "steps/gradient_norm"}
     assert steps["steps/loss"] == pytest.approx(dict(enumerate(losses, start=1)))
@@ -87,7 +87,7 @@ def test_figures_of_each_epoch_and_step(make_run: MakeRun, scans: Scans, tmp_pat
 
 
 @pytest.mark.usefixtures("blank_figures")
-def test_every_chart_of_the_layout_has_its_figures(make_run: MakeRun, tmp_path: Path) -> None:
+def test_every_chart_of_the_layout_has_its_metrics(make_run: MakeRun, tmp_path: Path) -> None:
     make_run(max_epochs=2).trainer.run()
     (tensor,) = _events(tmp_path, "train").Tensors("custom_scalars__config__")
     layout = Layout.FromString(tensor.tensor_proto.string_val[0])
@@ -134,7 +134,7 @@ class _OneLogit(nn.Module):
         return self.loss(logits.flatten(), label.float())
 
 
-def test_what_is_drawn_where_labels_are_several(
+def test_drawings_for_several_labels(
     make_run: MakeRun, scans: Scans, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[tuple[list[torch.Tensor], list[str]]] = []
@@ -152,7 +152,7 @@ def test_what_is_drawn_where_labels_are_several(
     tags = _events(tmp_path, "validation").Tags()
     assert tags["images"] == []
     assert set(tags["tensors"]) == {"pr_curve/a", "pr_curve/b", "pr_curve/c"}
-    assert _scalars(tmp_path, "validation") == _figures(_history(tmp_path), "val")
+    assert _scalars(tmp_path, "validation") == _metrics(_history(tmp_path), "val")
 
 
 @pytest.mark.usefixtures("blank_figures")
@@ -199,7 +199,7 @@ def test_no_step_stands_twice_after_a_run_that_broke_off(make_run: MakeRun, tmp_
     for name, part in (("train", "train"), ("validation", "val")):
         found = _scalars(tmp_path, name)
         found.pop("learning_rate", None)
-        assert found == _figures(_history(tmp_path), part)
+        assert found == _metrics(_history(tmp_path), part)
     events = _events(tmp_path, "validation")
     assert [event.step for event in events.Tensors("pr_curve/disease")] == [1, 2, 3]
     assert [event.step for event in events.Images("confusion_matrix/validation")] == [1, 2, 3]
@@ -207,7 +207,7 @@ def test_no_step_stands_twice_after_a_run_that_broke_off(make_run: MakeRun, tmp_
 
 
 @pytest.mark.usefixtures("blank_figures")
-def test_settings_and_configs_are_told_without_paths(make_run: MakeRun, tmp_path: Path) -> None:
+def test_settings_and_configs_are_shown_without_paths(make_run: MakeRun, tmp_path: Path) -> None:
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "train.yaml").write_text("max_epochs: 1  # passes\n")
     run = {
@@ -237,17 +237,17 @@ def test_settings_and_configs_are_told_without_paths(make_run: MakeRun, tmp_path
 
 @pytest.mark.filterwarnings("ignore")  # MLflow's own
 @pytest.mark.usefixtures("blank_figures")
-def test_monais_tracking_by_mlflow(make_run: MakeRun, tmp_path: Path) -> None:
-    """As ``--tracking mlflow`` adds it; the loss of each step, figures of training and validation apart."""
+def test_tracking_by_mlflow(make_run: MakeRun, tmp_path: Path) -> None:
+    """As ``--tracking mlflow.yaml`` adds it: the loss of each step, metrics of training and validation apart."""
     mlflow = pytest.importorskip("mlflow")
     run = make_run(2)
-    tracking = ConfigParser({**DEFAULT_MLFLOW_SETTINGS["configs"], "output_dir": str(tmp_path)})
-    tracking["save_execute_config"] = None
+    settings = ConfigParser.load_config_file(declared_path("bundles") / "mlflow.yaml")
+    tracking = ConfigParser({**settings["configs"], "output_dir": str(tmp_path), "save_execute_config": None})
     tracking.get_parsed_content("validator").attach(run.evaluator)
     tracking.get_parsed_content("trainer").attach(run.trainer)
     run.trainer.run()
     client = mlflow.MlflowClient(tracking.get_parsed_content("tracking_uri"))
-    (tracked,) = client.search_runs(client.get_experiment_by_name("monai_experiment").experiment_id)
+    (tracked,) = client.search_runs(client.get_experiment_by_name("monai_pipelines").experiment_id)
 
     def values(name: str) -> dict[int, float]:
         return {metric.step: metric.value for metric in client.get_metric_history(tracked.info.run_id, name)}

@@ -111,7 +111,7 @@ def test_nan_loss_stops_and_names_the_batch(make_run: MakeRun, scans: Scans, tmp
     run.trainer.add_event_handler(
         Events.ITERATION_STARTED(once=3), lambda: before.append([p.clone() for p in run.network.parameters()])
     )
-    message = r"loss is nan in epoch 1, iteration 3, with the scans scan8, scan9, scan10, scan11; look at these scans"
+    message = r"loss is nan in epoch 1, iteration 3, with the images scan8, scan9, scan10, scan11; look at these images"
     with pytest.raises(FloatingPointError, match=message):
         run.trainer.run()
     assert all(map(torch.equal, before[0], run.network.parameters())), "stopped before the step"

@@ -35,9 +35,9 @@ def test_formula(branches: int, weight: float) -> None:
     bag, mask, label = _batch()
     logits = network(bag, mask)
     assert network.attention_weights is not None
-    found = AttentionEntropyLoss(network, CrossEntropyLoss(), weight)(logits, label).item()
+    loss = AttentionEntropyLoss(network, CrossEntropyLoss(), weight)(logits, label).item()
     entropy = _reference_entropy(network.attention_weights, mask)
-    assert found == pytest.approx(CrossEntropyLoss()(logits, label).item() + weight * entropy, abs=1e-5)
+    assert loss == pytest.approx(CrossEntropyLoss()(logits, label).item() + weight * entropy, abs=1e-5)
 
 
 def test_hand_worked() -> None:
@@ -65,7 +65,7 @@ def test_networks_without_attention_train_at_weight_0() -> None:
     assert loss(logits, label) == CrossEntropyLoss()(logits, label)
 
 
-def test_gradient_narrows_attention_and_is_finite() -> None:
+def test_gradient_concentrates_attention_and_is_finite() -> None:
     network = _network()
     bag, mask, label = _batch()
     bag.requires_grad_()
@@ -85,7 +85,7 @@ def test_gradient_narrows_attention_and_is_finite() -> None:
     assert values[-1] < 0.5 * values[0]
 
 
-def test_attention_so_narrow_that_it_underflows() -> None:
+def test_underflowing_attention_has_no_gradient() -> None:
     scores = torch.tensor([[[300.0, 0.0, 0.0]]], requires_grad=True)
     network = nn.Module()
     network.attention_weights = scores.softmax(2)

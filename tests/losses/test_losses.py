@@ -28,7 +28,7 @@ Arrays = tuple[np.ndarray, np.ndarray]
 
 
 def _batch(head: str, absent: bool = False, num: int = 40) -> Arrays:
-    """Logits and labels; with `absent`, no sample is (multi-label: none is positive) of the last class."""
+    """Logits and labels; with `absent`, the last class has no samples (multi-label: no positives)."""
     rng = np.random.default_rng(0)
     num_classes = 2 if head == "one logit" else 3
     logits = rng.normal(0, 3, (num, 1 if head == "one logit" else 3))
@@ -60,12 +60,12 @@ def _reference_focal(
     logits: np.ndarray, labels: np.ndarray, gamma: float, weight: list[float] | None, smoothing: float = 0.0
 ) -> float:
     """Focal loss, sample by sample; cross-entropy, also with smoothed labels, where gamma is 0."""
-    several = labels.ndim == 2
-    p = _prob(logits, several)
+    multilabel = labels.ndim == 2
+    p = _prob(logits, multilabel)
     w = np.ones(p.shape[1]) if weight is None else np.array(weight)
     total, norm = 0.0, 0.0
     for i, c in itertools.product(*map(range, p.shape)):
-        if several:
+        if multilabel:
             y = labels[i, c] * (1 - smoothing) + smoothing / 2
             total += -w[c] * y * (1 - p[i, c]) ** gamma * np.log(p[i, c])
             total += -(1 - y) * p[i, c] ** gamma * np.log(1 - p[i, c])
@@ -90,24 +90,19 @@ def _reference_dice(logits: np.ndarray, labels: np.ndarray, weight: list[float] 
 
 
 def _reference_asymmetric(
-    logits: np.ndarray,
-    labels: np.ndarray,
-    gamma_pos: float,
-    gamma_neg: float,
-    clip: float,
-    weight: list[float] | None,
+    logits: np.ndarray, labels: np.ndarray, gamma_pos: float, gamma_neg: float, clip: float, weight: list[float] | None
 ) -> float:
-    several, single = labels.ndim == 2, logits.shape[1] == 1 and labels.ndim == 1
-    p = _prob(logits, several)
+    multilabel, single = labels.ndim == 2, logits.shape[1] == 1 and labels.ndim == 1
+    p = _prob(logits, multilabel)
     p = p[:, 1:] if single else p
     w = np.ones(3) if weight is None else np.array(weight)
     total, norm = 0.0, 0.0
     for i, c in itertools.product(*map(range, p.shape)):
-        y = labels[i, c] if several else labels[i] == (1 if single else c)
+        y = labels[i, c] if multilabel else labels[i] == (1 if single else c)
         q = max(p[i, c] - clip, 0)
         loss = (1 - p[i, c]) ** gamma_pos * np.log(p[i, c]) if y else q**gamma_neg * np.log(1 - q)
-        total -= loss * ((w[c] if y else 1) if several else w[labels[i]])
-        norm += 1 if several else w[labels[i]] / p.shape[1]
+        total -= loss * ((w[c] if y else 1) if multilabel else w[labels[i]])
+        norm += 1 if multilabel else w[labels[i]] / p.shape[1]
     return total / norm
 
 
@@ -122,7 +117,7 @@ def test_cross_entropy(head: str, absent: bool, weight: list[float] | None, smoo
 
 
 @pytest.mark.parametrize("weight", WEIGHTS)
-def test_cross_entropy_is_that_of_torch(weight: list[float] | None) -> None:
+def test_cross_entropy_equals_torch(weight: list[float] | None) -> None:
     w = None if weight is None else torch.tensor(weight)
     logits, labels = map(torch.from_numpy, _batch("multi-class"))
     logits = logits.float()
@@ -194,15 +189,15 @@ def test_hand_worked_values() -> None:
     logits, labels = torch.log(torch.tensor([[0.9, 0.1], [0.9, 0.1]])), torch.tensor([0, 1])
     easy, hard = 0.1**2 * -np.log(0.9), 0.9**2 * -np.log(0.1)
     assert FocalLoss(2.0)(logits, labels).item() == pytest.approx((easy + hard) / 2, rel=1e-5)
-    # p comes from the unweighted probability: a weight of 3 counts a sample three times and changes nothing else
+    # p is unweighted: a weight of 3 counts a sample three times and changes nothing else
     assert FocalLoss(2.0, [1, 3])(logits, labels).item() == pytest.approx((easy + 3 * hard) / 4, rel=1e-5)
     # class 0: 2 * 0.9 / (1.8 + 1); class 1: 2 * 0.1 / (0.2 + 1)
     assert SoftDiceLoss()(logits, labels).item() == pytest.approx(1 - (1.8 / 2.8 + 0.2 / 1.2) / 2, rel=1e-4)
-    # alone in the batch, class 0 is the average
+    # only class 0 occurs in the batch
     assert SoftDiceLoss()(logits[:1], labels[:1]).item() == pytest.approx(1 - 1.8 / 1.9, rel=1e-4)
 
     one = torch.logit(torch.tensor([[0.9], [0.03]]))
-    # positive: -log 0.9 unfocused; negative at 0.03 lies below the clip of 0.05 and costs nothing
+    # positive: -log 0.9 unfocused; negative at 0.03 lies below the clip of 0.05
     assert AsymmetricLoss()(one, torch.tensor([1, 0])).item() == pytest.approx(-np.log(0.9) / 2, rel=1e-5)
     assert AsymmetricLoss()(one, torch.tensor([0, 1])).item() == pytest.approx(
         (-(0.85**4) * np.log(0.15) - np.log(0.03)) / 2, rel=1e-5
@@ -245,7 +240,7 @@ def test_gradient_is_finite_at_certainty(make: Callable[[], nn.Module], head: st
 
 @pytest.mark.parametrize("loss", [CrossEntropyLoss(), FocalLoss(0.5), FocalLoss(2.0), AsymmetricLoss(clip=0.0)])
 @pytest.mark.parametrize("head", HEADS)
-def test_certain_and_wrong_still_learns(loss: nn.Module, head: str) -> None:
+def test_certain_and_wrong_has_a_gradient(loss: nn.Module, head: str) -> None:
     logits = torch.full((1, 1), -60.0) if head == "one logit" else torch.tensor([[60.0, -60.0, -60.0]])
     labels = torch.tensor([[0, 1, 0]]) if head == "multi-label" else torch.tensor([1])
     logits.requires_grad_()
@@ -258,12 +253,12 @@ def test_certain_and_wrong_still_learns(loss: nn.Module, head: str) -> None:
     "loss", [FocalLoss(0.5), FocalLoss(2.0, [1, 2, 3]), SoftDiceLoss([1, 2, 3]), AsymmetricLoss(1, 4, 0.05, [1, 2, 3])]
 )
 @pytest.mark.parametrize("head", ["multi-class", "multi-label"])
-def test_gradient_is_the_slope(loss: nn.Module, head: str) -> None:
+def test_gradient_by_finite_differences(loss: nn.Module, head: str) -> None:
     logits, labels = map(torch.from_numpy, _batch(head, num=4))
     assert torch.autograd.gradcheck(lambda x: loss.double()(x, labels), logits.requires_grad_())
 
 
-def test_multi_label_batch_without_positives_costs_no_dice() -> None:
+def test_multi_label_batch_without_positives_has_no_dice_loss() -> None:
     logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
     loss = SoftDiceLoss()(logits, torch.zeros(4, 3, dtype=torch.int64))
     loss.backward()
@@ -274,7 +269,7 @@ def test_multi_label_batch_without_positives_costs_no_dice() -> None:
 
 @pytest.mark.parametrize("loss", ALL)
 @pytest.mark.parametrize("label", [-100, -1, 3])
-def test_no_label_is_left_out(loss: type[nn.Module], label: int) -> None:
+def test_no_label_is_ignored(loss: type[nn.Module], label: int) -> None:
     labels = torch.tensor([0, 1, label])
     for num_logits in (1, 3):
         with pytest.raises((IndexError, RuntimeError)):
@@ -282,7 +277,7 @@ def test_no_label_is_left_out(loss: type[nn.Module], label: int) -> None:
 
 
 @pytest.mark.parametrize("make", ALL)
-def test_weights_travel(make: Any) -> None:
+def test_weights_are_pickled_and_moved(make: Any) -> None:
     loss = pickle.loads(pickle.dumps(make(weight=[1, 2]))).to(torch.float64)
     buffers = list(loss.buffers())
     assert buffers
@@ -303,8 +298,8 @@ def test_shape_errors(make: Any) -> None:
     for logits, labels in [((4, 2), (4, 1)), ((4, 2), (3,)), ((4,), (4,)), ((4, 2, 2), (4, 2, 2))]:
         with pytest.raises(ValueError, match=r"wanted logits \(N, C\) with labels \(N,\) or \(N, C\)"):
             make()(torch.zeros(logits), torch.zeros(labels, dtype=torch.int64))
-    for logits, labels, wanted in [((4, 3), (4,), 3), ((4, 1), (4, 1), 1), ((4, 3), (4, 3), 3)]:
-        with pytest.raises(ValueError, match=f"wanted {wanted} weights, one for each class, got 2"):
+    for logits, labels, num_weights in [((4, 3), (4,), 3), ((4, 1), (4, 1), 1), ((4, 3), (4, 3), 3)]:
+        with pytest.raises(ValueError, match=f"wanted {num_weights} weights, one for each class, got 2"):
             make(weight=[1, 2])(torch.zeros(logits), torch.zeros(labels, dtype=torch.int64))
 
 
@@ -337,7 +332,7 @@ def test_dtypes(make: Any, head: str) -> None:
         assert out.dtype == torch.float32
         assert torch.equal(out, loss(logits.to(half).float(), labels))
     if head != "multi-label":
-        with pytest.raises(TypeError, match=r"wanted whole-number labels \(N,\), got torch.float32 .*labels.long\(\)"):
+        with pytest.raises(TypeError, match=r"wanted integer labels \(N,\), got torch.float32 .*labels.long\(\)"):
             loss(logits.float(), labels.float())
 
 

@@ -16,10 +16,16 @@ def test_class_weights(scheme: str, beta: float) -> None:
     labels = np.repeat([0, 1, 2], counts)
     raw = [1 / n if scheme == "inverse" else 1 / sum(beta**k for k in range(n)) for n in counts]
     expected = [3 * w / sum(raw) for w in raw]
-    for given in [labels, labels.tolist(), torch.from_numpy(labels), labels[::-1].astype(np.int8)]:
-        weights = class_weights(given, 3, scheme, beta)
+    for values in [labels, labels.tolist(), torch.from_numpy(labels), labels[::-1].astype(np.int8)]:
+        weights = class_weights(values, 3, scheme, beta)
+        assert weights is not None
         assert weights.dtype == torch.float32
         np.testing.assert_allclose(weights, expected, rtol=1e-5)
+
+
+def test_no_class_weights() -> None:
+    assert class_weights([], 2, "none") is None
+    assert class_weights("not looked at", 2, "none") is None
 
 
 def test_class_weights_errors() -> None:
@@ -37,7 +43,7 @@ def test_class_weights_errors() -> None:
         class_weights([0.0, 1.0], 2)
     with pytest.raises(ValueError, match=r"labels must be \(N,\), got shape \(1, 2\)"):
         class_weights([[0, 1]], 2)
-    with pytest.raises(ValueError, match="scheme must be one of inverse, effective, got 'balanced'"):
+    with pytest.raises(ValueError, match="scheme must be one of inverse, effective, none, got 'balanced'"):
         class_weights([0, 1], 2, "balanced")
     with pytest.raises(ValueError, match="beta must be"):
         class_weights([0, 1], 2, "effective", beta=1)
@@ -46,8 +52,8 @@ def test_class_weights_errors() -> None:
 def test_pos_weights() -> None:
     labels = np.zeros((10, 3), dtype=np.int64)
     labels[:1, 0] = labels[:5, 1] = labels[:8, 2] = 1
-    for given in [labels, labels.tolist(), torch.from_numpy(labels), labels.astype(np.float32), labels.astype(bool)]:
-        weights = pos_weights(given)
+    for values in [labels, labels.tolist(), torch.from_numpy(labels), labels.astype(np.float32), labels.astype(bool)]:
+        weights = pos_weights(values)
         assert weights.dtype == torch.float32
         np.testing.assert_allclose(weights, [9, 1, 0.25])
 

@@ -6,22 +6,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binomtest
 from sklearn.calibration import calibration_curve
 
 from monai_pipelines.metrics import classification_metrics, fit_temperature, reliability, temper
 from monai_pipelines.probabilities import probabilities
 
-KINDS = ["one logit", "two classes", "five classes", "several labels"]
+KINDS = ["one logit", "two classes", "five classes", "multi-label"]
 
 
-def _drawn(kind: str, num: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Logits, and labels drawn from just these probabilities."""
+def _sample(kind: str, num: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Logits, and labels drawn with exactly their probabilities."""
     rng = np.random.default_rng(seed)
-    columns = {"one logit": 1, "two classes": 2, "five classes": 5, "several labels": 4}[kind]
+    columns = {"one logit": 1, "two classes": 2, "five classes": 5, "multi-label": 4}[kind]
     logits = rng.normal(0, 1.5, (num, columns))
-    prob = probabilities(torch.from_numpy(logits), kind == "several labels").numpy()
-    if kind == "several labels":
+    prob = probabilities(torch.from_numpy(logits), kind == "multi-label").numpy()
+    if kind == "multi-label":
         return logits, (rng.random(prob.shape) < prob).astype(int)
     return logits, (rng.random((num, 1)) > prob.cumsum(axis=1)).sum(axis=1).clip(0, prob.shape[1] - 1)
 
@@ -29,14 +28,14 @@ def _drawn(kind: str, num: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def _reference_cost(logits: np.ndarray, label: np.ndarray, temperature: float) -> float:
     """Cross-entropy with smoothed targets, case by case."""
     total, num = 0.0, len(label)
-    for own, truth in zip(logits.tolist(), label.tolist(), strict=True):
+    for row, truth in zip(logits.tolist(), label.tolist(), strict=True):
         if isinstance(truth, list):
-            for z, y in zip(own, truth, strict=True):
+            for z, y in zip(row, truth, strict=True):
                 p = 1 / (1 + math.exp(-z / temperature))
                 right = p if y else 1 - p
                 total -= ((num + 1) * math.log(right) + math.log(1 - right)) / (num + 2)
             continue
-        scaled = [math.exp(z / temperature) for z in ([0.0, *own] if len(own) == 1 else own)]
+        scaled = [math.exp(z / temperature) for z in ([0.0, *row] if len(row) == 1 else row)]
         for k, value in enumerate(scaled):
             weight = (num + 1) / (num + 2) if k == truth else 1 / (num + 2) / (len(scaled) - 1)
             total -= weight * math.log(value / sum(scaled))
@@ -47,39 +46,39 @@ def _reference_cost(logits: np.ndarray, label: np.ndarray, temperature: float) -
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_other_temperature_costs_less(kind: str) -> None:
+def test_fitted_temperature_has_the_lowest_cost(kind: str) -> None:
     for seed in range(4):
-        logits, label = _drawn(kind, 40, seed)
-        found = fit_temperature(3 * logits, label)
-        costs = [_reference_cost(3 * logits, label, found * factor) for factor in (0.98, 1, 1.02)]
+        logits, label = _sample(kind, 40, seed)
+        temperature = fit_temperature(3 * logits, label)
+        costs = [_reference_cost(3 * logits, label, temperature * factor) for factor in (0.98, 1, 1.02)]
         assert min(costs) == costs[1], seed
         assert costs[1] <= min(_reference_cost(3 * logits, label, t) for t in np.geomspace(0.5, 20, 40))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("factor", [0.3, 1.0, 4.0])
-def test_finds_how_over_confident_logits_are(kind: str, factor: float) -> None:
-    logits, label = _drawn(kind, 20_000, 7)
+def test_fit_recovers_the_factor_of_scaled_logits(kind: str, factor: float) -> None:
+    logits, label = _sample(kind, 20_000, 7)
     assert fit_temperature(factor * logits, label) == pytest.approx(factor, rel=0.05)
 
 
-def test_one_logit_is_two_classes() -> None:
-    logits, label = _drawn("one logit", 50, 1)
+def test_one_logit_equals_two_classes() -> None:
+    logits, label = _sample("one logit", 50, 1)
     both = np.concatenate([np.zeros_like(logits), logits], axis=1)
     assert fit_temperature(5 * logits, label) == pytest.approx(fit_temperature(5 * both, label))
     assert fit_temperature(torch.from_numpy(5 * logits), torch.from_numpy(label)) == fit_temperature(5 * logits, label)
 
 
 @pytest.mark.parametrize("num", [2, 10, 200])
-def test_a_set_separated_without_a_fault_is_believed_as_far_as_it_goes(num: int) -> None:
-    """Of `num` cases all are right: the next is with (num + 1) / (num + 2), not with certainty."""
+def test_perfectly_separated_sets_do_not_become_certain(num: int) -> None:
+    """All of `num` cases are right: the next one is with a probability of (num + 1) / (num + 2)."""
     label = np.repeat([0, 1], num // 2)
     logits = np.where(label == 1, 9.0, -9.0)[:, None]
     temperature = fit_temperature(logits, label)
     assert 1 / (1 + math.exp(-9 / temperature)) == pytest.approx((num + 1) / (num + 2), rel=1e-4)
-    of_many = np.concatenate([logits, -logits], axis=1)
+    multilabel = np.concatenate([logits, -logits], axis=1)
     labels = np.stack([label, 1 - label], axis=1)
-    assert fit_temperature(of_many, labels) == pytest.approx(temperature, rel=1e-4)
+    assert fit_temperature(multilabel, labels) == pytest.approx(temperature, rel=1e-4)
 
 
 def test_temperature_stays_within_its_bounds() -> None:
@@ -103,7 +102,7 @@ def test_temperature_stays_within_its_bounds() -> None:
         (np.zeros((1, 3)), [[0, 2, 1]], r"integers in 0\.\.1"),
     ],
 )
-def test_wrong_logits_are_told(logits: Any, label: Any, message: str) -> None:
+def test_bad_logits_are_refused(logits: Any, label: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         fit_temperature(logits, label)
 
@@ -113,8 +112,8 @@ def test_wrong_logits_are_told(logits: Any, label: Any, message: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("temperature", [0.5, 1, 3.7])
-def test_tempered_probabilities_are_those_of_tempered_logits(kind: str, temperature: float) -> None:
-    logits, multilabel = torch.from_numpy(_drawn(kind, 30, 2)[0]), kind == "several labels"
+def test_tempered_probabilities_equal_those_of_tempered_logits(kind: str, temperature: float) -> None:
+    logits, multilabel = torch.from_numpy(_sample(kind, 30, 2)[0]), kind == "multi-label"
     prob = probabilities(logits, multilabel)
     hot = temper(prob, temperature, multilabel)
     np.testing.assert_allclose(hot, probabilities(logits, multilabel, temperature), atol=1e-12)
@@ -139,36 +138,38 @@ def test_two_classes_equal_scikit_learn() -> None:
         score, label = rng.random(60).round(1 + seed % 2), rng.integers(0, 2, 60)
         bins = reliability(np.stack([1 - score, score], 1), label)
         observed, stated = calibration_curve(label, score, n_bins=10)
-        assert [own["observed"] for own in bins] == pytest.approx(observed)
-        assert [own["prob"] for own in bins] == pytest.approx(stated)
-        assert sum(own["count"] for own in bins) == 60
+        assert [point["observed"] for point in bins] == pytest.approx(observed)
+        assert [point["prob"] for point in bins] == pytest.approx(stated)
+        assert sum(point["count"] for point in bins) == 60
 
 
 @pytest.mark.parametrize("num_classes", [2, 4])
-def test_gaps_of_the_bins_are_the_calibration_error(num_classes: int) -> None:
+def test_gaps_of_the_bins_add_up_to_the_calibration_error(num_classes: int) -> None:
     rng = np.random.default_rng(0)
     prob = rng.dirichlet(np.ones(num_classes), 200).round(1)
     prob[:, 0] += 1 - prob.sum(axis=1)
     prob, label = prob.clip(0, 1), rng.integers(0, num_classes, 200)
-    gap = sum(own["count"] * abs(own["prob"] - own["observed"]) for own in reliability(prob, label)) / 200
-    assert gap == pytest.approx(classification_metrics(prob, label)["ece"])
+    gaps = [point["count"] * abs(point["prob"] - point["observed"]) for point in reliability(prob, label)]
+    assert sum(gaps) / 200 == pytest.approx(classification_metrics(prob, label)["ece"])
 
 
-@pytest.mark.parametrize("share", [0, 1, 7, 10])
-def test_intervals_are_wilsons(share: int) -> None:
-    label = np.repeat([1, 0], [share, 10 - share])
-    (own,) = reliability(np.full((10, 2), 0.5), label, num_bins=1)
-    wanted = binomtest(share, 10).proportion_ci(method="wilson")
-    assert (own["low"], own["high"]) == pytest.approx((wanted.low, wanted.high))
+@pytest.mark.parametrize("num_true", [0, 1, 7, 10])
+def test_intervals_are_wilsons(num_true: int) -> None:
+    """Roots of (p - observed)^2 = z^2 p (1 - p) / n."""
+    label = np.repeat([1, 0], [num_true, 10 - num_true])
+    (point,) = reliability(np.full((10, 2), 0.5), label, num_bins=1)
+    factor = 1.959963984540054**2 / 10
+    roots = np.roots([1 + factor, -2 * num_true / 10 - factor, (num_true / 10) ** 2])
+    assert (point["low"], point["high"]) == pytest.approx(sorted(roots), abs=1e-9)
 
 
-def test_more_classes_by_confidence_and_several_labels_pooled() -> None:
+def test_more_classes_use_confidence_and_multilabel_data_are_pooled() -> None:
     prob = np.array([[0.55, 0.25, 0.2], [0.1, 0.1, 0.8], [0.51, 0.09, 0.4], [1.0, 0.0, 0.0]])
-    told = [(own["prob"], own["observed"], own["count"]) for own in reliability(prob, [0, 1, 2, 0])]
-    assert told == [(pytest.approx(0.53), 0.5, 2), (pytest.approx(0.8), 0, 1), (1, 1, 1)]
+    points = [(point["prob"], point["observed"], point["count"]) for point in reliability(prob, [0, 1, 2, 0])]
+    assert points == [(pytest.approx(0.53), 0.5, 2), (pytest.approx(0.8), 0, 1), (1, 1, 1)]
     labels = [[1, 0, 0], [0, 0, 1], [1, 0, 0], [0, 1, 0]]
     pooled = reliability(prob, labels)
-    assert [(own["count"], own["observed"]) for own in pooled] == [
+    assert [(point["count"], point["observed"]) for point in pooled] == [
         *((5, pytest.approx(1 / 5)), (1, 0), (1, 0), (1, 0), (2, 1), (1, 1), (1, 0))
     ]
     with pytest.raises(ValueError, match="num_bins must be 1 or more, got 0"):

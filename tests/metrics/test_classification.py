@@ -10,9 +10,9 @@ from monai_pipelines.metrics import classification_metrics, per_class_metrics, p
 
 def test_binary_by_hand():
     prob_ill = np.array([0.1, 0.6, 0.5, 0.7, 0.9, 0.5])
-    figures = classification_metrics(np.stack([1 - prob_ill, prob_ill], axis=1), [0, 0, 0, 1, 1, 1])
-    # 0.5 is a tie and goes to the first class: ill are scans 1, 3, 4; TP 2, FP 1, FN 1, TN 2
-    assert figures == pytest.approx(
+    metrics = classification_metrics(np.stack([1 - prob_ill, prob_ill], axis=1), [0, 0, 0, 1, 1, 1])
+    # 0.5 is a tie and goes to the first class: ill are images 1, 3, 4; TP 2, FP 1, FN 1, TN 2
+    assert metrics == pytest.approx(
         {
             "accuracy": 4 / 6,
             "balanced_accuracy": 2 / 3,
@@ -34,29 +34,29 @@ def test_binary_by_hand():
 
 def test_class_1_is_the_positive_one():
     prob, label = np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.2, 0.8]]), np.array([0, 0, 1, 1])
-    figures = classification_metrics(prob, label)
-    assert (figures["recall"], figures["specificity"], figures["precision"]) == (0.5, 1.0, 1.0)
+    metrics = classification_metrics(prob, label)
+    assert (metrics["recall"], metrics["specificity"], metrics["precision"]) == (0.5, 1.0, 1.0)
     swapped = classification_metrics(prob[:, ::-1], 1 - label)
     assert (swapped["recall"], swapped["specificity"]) == (1.0, 0.5)
 
 
-def test_absent_class_stays_out_of_the_averages_and_a_missed_one_does_not():
+def test_averages_exclude_absent_classes_but_not_missed_ones():
     prob = np.array([[0.8, 0.1, 0.1], [0.7, 0.2, 0.1], [0.6, 0.3, 0.1]])
-    figures = classification_metrics(prob, [0, 0, 1])
-    assert figures["recall"] == 0.5  # 1 and 0; the third class has no scan
-    assert figures["precision"] == pytest.approx((2 / 3 + 0) / 2)  # never predicted, but there: 0
-    assert figures["roc_auc"] == 1.0
+    metrics = classification_metrics(prob, [0, 0, 1])
+    assert metrics["recall"] == 0.5  # 1 and 0; the third class has no image
+    assert metrics["precision"] == pytest.approx((2 / 3 + 0) / 2)  # never predicted, but present: 0
+    assert metrics["roc_auc"] == 1.0
     absent = per_class_metrics(prob, [0, 0, 1])[2]
-    assert absent["num_scans"] == 0
+    assert absent["num_images"] == 0
     assert {name for name, value in absent.items() if not math.isnan(value)} == {
-        *("num_scans", "specificity", "npv", "brier")
+        *("num_images", "specificity", "npv", "brier")
     }
     assert absent["specificity"] == absent["npv"] == 1.0
 
 
-def test_nothing_to_average_is_nan():
-    figures = classification_metrics([[0.4, 0.6]], [0])
-    assert {name: value for name, value in figures.items() if not math.isnan(value)} == pytest.approx(
+def test_average_over_no_class_is_nan():
+    metrics = classification_metrics([[0.4, 0.6]], [0])
+    assert {name: value for name, value in metrics.items() if not math.isnan(value)} == pytest.approx(
         {
             **dict.fromkeys(("accuracy", "balanced_accuracy", "specificity", "npv"), 0),
             **{"brier": 0.36, "ece": 0.6, "log_loss": -math.log(0.4)},
@@ -81,17 +81,17 @@ def test_nothing_to_average_is_nan():
         ([[0.5, 0.5]], [0.0], None, r"integers in 0\.\.1"),
         ([[0.5, 0.5]], [0, 1], None, "wanted prob"),
         ([[0.5, 0.5]], [[0, 1, 1]], None, "wanted prob"),
-        ([[0.5, 0.5]], [[0, 2]], None, "several labels each must be 0 or 1"),
+        ([[0.5, 0.5]], [[0, 2]], None, "multi-label data must be 0 or 1"),
         ([[1.0]], [0], None, "wanted prob"),
         ([0.5, 0.5], [0, 1], None, "wanted prob"),
         (np.zeros((0, 2)), np.zeros(0, int), None, "at least one row"),
         ([[0.5, 0.5]], [0], 3, "wanted 3 classes, got prob with 2"),
     ],
 )
-def test_bad_input_is_told(prob, label, num_classes, message):
-    for figures in (classification_metrics, per_class_metrics):
+def test_bad_input_is_refused(prob, label, num_classes, message):
+    for function in (classification_metrics, per_class_metrics):
         with pytest.raises(ValueError, match=message):
-            figures(prob, label, num_classes)
+            function(prob, label, num_classes)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
@@ -110,17 +110,17 @@ def test_predicted_classes_by_hand():
 
 
 @pytest.mark.parametrize("multilabel", [False, True])
-def test_threshold_moves_what_is_predicted_and_nothing_else(multilabel):
+def test_threshold_changes_predictions_only(multilabel):
     prob, label = np.array([[0.8, 0.2], [0.6, 0.4], [0.3, 0.7]]), [0, 1, 1]
     if multilabel:
         label = np.eye(2, dtype=int)[label]
-    before, after = (classification_metrics(prob, label, threshold=own) for own in (0.5, 0.3))
+    before, after = (classification_metrics(prob, label, threshold=t) for t in (0.5, 0.3))
     assert (before["recall"], after["recall"]) == ((0.75, 1.0) if multilabel else (0.5, 1.0))
     for name in ("roc_auc", "average_precision", "brier", "ece", "log_loss"):
         assert before[name] == after[name]
 
 
-def test_threshold_of_each_label():
+def test_one_threshold_per_label():
     prob = [[0.7, 0.6, 0.1], [0.2, 0.65, 0.0]]
     assert predicted_classes(prob, [0.5, 0.65, 0.05], multilabel=True).tolist() == [[1, 0, 1], [0, 1, 0]]
     assert predicted_classes(prob, 0.2, multilabel=True).tolist() == [[1, 1, 0], [1, 1, 0]]
@@ -137,24 +137,24 @@ def test_threshold_of_each_label():
         ([[0.5, 0.5]], [0.5, 0.5, 0.5], True, "one for all labels or one for each, got .* for 2 labels"),
     ],
 )
-def test_bad_threshold_is_told(prob, threshold, multilabel, message):
+def test_bad_threshold_is_refused(prob, threshold, multilabel, message):
     with pytest.raises(ValueError, match=message):
         predicted_classes(prob, threshold, multilabel)
 
 
 def test_micro_average_ranks_all_classes_together():
     prob = np.array([[0.6, 0.3, 0.1], [0.5, 0.4, 0.1], [0.2, 0.3, 0.5]])
-    figures = classification_metrics(prob, [0, 1, 2])
-    # right: 0.6, 0.4, 0.5; wrong: 0.5, 0.3, 0.3, 0.2, 0.1, 0.1; lost are 0.4 < 0.5 and half of 0.5 = 0.5
-    assert figures["roc_auc_micro"] == pytest.approx((18 - 1 - 0.5) / 18)
-    assert figures["average_precision_micro"] == pytest.approx((1 + 2 / 3 + 3 / 4) / 3)
+    metrics = classification_metrics(prob, [0, 1, 2])
+    # right: 0.6, 0.4, 0.5; wrong: 0.5, 0.3, 0.3, 0.2, 0.1, 0.1; lost pairs: 0.4 < 0.5 and half of 0.5 = 0.5
+    assert metrics["roc_auc_micro"] == pytest.approx((18 - 1 - 0.5) / 18)
+    assert metrics["average_precision_micro"] == pytest.approx((1 + 2 / 3 + 3 / 4) / 3)
 
 
-def test_quadratic_kappa_punishes_far_mistakes_more():
+def test_quadratic_kappa_penalizes_distant_mistakes_more():
     """Six grades right but one; chance disagreement by hand from the margins."""
     near, far = np.eye(3)[[0, 0, 1, 1, 2, 1]], np.eye(3)[[0, 0, 1, 1, 2, 0]]
     label = [0, 0, 1, 1, 2, 2]
-    by_chance = lambda called: sum((a - b) ** 2 for a in label for b in called) / 36  # noqa: E731
+    by_chance = lambda predicted: sum((a - b) ** 2 for a in label for b in predicted) / 36  # noqa: E731
     assert classification_metrics(near, label)["kappa_quadratic"] == pytest.approx(
         1 - (1 / 6) / by_chance([0, 0, 1, 1, 2, 1])
     )

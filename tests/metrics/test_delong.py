@@ -29,14 +29,14 @@ def _kernel(x, y):
 def _reference_delong(label, score_a, score_b, groups):
     """Obuchowski's covariance matrix by loops over all pairs and patients."""
     patients = sorted({*groups})
-    rows = {c: [k for k, own in enumerate(label) if own == c] for c in (0, 1)}
+    rows = {c: [k for k, y in enumerate(label) if y == c] for c in (0, 1)}
     auc, v10, v01 = [], [], []
     for score in (score_a, score_b):
-        own10 = {i: np.mean([_kernel(score[i], score[j]) for j in rows[0]]) for i in rows[1]}
-        own01 = {j: np.mean([_kernel(score[i], score[j]) for i in rows[1]]) for j in rows[0]}
-        auc.append(np.mean([*own10.values()]))
-        v10.append([sum(own10[i] - auc[-1] for i in rows[1] if groups[i] == p) for p in patients])
-        v01.append([sum(own01[j] - auc[-1] for j in rows[0] if groups[j] == p) for p in patients])
+        share10 = {i: np.mean([_kernel(score[i], score[j]) for j in rows[0]]) for i in rows[1]}
+        share01 = {j: np.mean([_kernel(score[i], score[j]) for i in rows[1]]) for j in rows[0]}
+        auc.append(np.mean([*share10.values()]))
+        v10.append([sum(share10[i] - auc[-1] for i in rows[1] if groups[i] == p) for p in patients])
+        v01.append([sum(share01[j] - auc[-1] for j in rows[0] if groups[j] == p) for p in patients])
     m, n = len(rows[1]), len(rows[0])
     i10, i01 = (len({groups[k] for k in rows[c]}) for c in (1, 0))
     s10, s01, s11 = np.zeros((2, 2)), np.zeros((2, 2)), np.zeros((2, 2))
@@ -73,12 +73,12 @@ def test_equals_the_brute_force_reference(seed, ties, clustered):
     ("column", "auc", "error", "chi_square", "p"),
     [(0, 0.7366, 0.0953, 0.0127, 0.9102), (1, 0.6478, 0.1046, 0.5554, 0.4561)],
 )
-def test_equals_published_figures(column, auc, error, chi_square, p):
-    """Albumin and total protein against the K-G score, as SAS's manual of PROC LOGISTIC has them."""
+def test_equals_published_values(column, auc, error, chi_square, p):
+    """Albumin and total protein against the K-G score, from the SAS manual of PROC LOGISTIC."""
     got = delong_test(OVARIAN[:, 3], 10 - OVARIAN[:, 2], OVARIAN[:, column])
     assert (got.auc_a, got.auc_b, got.p) == pytest.approx((0.7258, auc, p), abs=5e-5)
-    own = (got.high - got.low) / 2 / 1.959964
-    assert (own, (got.difference / own) ** 2) == pytest.approx((error, chi_square), abs=5e-5)
+    std = (got.high - got.low) / 2 / 1.959964
+    assert (std, (got.difference / std) ** 2) == pytest.approx((error, chi_square), abs=5e-5)
 
 
 def test_hand_worked():
@@ -89,7 +89,7 @@ def test_hand_worked():
     assert got[:5] == pytest.approx((1, 0.75, -0.25, -0.25 - width, -0.25 + width), abs=1e-6)
 
 
-def test_the_order_of_models_and_rows_does_not_matter():
+def test_order_of_models_and_rows_does_not_matter():
     rng = np.random.default_rng(3)
     label, groups = rng.integers(0, 2, 50), rng.integers(0, 20, 50)
     a, b = rng.normal(label, 1, (2, 50))
@@ -98,65 +98,65 @@ def test_the_order_of_models_and_rows_does_not_matter():
     assert (one.low, one.high) == pytest.approx((-other.high, -other.low))
     order = rng.permutation(50)
     assert delong_test(label[order], a[order], b[order], groups[order]) == pytest.approx(one)
-    assert delong_test(label, np.exp(a), 3 * b, groups) == one  # ranks alone count
+    assert delong_test(label, np.exp(a), 3 * b, groups) == one  # only ranks count
 
 
-def _error_rates(clusters, num_studies=600):
-    """Share of studies of two equally good models in which p < 0.05: clustered by patient, and by image."""
-    found = np.zeros(2)
+def _error_rates(simulate, num_studies=600):
+    """Share of studies of two equally good models with p < 0.05: clustered by patient, and unclustered."""
+    num_errors = np.zeros(2)
     for seed in range(num_studies):
-        label, a, b, groups = clusters(np.random.default_rng(seed))
-        found += [delong_test(label, a, b, given).p < 0.05 for given in (groups, None)]
-    return found / num_studies
+        label, a, b, groups = simulate(np.random.default_rng(seed))
+        num_errors += [delong_test(label, a, b, clusters).p < 0.05 for clusters in (groups, None)]
+    return num_errors / num_studies
 
 
-def _of_one_class(rng):
+def _patients_of_one_class(rng):
     groups = np.repeat(np.arange(60), 5)
     label = groups % 2
     a, b = rng.normal(label, 0.7, (2, 300)) + rng.normal(0, 0.7, (2, 60))[:, groups]
     return label, a, b, groups
 
 
-def _of_both_classes(rng):
+def _patients_of_both_classes(rng):
     groups, label = np.repeat(np.arange(60), 6), np.tile([0, 1], 180)
     a, b = rng.normal(label, 0.7, (2, 360)) + rng.normal(0, 1.4, (2, 60))[:, groups]
     return label, a, b, groups
 
 
-def test_false_alarms_are_rare_enough_by_patient_and_not_by_image():
+def test_false_alarm_rate_is_right_by_patient_and_not_by_image():
     """Of 600 studies 5% +- 2.7% (three standard errors) may differ by chance."""
-    by_patient, by_image = _error_rates(_of_one_class)
+    by_patient, by_image = _error_rates(_patients_of_one_class)
     assert 0.023 < by_patient < 0.077
     assert by_image > 0.15
 
 
-def test_images_of_both_classes_of_a_patient_are_told_apart_better_than_by_image():
-    by_patient, by_image = _error_rates(_of_both_classes)
+def test_unclustered_test_is_conservative_if_patients_have_images_of_both_classes():
+    by_patient, by_image = _error_rates(_patients_of_both_classes)
     assert 0.023 < by_patient < 0.077
-    assert by_image < 0.01  # a patient's own level moves both classes, and cancels
+    assert by_image < 0.01  # a patient's level shifts both classes, and cancels
 
 
-def test_equal_rankings_are_equal():
+def test_equal_rankings_do_not_differ():
     label = np.array([0, 1] * 10)
     a = np.random.default_rng(0).random(20)
     assert delong_test(label, a, 2 * a)[2:] == (0, 0, 0, 1)
 
 
-def test_areas_that_differ_without_any_spread_have_no_interval():
-    """All right against all wrong: no variance is left to judge the difference by."""
+def test_no_interval_without_variance():
+    """All right against all wrong."""
     got = delong_test([0, 0, 1, 1], [1, 2, 3, 4], [4, 3, 2, 1])
     assert got[:3] == (1, 0, -1)
     assert all(map(math.isnan, got[3:]))
 
 
-def test_intervals_stay_inside_what_is_possible():
+def test_intervals_are_clipped_to_possible_values():
     one = delong_test([0, 0, 0, 1, 1, 1], [3, 4, 6, 1, 2, 5], [1, 2, 4, 3, 5, 6])
     other = delong_test([0, 0, 0, 1, 1, 1], [1, 2, 4, 3, 5, 6], [3, 4, 6, 1, 2, 5])
     assert (one.difference, one.high) == (pytest.approx(2 / 3), 1)
     assert (other.low, other.high) == (-1, pytest.approx(-one.low))
 
 
-def test_what_is_undefined_is_nan():
+def test_undefined_values_are_nan():
     assert all(map(math.isnan, delong_test([1, 1], [0, 1], [1, 0])))
     for label, groups in (([0, 0, 1], None), ([0, 0, 1, 1], "aabc")):
         got = delong_test(label, range(len(label)), range(len(label)), groups)
@@ -173,6 +173,6 @@ def test_what_is_undefined_is_nan():
         (([0, 1], [0, math.nan], [0, 1]), "finite"),
     ],
 )
-def test_bad_input_is_told(arguments, message):
+def test_bad_input_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         delong_test(*arguments)

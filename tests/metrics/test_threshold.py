@@ -9,12 +9,12 @@ from monai_pipelines.metrics import check_rule, choose_threshold, predicted_clas
 
 
 def _rates(score, label, threshold):
-    called = score >= threshold
-    return called[label == 1].mean(), (~called[label == 0]).mean()
+    predicted = score >= threshold
+    return predicted[label == 1].mean(), (~predicted[label == 0]).mean()
 
 
 def _reference_best(score, label, rule):
-    """Sensitivity and specificity of the best of all cuts between scores, by trying a point in every gap."""
+    """Sensitivity and specificity of the best threshold, by trying one in every gap between scores."""
     edges = sorted({0.0, 1.0, *score.tolist()})
     gaps = [(low + high) / 2 for low, high in pairwise(edges)]
     rates = [_rates(score, label, cut) for cut in gaps]
@@ -59,7 +59,7 @@ def _prob(*score):
     return np.stack([1 - np.array(score), np.array(score)], 1)
 
 
-def test_lies_midway_between_the_neighbours():
+def test_lies_midway_between_neighbors():
     prob = _prob(0.1, 0.2, 0.6, 0.9)
     assert choose_threshold(prob, [0, 0, 1, 1]) == pytest.approx(0.4)
     assert choose_threshold(prob, [0, 1, 0, 1], "sensitivity=1") == pytest.approx(0.15)
@@ -68,7 +68,7 @@ def test_lies_midway_between_the_neighbours():
     assert choose_threshold(prob, [1, 1, 0, 0], "specificity=1") == pytest.approx(0.95)  # none, midway to 1
 
 
-def test_youden_takes_the_more_sensitive_of_equals():
+def test_youden_prefers_sensitivity_on_ties():
     assert choose_threshold(_prob(0.2, 0.4, 0.6, 0.8), [0, 1, 0, 1]) == pytest.approx(0.3)  # 1 + 0.5 as 0.5 + 1
 
 
@@ -76,26 +76,26 @@ def test_youden_takes_the_more_sensitive_of_equals():
     ("score", "wanted"),
     [((0.0, 0.0), 0.5), ((1.0, 1.0), 0.5), ((0.0, 1.0), 0.5), ((1.0, 0.0), 0.5), ((0.3, 0.3), 0.15)],
 )
-def test_scores_at_the_ends_and_equal_ones(score, wanted):
+def test_scores_at_the_ends_and_ties(score, wanted):
     assert choose_threshold(_prob(*score), [0, 1]) == pytest.approx(wanted)
 
 
-def test_a_positive_scored_zero_is_out_of_reach():
+def test_a_positive_scored_zero_cannot_be_reached():
     threshold = choose_threshold(_prob(0.0, 0.5, 0.25), [1, 1, 0], "sensitivity=0.95")
     assert threshold == pytest.approx(0.375)
 
 
-def test_neighbouring_floats_are_told_apart():
+def test_adjacent_floats_are_separated():
     low = 0.5
     score = np.array([low, np.nextafter(low, 1)])
     prob = np.stack([1 - score, score], 1)
     assert predicted_classes(prob, choose_threshold(prob, [0, 1])).tolist() == [0, 1]
 
 
-def test_reaches_a_rate_that_is_a_fraction_exactly():
+def test_reaches_a_target_rate_exactly():
     score = np.linspace(0.1, 0.9, 20)
     threshold = choose_threshold(_prob(*score, 0.05), [1] * 20 + [0], "sensitivity=0.55")
-    assert (score >= threshold).sum() == 20  # all positives can be had without a false one
+    assert (score >= threshold).sum() == 20  # all positives without a false alarm
     mixed = choose_threshold(_prob(*score, *score - 0.001), [1] * 20 + [0] * 20, "sensitivity=0.55")
     assert (score >= mixed).sum() == 11
 
@@ -123,13 +123,13 @@ def test_absent_class_has_no_threshold(label):
         "",
     ],
 )
-def test_unknown_rule_is_told(rule):
+def test_unknown_rule_is_refused(rule):
     wanted = r"wanted youden, sensitivity=0\.95, specificity=0\.9 \(above 0 to 1\) or cost=5 \(above 0\), got"
     with pytest.raises(ValueError, match=wanted):
         check_rule(rule)
 
 
-def test_bad_input_is_told():
+def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="wanted 2 classes"):
         choose_threshold([[0.2, 0.3, 0.5]], [0])
     with pytest.raises(ValueError, match=r"wanted prob \(N, C >= 2\)"):
@@ -137,17 +137,17 @@ def test_bad_input_is_told():
 
 
 @pytest.mark.parametrize("rule", ["youden", "sensitivity=0.9", "cost=3"])
-def test_several_labels_have_a_threshold_each(rule):
+def test_multilabel_data_have_one_threshold_per_label(rule):
     rng = np.random.default_rng(0)
     label = rng.integers(0, 2, (40, 4))
     prob = (0.5 * label + 0.5 * rng.random((40, 4))).clip(0, 1)
-    label[:, 1], label[:, 3] = 0, 1  # on none, on all
+    label[:, 1], label[:, 3] = 0, 1  # of no image, of all
     wanted = [choose_threshold(_prob(*prob[:, k]), label[:, k], rule) for k in (0, 2)]
     assert choose_threshold(prob, label, rule) == [wanted[0], 0.5, wanted[1], 0.5]
 
 
-def test_a_miss_weighs_what_it_costs():
+def test_cost_of_a_miss():
     prob, label = _prob(0.2, 0.4, 0.6, 0.8), [1, 0, 0, 1]
     assert choose_threshold(prob, label, "cost=3") == pytest.approx(0.1)  # two false alarms, 2, for a miss, 3
     assert choose_threshold(prob, label, "cost=1.5") == pytest.approx(0.7)
-    assert choose_threshold(prob, label, "cost=2") == pytest.approx(0.1)  # of equals the more sensitive
+    assert choose_threshold(prob, label, "cost=2") == pytest.approx(0.1)  # the more sensitive on ties

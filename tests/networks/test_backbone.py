@@ -32,7 +32,7 @@ def _convolutions() -> nn.Module:
 
 
 class _Transformer(nn.Module):
-    """As timm's: the last linear layer is of a block's MLP where there is no head."""
+    """Like timm's: without a head the last linear layer is that of a block's MLP."""
 
     def __init__(self, num_classes: int, side: int = 224, pool: bool = True) -> None:
         super().__init__()
@@ -68,16 +68,16 @@ def _tiles(num: int = 2) -> Tensor:
 
 
 def _reference_features(network: nn.Module, images: Tensor, head: bool) -> Tensor:
-    """What the last linear layer gets, or what the network returns, after a normalisation in float64."""
+    """Input of the last linear layer, or output of the network, after normalization in float64."""
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     channels_last = images.numpy().transpose(0, 2, 3, 1).astype(float) / 255
-    normalised = torch.from_numpy(((channels_last - mean) / std).transpose(0, 3, 1, 2)).float()
+    normalized = torch.from_numpy(((channels_last - mean) / std).transpose(0, 3, 1, 2)).float()
     seen: list[Tensor] = []
     with torch.no_grad():
         if not head:
-            return network(normalised).flatten(1)
+            return network(normalized).flatten(1)
         last_linear(network).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-        network(normalised)
+        network(normalized)
     return seen[0]
 
 
@@ -96,7 +96,7 @@ def test_features(name: str) -> None:
             assert backbone(_tiles()).dtype == torch.float32
 
 
-def test_memory_order_is_kept() -> None:
+def test_memory_format_is_preserved() -> None:
     seen: list[Tensor] = []
     backbone = TileBackbone(_resnet())
     backbone.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -104,7 +104,7 @@ def test_memory_order_is_kept() -> None:
     assert seen[0].is_contiguous(memory_format=torch.channels_last)
 
 
-def test_modes_and_gradients_stay() -> None:
+def test_modes_and_gradients_are_preserved() -> None:
     network = _resnet()
     network.bn1.eval()
     before = copy.deepcopy(network.state_dict())
@@ -150,7 +150,7 @@ def test_weights(name: str, run: bool, tmp_path: Path) -> None:
         torch.testing.assert_close(backbone(_tiles()), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_the_head_in_a_file_is_left_out(tmp_path: Path) -> None:
+def test_head_in_a_file_is_ignored(tmp_path: Path) -> None:
     resnet, transformer = _resnet(num_classes=9).state_dict(), _Transformer(9).state_dict()
     for network, weights in [
         (_resnet(), resnet),
@@ -174,12 +174,14 @@ def test_torchvision_names(tmp_path: Path) -> None:
         torch.testing.assert_close(TileBackbone(network, _save(content, tmp_path)).eval()(_tiles()), expected)
 
 
-@pytest.mark.parametrize(("mean", "wanted"), [(0.5, [0.5] * 3), ([0.1, 0.2, 0.3], [0.1, 0.2, 0.3]), ("imagenet", None)])
-def test_pixels_are_normalised_as_in_the_run(mean: object, wanted: list[float] | None, tmp_path: Path) -> None:
-    chain = {"steps": {"normalize": {"mean": mean, "sd": "imagenet"}}}
+@pytest.mark.parametrize(
+    ("mean", "expected"), [(0.5, [0.5] * 3), ([0.1, 0.2, 0.3], [0.1, 0.2, 0.3]), ("imagenet", None)]
+)
+def test_pixels_are_normalized_as_in_the_run(mean: object, expected: list[float] | None, tmp_path: Path) -> None:
+    chain = {"steps": {"normalize": {"mean": mean, "std": "imagenet"}}}
     file = _save({"model": _resnet().state_dict(), "chain": chain}, tmp_path)
     plain = TileBackbone(_resnet()).describe()
-    assert TileBackbone(_resnet(), file).describe()["mean"] == pytest.approx(wanted or plain["mean"])
+    assert TileBackbone(_resnet(), file).describe()["mean"] == pytest.approx(expected or plain["mean"])
     assert TileBackbone(_resnet(), file).describe()["std"] == plain["std"]
     assert TileBackbone(_resnet(), file, mean=[0, 0, 1]).describe()["mean"] == [0, 0, 1]
 
@@ -205,21 +207,21 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     assert re.fullmatch(r"and \d+ more", lines[-1])
 
 
-def test_files_that_are_no_weights(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no file .*none\.pt \(best\.pt of a run, or weights by name\)"):
+def test_files_without_weights(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no file .*none\.pt \(best\.pt of a run, or a state dict\)"):
         TileBackbone(_resnet(), tmp_path / "none.pt")
     whole = _save(_resnet().state_dict(), tmp_path).read_bytes()
     for part in (b"text", b"", whole[: len(whole) // 2]):
         (tmp_path / "cut.pt").write_bytes(part)
-        with pytest.raises(ValueError, match=r"cut\.pt is no checkpoint file of torch, or cut off"):
+        with pytest.raises(ValueError, match=r"cut\.pt is not a torch checkpoint, or truncated"):
             TileBackbone(_resnet(), tmp_path / "cut.pt")
     for other in ([1, 2], {"state_dict": {}, "epoch": 3}, {"model": {"epoch": 3}}):
-        with pytest.raises(ValueError, match="wanted a run's checkpoint or tensors by name"):
+        with pytest.raises(ValueError, match="wanted a run's checkpoint or a state dict in "):
             TileBackbone(_resnet(), _save(other, tmp_path))
 
 
-def test_networks_that_give_no_vectors() -> None:
-    with pytest.raises(TypeError, match=r"network must be a torch\.nn\.Module, got function \(call what makes it"):
+def test_networks_without_vectors() -> None:
+    with pytest.raises(TypeError, match=r"network must be a torch\.nn\.Module, got function \(call its factory"):
         TileBackbone(_resnet)
     with pytest.raises(ValueError, match=r"_Transformer does not take tiles \(1, 3, 224, 224\).*Input height \(224\)"):
         TileBackbone(_Transformer(4, side=64))
@@ -233,9 +235,9 @@ def test_networks_that_give_no_vectors() -> None:
 
 
 def test_arguments_and_tiles() -> None:
-    for wrong in ({"mean": [0.5]}, {"std": [0.5, 0.5]}, {"std": [0.5, 0.5, 0]}):
+    for arguments in ({"mean": [0.5]}, {"std": [0.5, 0.5]}, {"std": [0.5, 0.5, 0]}):
         with pytest.raises(ValueError, match="mean and std are three numbers, std above 0"):
-            TileBackbone(_resnet(), **wrong)
+            TileBackbone(_resnet(), **arguments)
     backbone = TileBackbone(_resnet())
     for tiles in (torch.zeros(3, 64, 64), torch.zeros(1, 1, 64, 64), torch.zeros(1, 3, 64, 64, dtype=torch.int64)):
         with pytest.raises(ValueError, match=r"wanted tiles \(N, 3, H, W\), uint8 or floating point.*got torch\."):
@@ -271,22 +273,10 @@ def test_description_and_fingerprint(tmp_path: Path) -> None:
     assert len({b.fingerprint() for b in (backbone, *others)}) == 5
 
 
-def test_made_by_a_config() -> None:
-    parser = ConfigParser(
-        {
-            "backbone": {
-                "_target_": "monai_pipelines.networks.TileBackbone",
-                "network": {
-                    "_target_": "monai.networks.nets.ResNet",
-                    "block": "basic",
-                    "layers": [1, 1, 1, 1],
-                    "block_inplanes": [4, 6, 8, 10],
-                    "spatial_dims": 2,
-                    "n_input_channels": 3,
-                },
-            }
-        }
-    )
+def test_instantiated_by_a_config() -> None:
+    shape = {"layers": [1, 1, 1, 1], "block_inplanes": [4, 6, 8, 10], "spatial_dims": 2, "n_input_channels": 3}
+    network = {"_target_": "monai.networks.nets.ResNet", "block": "basic", **shape}
+    parser = ConfigParser({"backbone": {"_target_": "monai_pipelines.networks.TileBackbone", "network": network}})
     assert parser.get_parsed_content("backbone").num_features == 10
 
 

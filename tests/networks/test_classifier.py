@@ -20,13 +20,7 @@ def _densenet(spatial_dims: int = 2) -> DenseNet:
     return DenseNet(spatial_dims, 1, 5, init_features=4, growth_rate=2, block_config=(1, 2))
 
 
-BACKBONES = [
-    _resnet,
-    _densenet,
-    lambda: _resnet(no_max_pool=True),
-    lambda: _resnet(3),
-    lambda: _densenet(3),
-]
+BACKBONES = [_resnet, _densenet, lambda: _resnet(no_max_pool=True), lambda: _resnet(3), lambda: _densenet(3)]
 
 
 def _images(network: nn.Module) -> torch.Tensor:
@@ -35,13 +29,13 @@ def _images(network: nn.Module) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("make", BACKBONES)
-def test_features_are_those_of_the_backbone(make: type[nn.Module]) -> None:
+def test_features_equal_the_backbones(make: type[nn.Module]) -> None:
     backbone = make().eval()
-    images, own_head = _images(backbone), last_linear(backbone)
+    images, head = _images(backbone), last_linear(backbone)
     with torch.no_grad():
         expected = backbone(images)
         network = ImageClassifier(backbone, num_classes=5).eval()
-        last_linear(network).load_state_dict(own_head.state_dict())
+        last_linear(network).load_state_dict(head.state_dict())
         torch.testing.assert_close(network(images), expected)
     names = {f"backbone.{name}" for name in backbone.state_dict()}
     assert {name for name in network.state_dict() if not name.startswith("head.")} <= names
@@ -80,11 +74,11 @@ def test_attention_starts_as_the_mean_and_weighs_positions(make: type[nn.Module]
 )
 def test_head(hidden: int | None, dropout: float, expected: list[object]) -> None:
     network = ImageClassifier(_resnet(), num_classes=3, dropout=dropout, hidden=hidden)
-    found: list[object] = []
+    layers: list[object] = []
     for layer in network.head:
         size = (layer.in_features, layer.out_features) if isinstance(layer, nn.Linear) else getattr(layer, "p", None)
-        found.append((type(layer), size))
-    assert found == expected
+        layers.append((type(layer), size))
+    assert layers == expected
     assert last_linear(network) is network.head[-1]
 
 
@@ -107,7 +101,7 @@ def test_last_linear_of_plain_networks() -> None:
     assert last_linear(densenet) is densenet.class_layers.out
 
 
-def test_small_stem_resnet18_is_the_published_one() -> None:
+def test_small_stem_resnet18_is_as_published() -> None:
     network = resnet18(
         spatial_dims=2,
         n_input_channels=3,
@@ -137,14 +131,14 @@ def test_small_stem_resnet18_is_the_published_one() -> None:
 
 def test_errors() -> None:
     for arguments in [{"num_classes": 0}, {"num_classes": 2, "hidden": 0}, {"num_classes": 2, "dropout": 1.5}]:
-        with pytest.raises(ValueError, match="num_classes and hidden must be 1 or more and dropout lie in"):
+        with pytest.raises(ValueError, match="num_classes and hidden must be 1 or more and dropout in"):
             ImageClassifier(_resnet(), **arguments)
-    for other in (nn.Sequential(nn.Conv2d(1, 2, 3), nn.Linear(2, 2)), UNet(2, 1, 1, (4, 8), (2,))):
-        with pytest.raises(TypeError, match=f"must be MONAI's ResNet or DenseNet, got {type(other).__name__}"):
-            ImageClassifier(other, 2)
+    for network in (nn.Sequential(nn.Conv2d(1, 2, 3), nn.Linear(2, 2)), UNet(2, 1, 1, (4, 8), (2,))):
+        with pytest.raises(TypeError, match=f"must be MONAI's ResNet or DenseNet, got {type(network).__name__}"):
+            ImageClassifier(network, 2)
     with pytest.raises(ValueError, match="UNet has no linear layer"):
         last_linear(UNet(2, 1, 1, (4, 8), (2,)))
     with pytest.raises(ValueError, match="ResNet has no linear layer"):
         ImageClassifier(_resnet(feed_forward=False), 2)
-    with pytest.raises(ValueError, match="made without an attention map"):
+    with pytest.raises(ValueError, match="no attention map"):
         ImageClassifier(_resnet(), 2).attention_map(torch.zeros(1, 1, 32, 32))

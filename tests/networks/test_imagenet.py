@@ -93,7 +93,7 @@ def _random(shapes: Shapes) -> dict[str, Tensor]:
 
 
 def _expected_name(name: str) -> str:
-    """The same tensor in MONAI's network, by rule: dense layers keep theirs in `layers`, without the dot."""
+    """The same tensor in MONAI's network: dense layers have theirs in `layers`, without the dot."""
     parts = name.split(".")
     if len(parts) > 3 and parts[2].startswith("denselayer"):
         rest = parts[3:] if parts[3][-1] in "12" else [parts[3] + parts[4], *parts[5:]]
@@ -108,7 +108,7 @@ def file(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("case", "file"), [(case, case) for case in CASES], indirect=["file"])
-def test_every_tensor_arrives(case: str, file: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_every_tensor_is_loaded(case: str, file: Path, caplog: pytest.LogCaptureFixture) -> None:
     make, shapes, num_parameters = CASES[case]
     buffers = ("running_mean", "running_var", "num_batches_tracked")
     assert sum(torch.Size(s).numel() for n, s in shapes.items() if not n.endswith(buffers)) == num_parameters
@@ -118,25 +118,25 @@ def test_every_tensor_arrives(case: str, file: Path, caplog: pytest.LogCaptureFi
     with caplog.at_level(logging.INFO):
         assert load_imagenet(network, file) is network
     after = network.state_dict()
-    arrived = set()
+    loaded = set()
     for name, value in weights.items():
         if not name.startswith(("fc.", "classifier.")):
             assert torch.equal(after[_expected_name(name)], value), name
-            arrived.add(_expected_name(name))
-    kept = after.keys() - arrived
-    assert all(torch.equal(after[name], before[name]) for name in kept)
+            loaded.add(_expected_name(name))
+    unchanged = after.keys() - loaded
+    assert all(torch.equal(after[name], before[name]) for name in unchanged)
     head = {"class_layers.out.weight", "class_layers.out.bias"} if "dense" in case else {"fc.weight", "fc.bias"}
-    assert {name for name in kept if not name.endswith("num_batches_tracked")} == head
-    assert f"{len(arrived)} tensors loaded; the head stays" in caplog.text
+    assert {name for name in unchanged if not name.endswith("num_batches_tracked")} == head
+    assert f"{len(loaded)} tensors loaded; the head stays" in caplog.text
 
 
 @pytest.mark.parametrize(("case", "file"), [("resnet18", "resnet18"), ("densenet121",) * 2], indirect=["file"])
-def test_one_channel_is_three_equal_ones(case: str, file: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_one_channel_equals_three_equal_ones(case: str, file: Path, caplog: pytest.LogCaptureFixture) -> None:
     make = CASES[case][0]
     with caplog.at_level(logging.INFO):
-        colour, grey = load_imagenet(make(3), file), load_imagenet(make(1), file)
+        color, gray = load_imagenet(make(3), file), load_imagenet(make(1), file)
     assert caplog.text.count("first convolution summed over its 3 channels") == 1
-    stems = [n.get_submodule("features.conv0" if "dense" in case else "conv1") for n in (colour, grey)]
+    stems = [n.get_submodule("features.conv0" if "dense" in case else "conv1") for n in (color, gray)]
     image = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         torch.testing.assert_close(stems[0](image.expand(-1, 3, -1, -1)), stems[1](image))
@@ -159,7 +159,7 @@ def test_from_scratch() -> None:
 
 
 @pytest.mark.parametrize("file", ["resnet18"], indirect=True)
-def test_what_does_not_fit_is_listed(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_mismatches_are_listed(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     def problems(network: nn.Module) -> list[str]:
         before = {name: value.clone() for name, value in network.state_dict().items()}
         with pytest.raises(ValueError, match=r"weights\.pth does not fit ResNet \(another depth\?") as error:
@@ -195,20 +195,20 @@ def test_errors(file: Path, tmp_path: Path) -> None:
         load_imagenet(ImageClassifier(_resnet(resnet18, spatial_dims=3), 2), file)
     with pytest.raises(ValueError, match="does not fit ImageClassifier"):
         load_imagenet(ImageClassifier(_resnet(resnet10), 2), file)
-    with pytest.raises(FileNotFoundError, match=r"no file .*none\.pth \(a checkpoint of torchvision"):
+    with pytest.raises(FileNotFoundError, match=r"no file .*none\.pth \(a torchvision checkpoint"):
         load_imagenet(_resnet(resnet18), tmp_path / "none.pth")
     (tmp_path / "text.pth").write_text("no weights")
-    with pytest.raises(ValueError, match=r"text\.pth is no checkpoint file of torch, .*fetch it again from http"):
+    with pytest.raises(ValueError, match=r"text\.pth is not a torch checkpoint, .*wanted .* from http"):
         load_imagenet(_resnet(resnet18), tmp_path / "text.pth")
     whole = file.read_bytes()
     torch.save({"conv1.weight": torch.zeros(2)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     old = (tmp_path / "old.pth").read_bytes()
     for part in (b"", whole[:20], whole[:-9], whole[: len(whole) // 2], *(old[:n] for n in range(0, len(old), 7))):
         (tmp_path / "cut.pth").write_bytes(part)
-        with pytest.raises(ValueError, match=r"cut\.pth is no checkpoint file of torch, or cut off; fetch it again"):
+        with pytest.raises(ValueError, match=r"cut\.pth is not a torch checkpoint, or truncated"):
             load_imagenet(_resnet(resnet18), tmp_path / "cut.pth")
     torch.save({"state_dict": {}, "epoch": 3}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match=r"wanted tensors by name in .*other\.pth"):
+    with pytest.raises(ValueError, match=r"wanted a state dict in .*other\.pth"):
         load_imagenet(_resnet(resnet18), tmp_path / "other.pth")
 
 
@@ -237,12 +237,16 @@ def test_download(case: str, mirror: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_download_errors(mirror: Path) -> None:
     with pytest.raises(
-        ConnectionError, match=r"could not fetch .*resnet18-f37072fd\.pth .* or place it in .*checkpoints"
+        ConnectionError, match=r"could not download .*resnet18-f37072fd\.pth .* or place it in .*checkpoints"
     ):
         load_imagenet(_resnet(resnet18), "download")
     torch.save(_random(CASES["resnet18"][1]), mirror / "resnet18-f37072fd.pth")
-    for _ in ("fetched", "found"):
-        with pytest.raises(ValueError, match=r"resnet18-f37072fd\.pth is damaged: .*delete it and fetch again"):
-            load_imagenet(_resnet(resnet18), "download")
+    with pytest.raises(ValueError, match=r"resnet18-f37072fd\.pth is damaged \(invalid hash .*download it again"):
+        load_imagenet(_resnet(resnet18), "download")
+    hub = mirror.parent / "torch" / "hub" / "checkpoints"
+    assert not list(hub.iterdir()), "a damaged download is not kept"
+    (hub / "resnet18-f37072fd.pth").write_bytes((mirror / "resnet18-f37072fd.pth").read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"checkpoints/resnet18-f37072fd\.pth is damaged .*delete it and download"):
+        load_imagenet(_resnet(resnet18), "download")
     with pytest.raises(ValueError, match="published for resnet18, resnet34, resnet50, densenet121, not for this"):
         load_imagenet(_resnet(resnet10), "download")

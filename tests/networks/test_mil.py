@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,12 +26,12 @@ def _network(pooling: str, branches: int = 1, **more: object) -> AttentionMIL:
     network = AttentionMIL(**{**sizes, **more}, pooling=pooling, branches=branches)
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter.mul_(3)  # attention far from even
+            parameter.mul_(3)  # attention far from uniform
     return network.eval()
 
 
 def _bags(scattered: bool = False) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Bags, and the batch of them with NaN where there is no tile; `scattered`: tiles between padding."""
+    """Bags, and their batch, padded with NaN; `scattered`: padding between tiles."""
     generator = torch.Generator().manual_seed(0)
     bags = [torch.randn(size, 6, generator=generator) for size in SIZES]
     mask = torch.arange(max(SIZES)) < torch.tensor(SIZES)[:, None]
@@ -44,7 +43,7 @@ def _bags(scattered: bool = False) -> tuple[list[Tensor], Tensor, Tensor]:
 
 
 def _reference_mil(network: AttentionMIL, x: Tensor, pooling: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """Logits and attention (branches, N) of one bag after the paper's formulas, with NumPy in float64."""
+    """Logits and attention (branches, N) of one bag by the paper's formulas, in float64."""
     p = {name: value.numpy().astype(float) for name, value in network.state_dict().items()}
     h = np.maximum(x.numpy().astype(float) @ p["embed.0.weight"].T + p["embed.0.bias"], 0)
     if pooling in ("mean", "max"):
@@ -77,7 +76,7 @@ def test_formulas(pooling: str, branches: int) -> None:
 
 
 @pytest.mark.parametrize(("pooling", "branches", "scattered"), [(*o, s) for o in OPTIONS for s in (False, True)])
-def test_a_bag_alone_and_in_a_batch(pooling: str, branches: int, scattered: bool) -> None:
+def test_bag_alone_equals_bag_in_a_batch(pooling: str, branches: int, scattered: bool) -> None:
     network = _network(pooling, branches)
     bags, batch, mask = _bags(scattered)
     with torch.no_grad():
@@ -95,7 +94,7 @@ def test_a_bag_alone_and_in_a_batch(pooling: str, branches: int, scattered: bool
 
 
 @pytest.mark.parametrize(("pooling", "branches"), OPTIONS)
-def test_the_order_of_tiles_does_not_matter(pooling: str, branches: int) -> None:
+def test_order_of_tiles_does_not_matter(pooling: str, branches: int) -> None:
     network = _network(pooling, branches)
     bag = _bags()[0][2]
     order = torch.randperm(len(bag), generator=torch.Generator().manual_seed(1))
@@ -157,7 +156,7 @@ def test_end_to_end(pooling: str) -> None:
     assert backbone.conv.weight.grad.abs().max() > 0
 
 
-def test_checkpointing_changes_no_gradient() -> None:
+def test_checkpointing_keeps_gradients() -> None:
     tiles = torch.rand(2, 70, 3, 4, 4, generator=torch.Generator().manual_seed(2))
     plain = _network("gated", dropout=0, backbone=_Tiles()).train()
     networks = [plain, copy.deepcopy(plain)]
@@ -173,7 +172,7 @@ def test_checkpointing_changes_no_gradient() -> None:
     assert networks[1].backbone.calls == [140]
 
 
-def test_attention_on_request_and_kept() -> None:
+def test_attention_is_returned_and_stored() -> None:
     network = _network("gated")
     _, batch, mask = _bags()
     assert network.attention_weights is None
@@ -194,13 +193,13 @@ def test_attention_on_request_and_kept() -> None:
     assert torch.equal(other(batch, mask), network(batch, mask))
 
 
-def test_dropout_is_on_what_is_pooled() -> None:
+def test_dropout_precedes_pooling() -> None:
     network = _network("mean", dropout=0.5)
     ones = torch.ones(4000, 6)
     with torch.no_grad():
-        kept, dropped = network.embed(ones), network.train().embed(ones)
-    assert ((kept > 0) & (dropped == 0)).float().sum() / (kept > 0).float().sum() == pytest.approx(0.5, abs=0.05)
-    torch.testing.assert_close(dropped.mean(0), kept.mean(0), rtol=0.1, atol=0)
+        full, dropped = network.embed(ones), network.train().embed(ones)
+    assert ((full > 0) & (dropped == 0)).float().sum() / (full > 0).float().sum() == pytest.approx(0.5, abs=0.05)
+    torch.testing.assert_close(dropped.mean(0), full.mean(0), rtol=0.1, atol=0)
 
 
 @pytest.mark.parametrize(("pooling", "branches"), OPTIONS)
@@ -250,7 +249,7 @@ def test_torchscript_end_to_end() -> None:
     torch.testing.assert_close(torch.jit.script(network)(tiles), network(tiles))
 
 
-def _passed(network: AttentionMIL, batch: Tensor, mask: Tensor) -> Iterator[np.ndarray]:
+def _head_inputs(network: AttentionMIL, batch: Tensor, mask: Tensor) -> Iterator[np.ndarray]:
     for _ in range(2):
         collected: list[Tensor] = []
         hook = last_linear(network).register_forward_pre_hook(lambda _, inputs, c=collected: c.append(inputs[0]))
@@ -261,29 +260,26 @@ def _passed(network: AttentionMIL, batch: Tensor, mask: Tensor) -> Iterator[np.n
 
 
 @pytest.mark.parametrize(("pooling", "branches"), OPTIONS)
-def test_the_last_linear_layer_gets_one_vector_for_each_bag(pooling: str, branches: int) -> None:
+def test_last_linear_layer_gets_one_vector_per_bag(pooling: str, branches: int) -> None:
     network = _network(pooling, branches)
     assert CollectFeatures(network)._layer is network.head
     _, batch, mask = _bags()
-    first, second = _passed(network, batch, mask)
+    first, second = _head_inputs(network, batch, mask)
     assert first.shape == (8, 8 * branches)
     np.testing.assert_array_equal(first, second)
 
 
 def test_arguments() -> None:
-    cases = itertools.chain(
-        ({name: 0} for name in ("in_features", "num_classes", "hidden", "attention")), [{"dropout": 1.5}]
-    )
-    for wrong in cases:
-        with pytest.raises(ValueError, match="must be 1 or more and dropout lie in"):
-            _network("gated", **wrong)
+    for arguments in [*({name: 0} for name in ("in_features", "num_classes", "hidden", "attention")), {"dropout": 1.5}]:
+        with pytest.raises(ValueError, match="must be 1 or more and dropout in"):
+            _network("gated", **arguments)
     with pytest.raises(ValueError, match="pooling must be one of gated, attention, mean, max, got 'sum'"):
         _network("sum")
     with pytest.raises(ValueError, match=r"branches must be 1 or num_classes \(3\), got 2"):
         _network("gated", branches=2)
     with pytest.raises(ValueError, match=r"pooling 'max' has no attention to branch \(set branches to 1\)"):
         _network("max", branches=3)
-    with pytest.raises(ValueError, match="checkpoint_backbone wants a backbone"):
+    with pytest.raises(ValueError, match="checkpoint_backbone needs a backbone"):
         _network("gated", checkpoint_backbone=True)
 
 
@@ -299,9 +295,9 @@ def test_bags() -> None:
         network(batch, mask[:, 1:])
     empty = mask.clone()
     empty[3] = False
-    with pytest.raises(ValueError, match="a bag without any tile"):
+    with pytest.raises(ValueError, match="wanted tiles in each bag, got an empty one"):
         network(batch, empty)
-    with pytest.raises(ValueError, match="a bag without any tile"):
+    with pytest.raises(ValueError, match="wanted tiles in each bag, got an empty one"):
         network(batch[:, :0])
     with pytest.raises(ValueError, match="pooling 'mean' has no attention"):
         _network("mean")(batch, mask, return_attention=True)

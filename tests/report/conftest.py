@@ -1,4 +1,4 @@
-"""What tests of reports share."""
+"""Fixtures of the tests of reports."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from monai_pipelines.report import page
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    """Charts are made and not drawn, which takes most of the time; what they show is tested elsewhere."""
+    """Figures are made but not rendered, which takes most of the time; their content is tested elsewhere."""
     monkeypatch.setattr(page, "png_bytes", lambda figure, dpi: b"\x89PNG")

@@ -46,12 +46,12 @@ def test_precision_recall_by_hand():
     figure = pr_figure(label, prob, ["healthy", "ill"], threshold=0.6)
     model, point, guessing = figure.axes[0].get_lines()
     assert set(zip(*model.get_data(), strict=True)) == {(1, 0.5), (1, 2 / 3), (0.5, 0.5), (0.5, 1), (0, 1)}
-    area = -np.sum(np.diff(model.get_xdata()) * model.get_ydata()[:-1])  # of the steps that are drawn
+    area = -np.sum(np.diff(model.get_xdata()) * model.get_ydata()[:-1])  # under the drawn steps
     assert model.get_drawstyle() == "steps-post"
     assert area == pytest.approx(average_precision_score(label, prob_ill))
     assert point.get_xydata().tolist() == [[1.0, pytest.approx(2 / 3)]]
     assert list(guessing.get_ydata()) == [0.5, 0.5]
-    assert _legend(figure) == [f"ill: {area:.3f}", "guessing, the class's share: 0.500", "at the threshold 0.6"]
+    assert _legend(figure) == [f"ill: {area:.3f}", "guessing (prevalence): 0.500", "at the threshold 0.6"]
 
 
 @pytest.mark.parametrize("drawn", [roc_figure, pr_figure])
@@ -63,7 +63,7 @@ def test_an_absent_class_has_no_curve(drawn):
     assert _legend(figure)[2] == "c: n/a (one class only)"
 
 
-def test_nothing_called_has_no_precision():
+def test_precision_of_no_predictions_is_undefined():
     figure = pr_figure([0, 1], [[0.9, 0.1], [0.8, 0.2]], ["a", "b"], threshold=0.5)
     assert np.isnan(figure.axes[0].get_lines()[1].get_ydata()).all()
 
@@ -76,23 +76,23 @@ def test_threshold_is_marked_on_the_curve():
     assert _legend(figure)[1] == "at the threshold 0.3"
 
 
-def test_several_labels_have_a_curve_and_a_threshold_each():
+def test_each_label_has_a_curve_and_a_threshold():
     label = np.array([[0, 1], [1, 1], [1, 0], [0, 1]])
     prob = [[0.2, 0.9], [0.8, 0.8], [0.1, 0.3], [0.6, 0.1]]
     figure = roc_figure(label, prob, ["nodule", "effusion"], threshold=[0.1, 0.85])
-    assert _legend(figure) == ["nodule: 0.500", "effusion: 0.667", "at the class's threshold"]
+    assert _legend(figure) == ["nodule: 0.500", "effusion: 0.667", "at the threshold of the class"]
     points = [line.get_xydata().tolist()[0] for line in figure.axes[0].get_lines() if line.get_marker() == "o"]
     assert points == [[1, 1], [0, pytest.approx(1 / 3)]]
 
 
 @pytest.mark.parametrize("num", [2, 7, 8, 20])
-def test_classes_differ_by_colour_and_line(num):
+def test_classes_differ_by_color_and_line(num):
     label, prob = _problem(num)
     names = [f"class {k}" for k in range(num)]
     lines = roc_figure(label, prob, names, prob[::-1]).legends[0].get_lines()
     assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == (1 if num == 2 else num)
     drawn = roc_figure(label, prob, names, prob[::-1]).axes[0].get_lines()
-    assert len(drawn) == 1 + {2: 2, 7: 14}.get(num, num)  # and the shortcut's where there is room
+    assert len(drawn) == 1 + {2: 2, 7: 14}.get(num, num)  # and the shortcut's if there is room
 
 
 def test_reliability_by_hand():
@@ -109,7 +109,7 @@ def test_reliability_by_hand():
     assert _legend(reliability_figure(BINS)) == ["perfect", "observed"]
 
 
-def test_decision_curve_shows_what_is_useful():
+def test_decision_curve_by_hand():
     figure = decision_figure([0.1, 0.5, 0.9], [0.3, 0.25, -2.0], [0.3, 0.0, -5.0], 0.4)
     axes = figure.axes[0]
     lines = {line.get_label(): line for line in axes.get_lines()}
@@ -126,20 +126,20 @@ def test_risk_coverage_by_hand():
         "spread": {"coverage": [0.5, 1.0], "risk": [0.5, 0.25], "area": 0.375},
     }
     figure = risk_coverage_figure(curves)
-    assert _legend(figure) == ["by probability: area 0.125", "by spread: area 0.375", "referred by chance: 0.250"]
+    assert _legend(figure) == ["by probability: area 0.125", "by spread: area 0.375", "referred at random: 0.250"]
     assert figure.axes[0].get_ylim()[1] > 0.5
     for risk, top in (([0.0, 0.0], 0.02), ([1.0, 0.5], 1.0)):
         figure = risk_coverage_figure({"probability": {**curves["spread"], "risk": risk}})
         assert figure.axes[0].get_ylim()[1] == top
 
 
-def test_subgroups_have_a_line_each_and_undefined_ones_none():
-    everyone = {"metrics": {"roc_auc": 0.8, "recall": 0.9, "specificity": None}}
+def test_each_subgroup_has_a_line_unless_undefined():
+    overall = {"metrics": {"roc_auc": 0.8, "recall": 0.9, "specificity": None}}
     groups = {
         "": {"metrics": {"roc_auc": 0.7, "recall": None, "specificity": 1.0}, "intervals": {"roc_auc": [0.6, 0.8]}},
-        "a $ scanner with quite a long name": {"metrics": dict.fromkeys(everyone["metrics"]), "intervals": {}},
+        "a $ scanner with quite a long name": {"metrics": dict.fromkeys(overall["metrics"]), "intervals": {}},
     }
-    figure = subgroup_figure(groups, everyone)
+    figure = subgroup_figure(groups, overall)
     drawn = [[line.get_xydata().tolist() for line in axes.get_lines()] for axes in figure.axes]
     assert drawn == [
         [[[0.8, 0], [0.8, 1]], [[0.7, 0]], [[0.6, 0], [0.8, 0]]],

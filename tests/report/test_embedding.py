@@ -7,7 +7,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from monai_pipelines.report.embedding import embed, embedding_figure, principal_components, stratified_indices
 
 
-def test_subset_keeps_every_class_and_its_share():
+def test_subset_keeps_the_proportions_of_the_classes():
     label = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [600, 380, 20]))
     chosen = stratified_indices(label, 100)
     assert len(set(chosen.tolist())) == 100
@@ -17,9 +17,9 @@ def test_subset_keeps_every_class_and_its_share():
     np.testing.assert_array_equal(stratified_indices(label, 5000), np.arange(1000))
 
 
-def test_subset_of_several_labels_has_every_combination():
+def test_multilabel_subset_has_every_combination():
     label = np.array([[0, 1]] * 50 + [[1, 1]] * 50 + [[0, 0]])
-    assert {tuple(own) for own in label[stratified_indices(label, 10)].tolist()} == {(0, 1), (1, 1), (0, 0)}
+    assert {tuple(row) for row in label[stratified_indices(label, 10)].tolist()} == {(0, 1), (1, 1), (0, 0)}
 
 
 def test_components_equal_a_decomposition():
@@ -41,7 +41,7 @@ def test_groups_stay_together():
 
 
 @pytest.mark.parametrize("num", [5, 6, 10])
-def test_few_images_are_placed(num):
+def test_few_images_are_embedded(num):
     points = embed(principal_components(np.random.default_rng(0).normal(size=(num, 7))))
     assert points.shape == (num, 2)
     assert np.isfinite(points).all()
@@ -50,11 +50,11 @@ def test_few_images_are_placed(num):
 @pytest.mark.parametrize(
     "features", [np.random.default_rng(0).random((4, 9)), np.ones((30, 9)), np.arange(30.0)[:, None]]
 )
-def test_what_cannot_be_placed_is_none(features):
+def test_too_few_features_have_no_components(features):
     assert principal_components(features) is None
 
 
-def test_several_labels_are_drawn_as_one_group_each():
+def test_several_labels_and_none_are_groups():
     figure = embedding_figure(np.zeros((4, 2)), [[1, 0], [0, 1], [1, 1], [0, 0]], ["nodule", "effusion"], "t")
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["nodule", "effusion", "several", "none"]
 

@@ -18,12 +18,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from monai_pipelines.metrics import shortcut_baselines
 from monai_pipelines.report import embedding, evaluation, rebuild_report
 from monai_pipelines.report.evaluation import report_evaluation, write_inference
+from monai_pipelines.runs import Decisions, Member
+from tests.report.pages import page_of
 
 
 class _Dataset:
     """Images whose brightness follows the label; counts how often each is loaded."""
 
-    def __init__(self, labels, shape, seed, shortcuts=("mean colour", "size")):
+    def __init__(self, labels, shape, seed, shortcuts=("mean color", "size")):
         self.data = [{"name": f"{seed}/{k}.png", "label": label, "patient": f"{seed}-{k // 2}"}
                      for k, label in enumerate(labels)]  # fmt: skip
         rng = np.random.default_rng(seed)
@@ -38,7 +40,7 @@ class _Dataset:
     def __getitem__(self, index):
         self.loads[index] += 1
         image = self.images[index]
-        every = {"mean colour": image.float().flatten(1).mean(1), "size": torch.tensor([4.0, 1.0])}
+        every = {"mean color": image.float().flatten(1).mean(1), "size": torch.tensor([4.0, 1.0])}
         item = {**self.data[index], "image": self.as_image(image)}
         return {**item, "shortcut": {name: every[name] for name in self.shortcuts}} if self.shortcuts else item
 
@@ -64,8 +66,21 @@ def _datasets(kind=_Dataset, shape=(3, 40, 30), labels=(0, 1), **options):
 def _rows(dataset, num_classes):
     prob = np.random.default_rng(5).dirichlet([1] * num_classes, len(dataset))
     keys = ("label", "patient")
-    return [{"image": item["name"], "prob": own, **{key: item[key] for key in keys}}
-            for item, own in zip(dataset.data, prob.tolist(), strict=True)]  # fmt: skip
+    return [{"image": item["name"], "prob": prob_, **{key: item[key] for key in keys}}
+            for item, prob_ in zip(dataset.data, prob.tolist(), strict=True)]  # fmt: skip
+
+
+def _trained(classes, multilabel=False, **decisions):
+    """As `monai_pipelines.runs.Trained`, without a checkpoint."""
+    nothing = dict.fromkeys(("epoch", "split", "temperature", "threshold", "threshold_by"))
+    return SimpleNamespace(
+        model=SimpleNamespace(classes=classes, multilabel=multilabel), decisions=Decisions(**{**nothing, **decisions})
+    )
+
+
+def _report(folder, rows, datasets, classes, multilabel=False, **options):
+    features = options.pop("features", np.zeros((len(datasets.test), 1)))
+    return report_evaluation(folder, "T", _trained(classes, multilabel), rows, datasets, features, **options)
 
 
 def _events(folder):
@@ -97,7 +112,8 @@ def evaluated(tmp_path_factory):
         SimpleNamespace(results=slides, pictures=[("a heatmap", heat)] * 2),
         SimpleNamespace(results=images, pictures=[("a map", heat)]),
     ]
-    members = [{"file": f"{k}/best.pt", "epoch": 3, "temperature": 2.0, "threshold": 0.4} for k in (0, 1)]
+    members = tuple(Member(f"{k}/best.pt", epoch=3, temperature=2.0, threshold=0.4) for k in (0, 1))
+    decisions = {"threshold": 0.4, "threshold_by": "youden", "temperature": 2.0, "epoch": 3, "members": members}
     fits = []
     find = embedding.principal_components
     with pytest.MonkeyPatch.context() as patch:
@@ -105,15 +121,10 @@ def evaluated(tmp_path_factory):
         patch.setattr(embedding, "principal_components", lambda values: fits.append(values) or find(values))
         patch.setattr(evaluation, "principal_components", embedding.principal_components)
         metrics = report_evaluation(
-            *(folder, "Tiles", rows, datasets, ["healthy", "ill"]),
+            *(folder, "Tiles", _trained(["healthy", "ill"], **decisions), rows, datasets),
             features=np.random.default_rng(0).normal(size=(16, 9)),
             explanations=explanations,
-            threshold=0.4,
-            threshold_by="youden",
-            temperature=2.0,
             subgroups=["site"],
-            members=members,
-            epoch=3,
         )
     return SimpleNamespace(**locals())
 
@@ -123,19 +134,18 @@ def test_two_classes_with_a_threshold(evaluated):
     label, score = [row["label"] for row in rows], [row["prob"][1] for row in rows]
     assert metrics["metrics"]["roc_auc"] == pytest.approx(roc_auc_score(label, score))
     assert metrics["threshold"] == 0.4
-    assert list(metrics["shortcuts"]) == ["mean colour", "size", "all of them"]
-    assert {name: table["num_scans"] for name, table in metrics["splits"].items()} == (
+    assert list(metrics["shortcuts"]) == ["mean color", "size", "all of them"]
+    assert {name: table["num_images"] for name, table in metrics["splits"].items()} == (
         {"train": 24, "validation": 8, "test": 16}
     )
     assert metrics["skipped"] == [{"image": "broken.png", "reason": "truncated"}]
     assert metrics["run"]["source"] == "tiles.zip"
     assert metrics["run"]["chain"] == {"size": [40, 30]}
 
-    page = (evaluated.folder / "report.html").read_text(encoding="utf-8")
-    for wanted in ("What the model sees", "Most confident mistakes", "What looks alike", "Shortcuts"):
-        assert wanted in page
-    assert "\u00b1\u00a00.10" in page
-    assert "/home/a" not in page
+    page = page_of(evaluated.folder)
+    assert {"samples", "mistakes", "embeddings", "shortcuts"} <= {*page.sections}
+    assert "\u00b1 0.10" in page.text
+    assert "/home/a" not in page.text
     assert {"embedding_raw_pixels.png", "embedding_trained_features.png", "history.png", "classes.png"} <= {
         file.name for file in evaluated.folder.iterdir()
     }
@@ -145,19 +155,23 @@ def test_two_classes_with_a_threshold(evaluated):
     assert len(evaluated.fits) == 2, "components of raw pixels and of features, each found once"
 
 
-def test_everything_about_the_checkpoint_is_told(evaluated):
+def test_everything_about_the_checkpoint_is_reported(evaluated):
     metrics = evaluated.metrics
     assert (metrics["threshold_by"], metrics["calibration"]["temperature"]) == ("youden", 2.0)
     assert metrics["calibration"]["before"]["ece"] is not None
-    assert metrics["members"] == evaluated.members
-    assert {site: own["num_scans"] for site, own in metrics["subgroups"]["site"].items()} == {"": 1, "a": 7, "b": 8}
+    assert metrics["members"] == [member._asdict() for member in evaluated.members]
+    assert {site: group["num_images"] for site, group in metrics["subgroups"]["site"].items()} == {
+        "": 1,
+        "a": 7,
+        "b": 8,
+    }
     assert metrics["audit"]["patients_in_several_splits"] == 1
     assert metrics["audit"]["num_skipped"] == {"train": 0, "validation": 1, "test": 0}
     with open(evaluated.folder / "predictions.csv", newline="", encoding="utf-8") as opened:
         assert [line["site"] for line in csv.DictReader(opened)] == ["", "b", *["a", "b"] * 7, ""]
 
 
-def test_figures_are_printed_with_their_intervals(evaluated, capsys):
+def test_metrics_are_printed_with_their_intervals(evaluated, capsys):
     metrics = evaluated.metrics
     evaluation._print_beside(metrics | {"metrics_at_half": dict.fromkeys(metrics["metrics"])}, "image")
     printed = capsys.readouterr().out
@@ -217,7 +231,7 @@ def test_tensorboard_shows_the_pictures_of_the_page(evaluated):
         np.testing.assert_array_equal(np.asarray(logged), wanted)
 
 
-def test_explanations_are_told_and_shown(evaluated):
+def test_explanations_are_reported_and_shown(evaluated):
     assert evaluated.metrics["explanations"] == [evaluated.slides, evaluated.images]
     page = (evaluated.folder / "report.html").read_text(encoding="utf-8")
     assert "a heatmap" in page
@@ -226,15 +240,15 @@ def test_explanations_are_told_and_shown(evaluated):
 
 def test_baselines_are_those_of_the_same_images(tmp_path):
     datasets = _datasets(labels=(0, 1, 2))
-    metrics = report_evaluation(tmp_path, "T", _rows(datasets.test, 3), datasets, ["a", "b", "c"])
+    metrics = _report(tmp_path, _rows(datasets.test, 3), datasets, ["a", "b", "c"])
     features = [
-        {"mean colour": part.images.float().flatten(2).mean(2).numpy(), "size": np.tile([4.0, 1.0], (len(part), 1))}
+        {"mean color": part.images.float().flatten(2).mean(2).numpy(), "size": np.tile([4.0, 1.0], (len(part), 1))}
         for part in (datasets.train, datasets.test)
     ]
     labels = [[item["label"] for item in part.data] for part in (datasets.train, datasets.test)]
     prob = shortcut_baselines(features[0], labels[0], features[1], 3)
-    for name, own in metrics["shortcuts"].items():
-        assert own["accuracy"] == pytest.approx((prob[name].argmax(1) == labels[1]).mean())
+    for name, values in metrics["shortcuts"].items():
+        assert values["accuracy"] == pytest.approx((prob[name].argmax(1) == labels[1]).mean())
 
 
 def test_samples_are_drawn_from_the_classes_in_turn(tmp_path):
@@ -254,15 +268,15 @@ def test_volumes_of_unknown_patients_without_shortcuts(tmp_path, capsys):
         for item in part.data:
             del item["patient"]
     rows = [{"image": i["name"], "prob": np.eye(8)[0].tolist(), "label": i["label"]} for i in datasets.test.data]
-    metrics = report_evaluation(tmp_path, "T", rows, datasets, list("abcdefgh"), unit="scan")
+    metrics = _report(tmp_path, rows, datasets, list("abcdefgh"), unit="scan")
     assert metrics["num_patients"] is None
     assert {table["num_patients"] for table in metrics["splits"].values()} == {None}
     assert (metrics["shortcuts"], metrics["shortcut"], metrics["shortcut_name"]) == ({}, None, None)
     assert len([*(tmp_path / "pictures").glob("sample-*.png")]) == 8
     assert len([*(tmp_path / "pictures").glob("mistake-*.png")]) == 8
-    page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "16 scans scored, 1 skipped, patients unknown." in page
-    assert "No shortcut baseline was computed, so it is open" in page
+    page = page_of(tmp_path)
+    assert {"patients-unknown", "no-shortcut"} <= page.notes
+    assert "one-class" not in page.notes
     assert "16 scans, patients unknown" in capsys.readouterr().out
     folder = tmp_path / "tensorboard" / "evaluation"
     assert "sprite" not in (folder / "projector_config.pbtxt").read_text()
@@ -271,19 +285,18 @@ def test_volumes_of_unknown_patients_without_shortcuts(tmp_path, capsys):
 def test_training_images_of_one_class_leave_the_shortcut_out(tmp_path, caplog):
     datasets = _datasets()
     datasets.train = _Dataset([1] * 5, (3, 40, 30), 0)
-    metrics = report_evaluation(tmp_path, "T", _rows(datasets.test, 2), datasets, ["a", "b"])
+    metrics = _report(tmp_path, _rows(datasets.test, 2), datasets, ["a", "b"])
     assert metrics["shortcuts"] == {}
     assert "no shortcut baseline: the training images that could be used are of one class" in caplog.text
-    page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "No shortcut baseline was computed (all training images that could be used are of one class)" in page
+    assert {"no-shortcut", "one-class"} <= page_of(tmp_path).notes
 
 
 def test_several_labels(tmp_path):
     labels = ([1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.0, 1.0, 0.0], [1.0, 1.0, 0.0])
     datasets = _datasets(labels=labels, shape=(1, 28, 28))
-    rows = [{**row, "label": [int(own) for own in row["label"]], "spread": 0.1} for row in _rows(datasets.test, 3)]
-    metrics = report_evaluation(tmp_path, "T", rows, datasets, ["nodule", "edema", "mass"], multilabel=True)
-    assert [own["num_scans"] for own in metrics["classes"].values()] == [8, 8, 4]
+    rows = [{**row, "label": [int(value) for value in row["label"]], "spread": 0.1} for row in _rows(datasets.test, 3)]
+    metrics = _report(tmp_path, rows, datasets, ["nodule", "edema", "mass"], multilabel=True)
+    assert [table["num_images"] for table in metrics["classes"].values()] == [8, 8, 4]
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "nodule, edema" in page
     assert "missed: " in page
@@ -295,43 +308,42 @@ def test_one_test_image_and_no_mistake(tmp_path):
     datasets = _datasets()
     datasets.test = _Dataset([1], (3, 8, 8), 7)
     rows = [{"image": "7/0.png", "prob": [0.1, 0.9], "label": 1, "patient": "p"}]
-    metrics = report_evaluation(tmp_path, "T", rows, datasets, ["a", "b"], features=np.zeros((1, 4)))
+    metrics = _report(tmp_path, rows, datasets, ["a", "b"], features=np.zeros((1, 4)))
     assert metrics["num_wrong"] == 0
-    page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "Most confident mistakes" not in page
-    assert "What looks alike" not in page
+    assert not {"mistakes", "embeddings"} & {*page_of(tmp_path).sections}
 
 
 @pytest.mark.parametrize(
-    ("num_rows", "num_features", "told"), [(15, None, "15 rows$"), (16, 15, "16 rows and 15 features$")]
+    ("num_rows", "num_features", "message"),
+    [(15, 16, "15 rows and 16 features$"), (16, 15, "16 rows and 15 features$")],
 )
-def test_rows_that_do_not_match_are_told(tmp_path, num_rows, num_features, told):
+def test_rows_that_do_not_match_are_an_error(tmp_path, num_rows, num_features, message):
     datasets = _datasets()
-    features = None if num_features is None else np.zeros((num_features, 3))
-    with pytest.raises(ValueError, match=f"wanted a row for each of 16 test images, got {told}"):
-        report_evaluation(tmp_path, "T", _rows(datasets.test, 2)[:num_rows], datasets, ["a", "b"], features=features)
+    features = np.zeros((num_features, 3))
+    with pytest.raises(ValueError, match=f"wanted a row and features for each of 16 test images, got {message}"):
+        _report(tmp_path, _rows(datasets.test, 2)[:num_rows], datasets, ["a", "b"], features=features)
 
 
-def test_unknown_subgroups_are_told_before_anything_is_read(tmp_path):
+def test_unknown_subgroups_are_an_error_before_anything_is_read(tmp_path):
     datasets = _datasets()
     with pytest.raises(KeyError, match="subgroups: no column site; there are label, name, patient"):
-        report_evaluation(tmp_path, "T", _rows(datasets.test, 2), datasets, ["a", "b"], subgroups=["site"])
+        _report(tmp_path, _rows(datasets.test, 2), datasets, ["a", "b"], subgroups=["site"])
     assert not datasets.test.loads
 
 
 def test_subgroups_as_text_are_refused(tmp_path):
     datasets = _datasets()
     with pytest.raises(TypeError, match="subgroups: wanted a list of columns, got 'sex'"):
-        report_evaluation(tmp_path, "T", _rows(datasets.test, 2), datasets, ["a", "b"], subgroups="sex")
+        _report(tmp_path, _rows(datasets.test, 2), datasets, ["a", "b"], subgroups="sex")
 
 
 def test_inference_lists_what_was_skipped(tmp_path):
     dataset = SimpleNamespace(skipped=[{"image": "/data/b.png", "name": "b.png", "skipped": "no image"}])
     rows = [{"image": "a.png", "prob": [0.6, 0.4]}]
-    file = write_inference(tmp_path / "new", rows, dataset, ["healthy", "ill"], threshold=0.3)
+    file = write_inference(tmp_path / "new", _trained(["healthy", "ill"], threshold=0.3), rows, dataset)
     with open(file, newline="", encoding="utf-8") as opened:
         first, second = csv.DictReader(opened)
     assert (first["image"], first["predicted_name"], first["skipped"]) == ("a.png", "ill", "")
     assert (second["image"], second["predicted"], second["skipped"]) == ("b.png", "", "no image")
-    several = write_inference(tmp_path, rows, dataset, ["healthy", "ill"], multilabel=True)
+    several = write_inference(tmp_path, _trained(["healthy", "ill"], multilabel=True), rows, dataset)
     assert "0.6,0.4,1|0,healthy," in several.read_text(encoding="utf-8")

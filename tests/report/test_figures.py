@@ -30,7 +30,7 @@ def assert_no_label_overlaps_or_is_clipped(figure):
         shown = [axes.xaxis.label, axes.yaxis.label, axes.title, *axes.texts]
         for axis, (low, high) in ((axes.xaxis, sorted(axes.get_xlim())), (axes.yaxis, sorted(axes.get_ylim()))):
             ticks = [tick for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
-            # the box of a slanted label is no measure of its overlap
+            # the bounding box of a slanted label overstates its overlap
             shown += [tick.label1 for tick in ticks if not tick.label1.get_rotation()]
         boxes += [text.get_window_extent(renderer) for text in shown if text.get_text() and text.get_visible()]
     boxes += [legend.get_window_extent(renderer) for legend in figure.legends]
@@ -51,7 +51,7 @@ def test_confusion_by_hand():
     assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "b", "c"]
 
 
-def test_threshold_is_counted_in_the_matrix():
+def test_confusion_at_a_threshold():
     prob_ill = np.array([0.1, 0.3, 0.7, 0.9])
     prob, label = np.stack([1 - prob_ill, prob_ill], 1), [0, 1, 0, 1]
     assert _texts(confusion_figure(label, prob, ["healthy", "ill"], 0.3).axes[0])[::2] == ["1", "1", "0", "2"]
@@ -59,7 +59,7 @@ def test_threshold_is_counted_in_the_matrix():
 
 
 @pytest.mark.parametrize("num", [2, 7, 8, 20])
-def test_classes_differ_by_colour_and_marker(num):
+def test_classes_differ_by_color_and_marker(num):
     label, _ = _problem(num)
     points = np.random.default_rng(0).normal(size=(len(label), 2))
     groups = embedding_figure(points, label, [f"class {k}" for k in range(num)], "t").axes[0].collections
@@ -104,7 +104,7 @@ def test_history_of_another_key_metric_has_its_panel():
     assert "Brier score" in [axes.get_title() for axes in history_figure(history, "brier").axes]
 
 
-def test_best_epoch_is_the_best_of_lowest_loss_and_never_nan():
+def test_best_epoch_breaks_ties_by_loss_and_ignores_nan():
     assert best_epoch(_history()) == 3
     assert best_epoch(_history(), "loss") == 4
     assert best_epoch(_history(), "f1") is None

@@ -5,27 +5,33 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from monai_pipelines.report.index import write_index
+from tests.report.pages import page_of
+
+RUN = {"config_files": ["train.yaml"], "data_sha256": "ab", "fingerprint": "f00d", "command": "python -m x"}
 
 
-def _run(folder: Path, auc: float | None, **more: Any) -> None:
+def _run(folder: Path, auc: float | None, run: dict[str, Any] | None = None, **more: Any) -> None:
     folder.mkdir(parents=True)
+    run = {"seed": 7, "fingerprint": "f00d"} if run is None else run
     metrics = {
-        **{"num_scans": 1200, "num_patients": 60, "shortcut": {"roc_auc": 0.6}, "intervals": {}, "threshold": 0.25},
-        **{"metrics": {"roc_auc": auc, "accuracy": 0.75}, "run": {"seed": 7, "fingerprint": "f00d"}},
+        **{"num_images": 1200, "num_patients": 60, "shortcut": {"roc_auc": 0.6}, "intervals": {}, "threshold": 0.25},
+        **{"metrics": {"roc_auc": auc, "accuracy": 0.75}, "run": run},
         **more,
     }
     (folder / "metrics.json").write_text(json.dumps(metrics))
+    (folder / "run.json").write_text(json.dumps(run))
     (folder / "report.html").touch()
 
 
-def _lines(page: str) -> list[list[str]]:
-    """Cells of each line as text."""
-    body = page.partition("<tbody>")[2].partition("</tbody>")[0]
-    cells = [re.findall(r"<t[hd] .*?>(.*?)</t[hd]>", row, re.S) for row in body.split("<tr>")[1:]]
-    return [[" ".join(re.sub("<[^>]*>", " ", cell).split()) for cell in row] for row in cells]
+def _trained(seed: int, split_seed: int, settings: Any = None, overrides: Any = None, **more: Any) -> dict[str, Any]:
+    seeds = {"seed": seed, "split_seed": split_seed}
+    settings = {**seeds, "max_epochs": 3, **(settings or {})}
+    overrides = {**seeds, "output_dir": f"runs/{seed}", **(overrides or {})}
+    return {**RUN, **seeds, "settings": settings, "overrides": overrides, **more}
 
 
 def test_every_run_is_a_line(tmp_path: Path) -> None:
@@ -36,19 +42,17 @@ def test_every_run_is_a_line(tmp_path: Path) -> None:
     (tmp_path / "lungs" / "seed-0" / "configs" / "metadata.json").write_text('{"name": "Lung CT classification"}')
     file = write_index(tmp_path)
     assert file == tmp_path / "index.html"
-    page = file.read_text()
-    assert _lines(page) == [
-        [
-            *("lungs/seed-0 Lungs &lt;CT&gt;", "Lung CT classification", "7", "one", "1,200 60 patients"),
-            *("0.900 0.850 to 0.940", "0.750", "n/a", "0.600", "0.250", "f00d"),
-        ],
-        [
-            *("x &amp; y x &amp; y", "n/a", "n/a", "ensemble of 3", "1,200", "n/a"),
-            *("0.750", "n/a", "n/a", "one a class", "n/a"),
-        ],
-    ]
-    assert re.findall('href="(.*?)"', page) == ["lungs/seed-0/report.html", "x%20%26%20y/report.html"]
-    assert not re.search(r'(src|href)="[a-z]+:', page)
+    page = page_of(tmp_path, "index.html")
+    metrics = ("num_images", "roc_auc", "accuracy", "ece", "shortcut")
+    rows = {row: [page.value(name, row=row) for name in metrics] for row in ("lungs/seed-0", "x & y")}
+    assert rows == {"lungs/seed-0": [1200, 0.9, 0.75, None, 0.6], "x & y": [1200, None, 0.75, None, None]}
+    assert page.cell("roc_auc", row="lungs/seed-0").interval == [0.85, 0.94]
+    assert [cell.shown for cell in page.find("num_images")] == ["1,200 60 patients", "1,200"]
+    for content in ("Lungs <CT>", "Lung CT classification", "ensemble of 3", "f00d"):
+        assert content in page.text
+    assert page.links == ["lungs/seed-0/report.html", "x%20%26%20y/report.html"]
+    assert not re.search(r'(src|href)="[a-z]+:', file.read_text())
+    assert page.sections == ["runs"]
 
 
 def test_what_is_sorted_by(tmp_path: Path) -> None:
@@ -57,49 +61,83 @@ def test_what_is_sorted_by(tmp_path: Path) -> None:
     head = re.findall(r'<button type="button">(.*?)</button>', page)
     values = re.findall('data-value="(.*?)"', page)
     assert dict(zip(head, values, strict=True)) == {
-        **{
-            "Run": "a",
-            "Bundle": "",
-            "Seed": "7",
-            "Networks": "1",
-            "Tested on": "1200",
-            "ROC AUC": "",
-            "Accuracy": "0.75",
-        },
-        **{"ECE": "", "Shortcut": "0.6", "Threshold": "0.25", "Chain": "f00d"},
+        **{"Run": "a", "Bundle": "", "Seed": "7", "Networks": "1", "Tested on": "1200", "ROC AUC": ""},
+        **{"Accuracy": "0.75", "ECE": "", "Shortcut": "0.6", "Threshold": "0.25", "Chain": "f00d"},
     }
 
 
-def test_runs_that_cannot_be_told_are_listed_with_the_reason(tmp_path: Path) -> None:
+def test_runs_that_differ_only_in_their_seed_are_summarized(tmp_path: Path) -> None:
+    aucs = [0.8, 0.9, 0.85]
+    for seed, auc in enumerate(aucs):
+        shortcut = {"roc_auc": 0.5 + seed / 10} if seed else None
+        _run(tmp_path / f"seed-{seed}", auc, _trained(seed, seed), shortcut=shortcut)
+    for name, run, more in (
+        ("other-settings", _trained(3, 3, settings={"max_epochs": 4}), {}),
+        ("other-override", _trained(4, 4, overrides={"network_def::dropout": 0.5}), {}),
+        ("other-configs", _trained(5, 5, config_files=["train.yaml", "demo.yaml"]), {}),
+        ("other-data", _trained(6, 6, data_sha256="cd"), {}),
+        ("other-rule", _trained(7, 7), {"threshold_by": "youden"}),
+        ("ensemble", _trained(8, 8), {"members": [{}, {}]}),
+        ("unknown", {"seed": 9}, {}),
+    ):
+        _run(tmp_path / name, 0.1, run, **more)
+    _run(tmp_path / "again", 0.85, _trained(2, 2))  # a copy of seed-2 is not another seed
+    _run(tmp_path / "trained-again", 0.1, _trained(9, 9))
+    (tmp_path / "trained-again" / "run.json").write_text(json.dumps({**_trained(9, 9), "command": "python -m y"}))
+    write_index(tmp_path)
+    page = page_of(tmp_path, "index.html")
+    assert page.sections == ["seeds", "runs"]
+    assert page.value("num_seeds") == 3
+    for name, values in (("roc_auc", aucs), ("accuracy", [0.75] * 3), ("shortcut", [0.6, 0.7])):
+        cell = page.cell(name, section="seeds")
+        assert cell.value == pytest.approx(np.mean(values))
+        assert float(cell.attributes["data-std"]) == pytest.approx(np.std(values, ddof=1))
+        assert cell.interval == [min(values), max(values)]
+    assert page.value("ece", section="seeds") is None
+    assert "different-splits" in page.notes
+
+
+def test_seeds_on_one_split_and_undefined_metrics(tmp_path: Path) -> None:
+    for seed, auc in ((1, 0.8), (2, None), (3, 0.9)):
+        _run(tmp_path / f"seed-{seed}", auc, _trained(seed, 0), shortcut=None if seed == 1 else {"roc_auc": 0.6})
+    write_index(tmp_path)
+    page = page_of(tmp_path, "index.html")
+    assert "same-splits" in page.notes
+    assert page.value("num_seeds") == 3
+    assert page.value("roc_auc", section="seeds") == pytest.approx(0.85)
+    assert [
+        page.cell(name, section="seeds").shown.count("2 of 3 seeds") for name in ("roc_auc", "shortcut", "accuracy")
+    ] == [1, 1, 0]
+
+
+def test_runs_that_cannot_be_read_are_listed_with_the_reason(tmp_path: Path) -> None:
     _run(tmp_path / "good", 0.9)
     for name in ("cut", "list", "old", "page"):
         _run(tmp_path / name, 0.9)
     (tmp_path / "cut" / "metrics.json").write_text('{"metrics": ')
     (tmp_path / "list" / "metrics.json").write_text("[]")
-    (tmp_path / "old" / "metrics.json").write_text('{"num_scans": 3}')
+    (tmp_path / "old" / "metrics.json").write_text('{"num_scans": 3, "run": {}}')
     (tmp_path / "page" / "report.html").unlink()
     (tmp_path / "training").mkdir()
     (tmp_path / "training" / "run.json").write_text("{}")
     page = write_index(tmp_path).read_text()
-    assert len(_lines(page)) == 1
-    found = dict(re.findall(r'<th scope="row">(.*?)</th><td>(.*?)</td>', page))
-    assert found.pop("cut").startswith("metrics.json is no JSON: ")
-    assert found == {
-        "list": "metrics.json: wanted a mapping, got list",
-        "old": "metrics.json has no &#39;shortcut&#39;",
-        "page": "no report.html: run the evaluation again",
-        "training": "not evaluated yet",
+    assert page.count("<tr data-row=") == 1
+    reasons = dict(re.findall(r'<th scope="row">(.*?)</th><td>(.*?)</td>', page))
+    assert {name: reason.partition("metrics.json")[1] for name, reason in reasons.items()} == {
+        **dict.fromkeys(("cut", "list", "old"), "metrics.json"),
+        **dict.fromkeys(("page", "training"), ""),
     }
 
 
 def test_broken_runs_alone(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{}")
-    page = write_index(tmp_path).read_text()
-    assert "0 evaluated runs" in page
-    assert "<script>" not in page
+    write_index(tmp_path)
+    page = page_of(tmp_path, "index.html")
+    assert page.sections == ["broken"]
+    assert "script" not in page.tags
 
 
-def test_a_folder_without_runs_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_runs(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no run in it"):
         write_index(tmp_path)
 

@@ -1,4 +1,4 @@
-"""The page: its sections, figures and words."""
+"""The page: its sections, metrics and notes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ import pytest
 from PIL import Image
 
 from monai_pipelines.metrics import classification_metrics, temper
-from monai_pipelines.report import write_report
-from monai_pipelines.report.saved import save_picture
-from monai_pipelines.report.words import GROUPS, METHODS, rule_words, told_metrics
-from tests.report.pages import CLASSES, HISTORY, Page, make_rows, page_of, strict, with_shortcut
+from monai_pipelines.report.saved import picture
+from monai_pipelines.report.words import GROUPS, METHODS, described_metrics, rule_words
+from tests.report.pages import HISTORY, make_rows, report_of, strict, with_shortcut
 
 pytestmark = pytest.mark.usefixtures("undrawn")
+
+
+def _arrays(rows):
+    return np.array([row["prob"] for row in rows]), np.array([row["label"] for row in rows])
 
 
 def test_full_report(tmp_path, monkeypatch):
@@ -28,15 +31,14 @@ def test_full_report(tmp_path, monkeypatch):
     broken = {"image": "scans/broken", "patient": "p99", "label": 1, "prob": None, "skipped": "LoadCT: no DICOM in it"}
     unlabelled = {**rows[0], "image": "scans/new.nii", "label": None}
     volume = np.random.default_rng(0).random((1, 12, 10, 8))
-    result = write_report(
+    result, page = report_of(
         tmp_path,
+        [broken, *rows, unlabelled],
         title="Lung CT",
-        rows=[broken, *rows, unlabelled],
-        class_names=CLASSES,
         unit="scan",
         history=HISTORY,
         run={"seed": 7, "chain": {"name": "lung_ct"}, "root": PurePosixPath("a/b"), "command": "python -m x --y"},
-        samples=[save_picture(tmp_path, "sample-0", "scan 1", volume)],
+        samples=[picture("sample-0", "scan 1", volume)],
     )
     files = {path.name for path in tmp_path.iterdir() if path.is_file()}
     pictures = {"classes.png", "confusion_matrix.png", "roc.png", "precision_recall.png", "calibration.png",
@@ -46,264 +48,232 @@ def test_full_report(tmp_path, monkeypatch):
 
     stored = strict(tmp_path / "metrics.json")
     assert stored == result
-    prob, label = np.array([row["prob"] for row in rows]), np.array([row["label"] for row in rows])
+    prob, label = _arrays(rows)
     assert stored["metrics"] == pytest.approx(classification_metrics(prob, label))
-    shortcut = np.array([row["shortcut_prob"]["colour"] for row in rows])
+    shortcut = np.array([row["shortcut_prob"]["color"] for row in rows])
     assert stored["shortcut"] == pytest.approx(classification_metrics(shortcut, label))
-    assert (stored["num_scans"], stored["num_patients"], stored["num_unlabelled"]) == (40, 20, 1)
-    assert [size["num_scans"] for size in stored["classes"].values()] == np.bincount(label).tolist()
+    assert (stored["num_images"], stored["num_patients"], stored["num_unlabelled"]) == (40, 20, 1)
+    assert [size["num_images"] for size in stored["classes"].values()] == np.bincount(label).tolist()
     assert stored["skipped"] == [{"image": "scans/broken", "reason": "LoadCT: no DICOM in it"}]
     matrix = np.zeros((2, 2), int)
     np.add.at(matrix, (label, prob.argmax(1)), 1)
     assert stored["confusion_matrix"] == matrix.tolist()
     assert stored["run"] == {"seed": 7, "chain": {"name": "lung_ct"}, "root": "a/b", "command": "python -m x --y"}
 
-    page = page_of(tmp_path)
-    ends = "{:.3f} to {:.3f}".format(*stored["intervals"]["roc_auc"])
     sizes = [Image.open(io.BytesIO(base64.b64decode(link.split(",")[1]))).size for link in page.pictures]
     assert len(sizes) == 9
     assert min(map(min, sizes)) > 100
-    for wanted in (
-        "40 scans of 20 patients scored, 1 skipped",
-        f"Of {label.sum()} scans with ill the model finds {matrix[1, 1]} and misses {matrix[1, 0]}.",
-        f"Of {40 - label.sum()} without, it calls {matrix[0, 1]} ill by mistake.",
-        f"ROC AUC {stored['metrics']['roc_auc']:.3f} 95%: {ends} shortcut {stored['shortcut']['roc_auc']:.3f}",
-        f"0.5 is guessing {stored['metrics']['roc_auc']:.3f} 95%: {ends} {stored['shortcut']['roc_auc']:.3f}",
-        "2,000 bootstrap resamples of whole patients",
-        "The intervals tell what other patients of the same kind would change",
-        "scans/broken LoadCT: no DICOM in it",
-        "On the same scans the model's ROC AUC",
-        "logistic regression on cheap features (colour)",
-        "1 scan has no label and is not scored",
-        "Best validation ROC AUC at epoch 3",
-        "No threshold was chosen: the likelier class is predicted, which is ill above 0.5.",
-        "The probabilities are as the network gives them: not calibrated.",
-        "The probabilities are not calibrated.",
-        "No subgroups were looked at",
-        "It was not checked whether patients or scans stand in more than one split.",
-        "Run it again python -m x --y",
-    ):
-        assert wanted in page.text
+    for name, value in (("detected", matrix[1, 1]), ("missed", matrix[1, 0]), ("false_alarms", matrix[0, 1])):
+        assert {cell.value for cell in page.find(name)} == {value}
+        assert {cell.section for cell in page.find(name)} == {None, "threshold"}
+    assert {cell.value for cell in page.find("ruled_out")} == {matrix[0, 0]}
+    for section in (None, "metrics"):
+        cell = page.cell("roc_auc", of="model", section=section)
+        assert (cell.value, cell.interval) == (stored["metrics"]["roc_auc"], stored["intervals"]["roc_auc"])
+        assert page.value("roc_auc", of="shortcut", section=section) == stored["shortcut"]["roc_auc"]
+        gain = stored["metrics"]["roc_auc"] - stored["shortcut"]["roc_auc"]
+        assert page.value("roc_auc", of="difference", section=section) == pytest.approx(gain)
+    assert page.value("num_unlabelled") == 1
+    assert page.value("best_epoch", of="roc_auc") == 3
+    assert page.notes == {"beats-shortcut", "no-threshold", "not-calibrated", "no-subgroups", "no-audit"} | {
+        note for note in page.notes if note.startswith("referral-no-help")
+    }
+    for content in ("scans/broken LoadCT: no DICOM in it", "(color)", "python -m x --y"):
+        assert content in page.text
     assert "p99" not in page.text
 
 
-def test_contents_lead_to_the_sections_there_are(tmp_path):
-    write_report(tmp_path, title="T", rows=make_rows(), class_names=CLASSES)
+def test_contents_link_to_the_sections(tmp_path):
+    _, page = report_of(tmp_path, make_rows())
+    sections = ["data", "metrics", "threshold", "calibration", "per-class", "figures", "uncertainty", "limits"]
+    assert page.sections == sections
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
-    sections = re.findall(r'<section id="([\w-]+)">', text)
-    assert sections == ["data", "metrics", "threshold", "calibration", "per-class", "figures", "uncertainty", "limits"]
     assert re.findall(r'<a href="#([\w-]+)">', text) == sections
     assert not (tmp_path / "history.png").exists()
-    page = page_of(tmp_path)
-    for heading in (
-        *("Training", "Skipped", "What was run", "What the model sees", "Run it again", "shortcut 0."),
-        *("Shortcuts", "Most confident mistakes", "What looks alike", "at 0.5 Shortcut", "Spread", "Audit"),
-    ):
-        assert heading not in page.text
-    assert "No shortcut baseline was computed" in page.text
+    assert not [cell for name in ("spread", "patients_in_several_splits") for cell in page.find(name)]
+    assert not [cell for cell in page.cells if cell.attributes["data-of"] in ("shortcut", "half", "difference")]
+    assert "no-shortcut" in page.notes
 
 
-def test_every_figure_is_told_and_none_twice(tmp_path):
+def test_every_metric_is_shown_once(tmp_path):
     for num, rows in ((2, make_rows()), (3, make_rows(num_classes=3))):
-        stored = write_report(tmp_path, title="T", rows=rows, class_names=["a", "b", "c"][:num])
+        stored, page = report_of(tmp_path, rows, ["a", "b", "c"][:num])
         assert sorted(stored["metrics"].keys() - {"kappa_quadratic"}) == sorted(
             name for group in GROUPS.values() for name in group if name in stored["metrics"]
         )
-        table = page_of(tmp_path).text.partition("Figure Model")[2].partition("Calibration Whether")[0]
-        for name, (short, _) in told_metrics("image", multilabel=False).items():
-            assert (short in table) is (name in stored["metrics"])
+        for name in described_metrics("image", multilabel=False):
+            assert len(page.find(name, section="metrics")) == (name in stored["metrics"])
+            if name in stored["metrics"]:
+                cell = page.cell(name, section="metrics")
+                assert (cell.value, cell.interval) == (stored["metrics"][name], stored["intervals"].get(name))
 
 
-def test_where_attention_was(tmp_path):
+def test_attention(tmp_path):
     results = {"num_slides": 9, "relative_entropy": 0.71234, "num_annotated": 4, "tile_auc": 0.91234,
                "tile_auc_interval": [0.85, 0.97]}  # fmt: skip
     pictures = [
-        save_picture(tmp_path, "looked-0", "true: ill", np.zeros((3, 500, 1600), np.uint8), 1200),
-        save_picture(tmp_path, "looked-1", "true: healthy", np.zeros((3, 90, 60), np.uint8), 1200),
+        picture("looked-0", "true: ill", np.zeros((3, 500, 1600), np.uint8), 1200),
+        picture("looked-1", "true: healthy", np.zeros((3, 90, 60), np.uint8), 1200),
     ]
     nothing = {"results": {}, "pictures": []}
-    options = {"title": "T", "rows": make_rows(), "class_names": CLASSES, "unit": "slide"}
     explanations = [nothing, {"results": results, "pictures": pictures}]
-    result = write_report(tmp_path, **options, explanations=explanations)
+    result, page = report_of(tmp_path, make_rows(), unit="slide", explanations=explanations)
     assert result["explanations"] == strict(tmp_path / "metrics.json")["explanations"] == [results]
-    page = page_of(tmp_path)
-    for wanted in (
-        "a tile AUC of 0.912 (95%: 0.850 to 0.970)",
-        "of the same slide, mean of 4 slides",
-        "entropy of the attention is 0.712 of that of even attention, mean of 9 slides",
-        "red ones more than the mean tile",
-        "true: ill",
-    ):
-        assert wanted in page.text
+    assert (page.value("tile_auc"), page.cell("tile_auc").interval) == (0.91234, [0.85, 0.97])
+    assert page.value("relative_entropy") == 0.71234
+    assert "true: ill" in page.text
+    assert not page.find("cells")
     looked = [Image.open(io.BytesIO(base64.b64decode(link.split(",")[1]))).size for link in page.pictures[-2:]]
     assert looked == [(1200, 375), (60, 90)]
 
-    assert write_report(tmp_path, **options, explanations=[nothing])["explanations"] == []
-    assert "Where the network looked" not in (tmp_path / "report.html").read_text(encoding="utf-8")
+    result, page = report_of(tmp_path, make_rows(), unit="slide", explanations=[nothing])
+    assert result["explanations"] == []
+    assert "looked" not in page.sections
 
 
-def test_attention_without_figures_of_merit(tmp_path):
+def test_attention_without_metrics(tmp_path):
     """A single tile has no entropy, slides without annotation no AUC."""
-    pictures = [save_picture(tmp_path, "looked-0", "c", np.zeros((3, 9, 9)))]
+    pictures = [picture("looked-0", "c", np.zeros((3, 9, 9)))]
     explained = {"results": {"num_slides": 1, "relative_entropy": None}, "pictures": pictures}
-    write_report(tmp_path, title="T", rows=make_rows(), class_names=CLASSES, explanations=[explained])
-    text = page_of(tmp_path).text
-    assert "Where the network looked" in text
-    assert "entropy" not in text
-    assert "tile AUC" not in text
+    _, page = report_of(tmp_path, make_rows(), explanations=[explained])
+    assert "looked" in page.sections
+    assert not page.find("relative_entropy") + page.find("tile_auc")
 
 
 @pytest.mark.parametrize(
-    ("method", "stage", "mm_per_cell", "told"),
+    ("method", "stage", "mm_per_cell", "spacing"),
     [
-        ("gradcam", "layer2", [30.2, 29.9, 41.0], "30 \u00d7 30 \u00d7 41 mm apart: nothing finer can be told."),
-        ("gradcam++", "layer2", None, "8 \u00d7 8 \u00d7 16 pixels apart: nothing finer can be told."),
-        ("occlusion", None, None, "A patch of the scan is covered, place by place"),
+        ("gradcam", "layer2", [30.2, 29.9, 41.0], ("spacing_mm", "30 \u00d7 30 \u00d7 41")),
+        ("gradcam++", "layer2", None, ("spacing_px", "8 \u00d7 8 \u00d7 16")),
+        ("occlusion", None, None, ("spacing_px", "8 \u00d7 8 \u00d7 16")),
     ],
 )
-def test_how_finely_a_map_tells_is_told(tmp_path, method, stage, mm_per_cell, told):
+def test_resolution_of_a_map(tmp_path, method, stage, mm_per_cell, spacing):
     results = {"method": method, "stage": stage, "cells": [8, 8, 4], "cell_px": [8.0, 8.0, 16.0],
                "mm_per_cell": mm_per_cell, "cases": [{"image": "a.nii", "why": "best"}]}  # fmt: skip
-    pictures = [save_picture(tmp_path, "looked-0", "best: true ill", np.zeros((3, 90, 60), np.uint8))]
+    pictures = [picture("looked-0", "best: true ill", np.zeros((3, 90, 60), np.uint8))]
     explained = [{"results": results, "pictures": pictures}]
-    stored = write_report(
-        tmp_path, title="T", rows=make_rows(), class_names=CLASSES, unit="scan", explanations=explained
-    )
+    stored, page = report_of(tmp_path, make_rows(), unit="scan", explanations=explained)
     assert stored["explanations"] == [results]
-    text = page_of(tmp_path).text
-    place = "The map is that of stage layer2 , a" if stage else "The map has a"
-    for wanted in (METHODS[method], f"{place} grid of 8 \u00d7 8 \u00d7 4 cells, ", told, "best: true ill"):
-        assert wanted in text
-    assert "The maps show where the network looked in a few scans." in text
-    assert "attention" not in text
-    assert f"{'log-odds of' if method == 'occlusion' else 'speak most for'} ill (whatever is predicted)" in text
-    assert "each map's own maximum" in text
+    assert page.cell("cells").shown == "8 \u00d7 8 \u00d7 4"
+    assert page.cell(spacing[0]).shown == spacing[1]
+    for content in (METHODS[method], stage or "", "best: true ill"):
+        assert content in page.text
+    assert {"few-maps", "explained-positive"} <= page.notes
+    assert ("occlusion" in page.notes) is (method == "occlusion")
 
 
-def test_the_class_that_a_map_explains_is_told(tmp_path):
+@pytest.mark.parametrize(("multilabel", "note"), [(False, "explained-predicted"), (True, "explained-any")])
+def test_class_that_a_map_explains(tmp_path, multilabel, note):
     results = {"method": "gradcam", "stage": "layer2", "cells": [8], "cell_px": [8.0], "mm_per_cell": None}
-    options = {"title": "T", "class_names": ["a", "b", "c"], "explanations": [{"results": results, "pictures": []}]}
-    for multilabel, told in ((False, "the predicted class"), (True, "the likeliest class")):
-        rows = make_rows(num_classes=3)
-        if multilabel:
-            rows = [{**row, "label": np.eye(3, dtype=int)[row["label"]].tolist()} for row in rows]
-        write_report(tmp_path, **options, rows=rows, multilabel=multilabel)
-        assert f"speak most for {told}." in page_of(tmp_path).text
+    rows = make_rows(num_classes=3)
+    if multilabel:
+        rows = [{**row, "label": np.eye(3, dtype=int)[row["label"]].tolist()} for row in rows]
+    explanations = [{"results": results, "pictures": []}]
+    _, page = report_of(tmp_path, rows, ["a", "b", "c"], multilabel=multilabel, explanations=explanations)
+    assert [name for name in page.notes if name.startswith("explained")] == [note]
 
 
-def test_model_below_the_shortcut_is_told(tmp_path):
-    rows = [{**row, "shortcut_prob": {"colour": np.eye(2)[row["label"]]}} for row in make_rows()]
-    write_report(tmp_path, title="T", rows=rows, class_names=CLASSES)
-    page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    text = Page(page).text
-    assert '<p class="note warn"><strong>The model does not beat the shortcut</strong>' in page
-    assert "Treat it as not having learnt the classes." in text
-    assert "disease" not in text
+def test_model_below_the_shortcut(tmp_path):
+    rows = [{**row, "shortcut_prob": {"color": np.eye(2)[row["label"]]}} for row in make_rows()]
+    _, page = report_of(tmp_path, rows)
+    assert "below-shortcut" in page.notes
+    assert "beats-shortcut" not in page.notes
+    assert 'class="note warn" data-note="below-shortcut"' in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_absent_class_is_null_and_na(tmp_path):
     rows = [row for row in with_shortcut(make_rows(num_classes=3)) if row["label"] != 2]
-    stored = write_report(tmp_path, title="T", rows=rows, class_names=["a", "b", "c"])
+    stored, page = report_of(tmp_path, rows, ["a", "b", "c"])
     assert stored == strict(tmp_path / "metrics.json")
     assert stored["per_class"]["c"]["roc_auc"] is None
     assert math.isfinite(stored["metrics"]["roc_auc"])
-    specificity, none = stored["per_class"]["c"]["specificity"], "n/a (no positives)"
-    ends = "{:.3f}\u2013{:.3f}".format(*stored["per_class_intervals"]["c"]["specificity"])
-    assert f"c 0 {none} {none} {none} {specificity:.3f} {ends} {none}" in page_of(tmp_path).text
+    row = {name: page.cell(name, row="c", section="per-class") for name in ("roc_auc", "recall", "specificity", "f1")}
+    assert {name: cell.value for name, cell in row.items()} == {name: stored["per_class"]["c"][name] for name in row}
+    assert [name for name, cell in row.items() if cell.shown == "n/a (no positives)"] == ["roc_auc", "recall", "f1"]
+    assert row["specificity"].interval == stored["per_class_intervals"]["c"]["specificity"]
+    assert page.value("num_images", row="c", section="per-class") == 0
 
-    single = write_report(
-        tmp_path, title="T", rows=[row for row in rows if row["label"] == 0], class_names=["a", "b", "c"]
-    )
+    single, page = report_of(tmp_path, [row for row in rows if row["label"] == 0], ["a", "b", "c"])
     assert single["metrics"]["roc_auc"] is None
-    assert "n/a (no negatives)" in page_of(tmp_path).text
+    assert page.cell("roc_auc", row="a", section="per-class").shown == "n/a (no negatives)"
 
 
-def test_threshold_stands_beside_the_half(tmp_path):
+def test_threshold_beside_the_half(tmp_path):
     rows = with_shortcut(make_rows())
-    options = {"title": "T", "rows": rows, "class_names": CLASSES}
-    stored = write_report(tmp_path, **options, threshold=0.3, threshold_by="sensitivity=0.9")
+    stored, page = report_of(tmp_path, rows, threshold=0.3, threshold_by="sensitivity=0.9")
     assert stored == strict(tmp_path / "metrics.json")
-    prob, label = np.array([row["prob"] for row in rows]), np.array([row["label"] for row in rows])
-    assert stored["threshold"] == 0.3
+    prob, label = _arrays(rows)
+    assert stored["threshold"] == page.value("threshold") == 0.3
     assert stored["metrics"] == pytest.approx(classification_metrics(prob, label, threshold=0.3))
     assert stored["metrics_at_half"] == pytest.approx(classification_metrics(prob, label, threshold=0.5))
     assert np.array(stored["confusion_matrix"]).sum(0).tolist() == np.bincount(prob[:, 1] >= 0.3).tolist()
-    text = page_of(tmp_path).text
-    assert "Figure Model at 0.3 Model at 0.5 Shortcut Difference" in text
-    values = [stored[name]["recall"] for name in ("metrics", "metrics_at_half", "shortcut")]
-    ends = "{:.3f} to {:.3f}".format(*stored["intervals"]["recall"])
-    assert "{:.3f} 95%: {} {:.3f} {:.3f}".format(values[0], ends, *values[1:]) in text
-    assert (
-        f"{stored['metrics']['brier']:.3f} 95%: {{:.3f}} to {{:.3f}} same".format(*stored["intervals"]["brier"]) in text
-    )
-    assert "ill , predicted from a probability of 0.3 on" in text
-    assert "0.3 was chosen on the validation images for the highest specificity at a sensitivity of 0.9 or more" in text
-    called = [prob[:, 1] >= 0.3, prob[:, 1] >= 0.5]
-    for name, counts in (
-        (f"Found of {label.sum()} with ill", [own[label == 1].sum() for own in called]),
-        (f"Missed of {label.sum()} with ill", [(~own[label == 1]).sum() for own in called]),
-        (f"False alarms of {40 - label.sum()} without ill", [own[label == 0].sum() for own in called]),
-    ):
-        assert "{} {} {}".format(name, *counts) in text
+    for name, of in (("metrics", "model"), ("metrics_at_half", "half"), ("shortcut", "shortcut")):
+        assert page.value("recall", of=of, section="metrics") == stored[name]["recall"]
+    assert page.cell("recall", of="model", section="metrics").interval == stored["intervals"]["recall"]
+    assert not page.find("brier", of="half")  # does not depend on the threshold
+    assert "threshold-chosen" in page.notes
+    assert rule_words("sensitivity=0.9") in page.text
+    for of, positive in (("model", prob[:, 1] >= 0.3), ("half", prob[:, 1] >= 0.5)):
+        counts = {name: page.value(name, of=of, section="threshold") for name in ("detected", "missed", "false_alarms")}
+        assert counts == {
+            "detected": positive[label == 1].sum(),
+            "missed": (~positive[label == 1]).sum(),
+            "false_alarms": positive[label == 0].sum(),
+        }
     with open(tmp_path / "predictions.csv", newline="", encoding="utf-8") as file:
         assert [int(line["predicted"]) for line in csv.DictReader(file)] == (prob[:, 1] >= 0.3).tolist()
 
-    same = write_report(tmp_path, **options, threshold=0.5)
+    same, page = report_of(tmp_path, rows, threshold=0.5)
     assert same["metrics_at_half"] is None
-    text = page_of(tmp_path).text
-    assert "Model at 0.5 Shortcut" in text
-    assert "0.5 was given by hand. At 0.5 the same is predicted." in text
-    assert "from a probability of 0.5 on, a threshold given by hand" in text
-    assert "At 0.5 every figure is the same as at the threshold." in text
-    assert "chosen on few" not in text
+    assert not page.find("recall", of="half")
+    assert {"threshold-by-hand", "same-at-half"} <= page.notes
+    assert "threshold-chosen" not in page.notes
 
 
 @pytest.mark.parametrize(
     ("rule", "words"),
     [
         ("youden", "the highest sum of sensitivity and specificity (Youden)"),
-        ("specificity=0.9", "the highest sensitivity at a specificity of 0.9 or more"),
-        ("cost=5", "the lowest cost, where a miss costs as much as 5 false alarms"),
+        ("specificity=0.9", "the highest sensitivity at a specificity of at least 0.9"),
+        ("cost=5", "the lowest cost, counting a miss as 5 false alarms"),
         (None, None),
     ],
 )
-def test_rules_are_told_in_words(rule, words):
+def test_rules_in_words(rule, words):
     assert rule_words(rule) == words
 
 
-def test_calibration_stands_beside_what_it_was_before(tmp_path):
-    stored = write_report(tmp_path, title="T", rows=make_rows(), class_names=CLASSES, temperature=2.5)
-    before = stored["calibration"]["before"]
-    text = page_of(tmp_path).text
-    told = "a temperature of 2.5 ; the images scored here had no say. Above 1: it had been too sure of itself."
-    assert told in text
-    assert f"Brier score {before['brier']:.3f} {stored['metrics']['brier']:.3f} 95%" in text
-    assert "calibrated by one number for all images" in text
-    assert "not calibrated" not in text
-    write_report(tmp_path, title="T", rows=make_rows(), class_names=CLASSES, temperature=0.9)
-    assert "Below 1: it had been less sure than it could be." in page_of(tmp_path).text
+@pytest.mark.parametrize(("temperature", "note"), [(2.5, "overconfident"), (0.9, "underconfident")])
+def test_calibration_beside_before(tmp_path, temperature, note):
+    stored, page = report_of(tmp_path, make_rows(), temperature=temperature)
+    assert page.value("temperature") == temperature
+    for name in ("brier", "ece", "log_loss"):
+        assert page.value(name, of="before", section="calibration") == stored["calibration"]["before"][name]
+        cell = page.cell(name, of="model", section="calibration")
+        assert (cell.value, cell.interval) == (stored["metrics"][name], stored["intervals"].get(name))
+    assert note in page.notes
+    assert "not-calibrated" not in page.notes
 
 
-def test_calibration_that_did_not_help_is_told(tmp_path):
-    for temperature, helped in ((20.0, False), (0.5, True)):
-        rows = [{**row, "prob": temper([row["prob"]], temperature)[0]} for row in make_rows()]
-        stored = write_report(tmp_path, title="T", rows=rows, class_names=CLASSES, temperature=temperature)
-        before = stored["calibration"]["before"]
-        assert (stored["metrics"]["brier"] < before["brier"]) is helped
-        text = page_of(tmp_path).text
-        assert ("On these images it did not help: Brier score and Log loss got worse." in text) is not helped
-        assert ("the outputs hardly tell the classes apart" in text) is not helped
+@pytest.mark.parametrize(("temperature", "helped"), [(20.0, False), (0.5, True)])
+def test_calibration_that_does_not_help(tmp_path, temperature, helped):
+    rows = [{**row, "prob": temper([row["prob"]], temperature)[0]} for row in make_rows()]
+    stored, page = report_of(tmp_path, rows, temperature=temperature)
+    assert (stored["metrics"]["brier"] < stored["calibration"]["before"]["brier"]) is helped
+    assert ("calibration-no-help" in page.notes) is not helped
+    assert ("at-bound" in page.notes) is not helped
 
 
-def test_doubts_are_referred(tmp_path):
+def test_referral(tmp_path):
     rows = [{**row, "spread": 0.1 * (k % 4)} for k, row in enumerate(make_rows())]
-    stored = write_report(tmp_path, title="T", rows=rows, class_names=CLASSES, unit="scan")
-    text = page_of(tmp_path).text
-    for own in (stored["uncertainty"], stored["uncertainty_by_spread"]):
-        first, tenth = own["referral"][0], own["referral"][2]
-        told = "" if tenth["accuracy"] > first["accuracy"] else ": here it does not help to refer them"
-        assert (
-            f"by {own['by']} Without the most uncertain 10% the accuracy is {tenth['accuracy']:.3f} instead of "
-            f"{first['accuracy']:.3f}, on the 36 scans left{told}."
-        ) in text
-        assert "10% 36 {accuracy:.3f} {balanced_accuracy:.3f} {recall:.3f} {specificity:.3f}".format(**tenth) in text
+    stored, page = report_of(tmp_path, rows, unit="scan")
+    for curve in (stored["uncertainty"], stored["uncertainty_by_spread"]):
+        for row in curve["referral"]:
+            shown = {
+                name: page.value(name, of=curve["by"], row=str(row["referred"])) for name in row.keys() - {"referred"}
+            }
+            assert shown == {name: value for name, value in row.items() if name != "referred"}
+        first, tenth = curve["referral"][0], curve["referral"][2]
+        assert (f"referral-no-help-{curve['by']}" in page.notes) is (tenth["accuracy"] <= first["accuracy"])
+        assert tenth["num_left"] == 36

@@ -19,20 +19,20 @@ def _drawn(figure):
     return [np.asarray(axes.images[0].get_array()) for axes in figure.axes]
 
 
-def test_images_are_drawn_as_they_are():
+def test_images_are_drawn_unchanged():
     rng = np.random.default_rng(0)
-    colour = rng.integers(0, 256, (3, 5, 4)).astype(np.uint8)
-    grey = rng.integers(0, 256, (1, 5, 4)).astype(np.uint8)
-    figure = images_figure([torch.from_numpy(colour), grey, _meta(grey)], ["a", "b $x$", "c"], columns=2)
+    color = rng.integers(0, 256, (3, 5, 4)).astype(np.uint8)
+    gray = rng.integers(0, 256, (1, 5, 4)).astype(np.uint8)
+    figure = images_figure([torch.from_numpy(color), gray, _meta(gray)], ["a", "b $x$", "c"], columns=2)
     first, second, third = _drawn(figure)
-    np.testing.assert_array_equal(first, colour.transpose(1, 2, 0))
-    np.testing.assert_array_equal(second, grey[0])
-    np.testing.assert_array_equal(third, grey[0])
+    np.testing.assert_array_equal(first, color.transpose(1, 2, 0))
+    np.testing.assert_array_equal(second, gray[0])
+    np.testing.assert_array_equal(third, gray[0])
     assert [axes.get_title() for axes in figure.axes] == ["a", r"b \$x\$", "c"]
     assert {axes.images[0].get_clim() for axes in figure.axes} == {(0, 255)}
 
 
-def test_floats_in_range_keep_their_brightness_and_others_are_stretched_together():
+def test_floats_in_range_keep_their_brightness_and_others_are_rescaled_together():
     (dim,) = _drawn(images_figure([np.full((1, 2, 2), 0.2, np.float32)], ["t"]))
     assert (dim == 51).all()
     low, high = np.full((3, 2, 2), -2.0), np.full((3, 2, 2), 2.0)
@@ -48,7 +48,7 @@ def test_volumes_become_slices():
 
 
 @pytest.mark.parametrize(("images", "titles"), [([], []), ([np.zeros((1, 4, 4))], []), ([np.zeros((4, 4))], ["t"])])
-def test_images_refuse_what_they_cannot_draw(images, titles):
+def test_bad_images_are_refused(images, titles):
     with pytest.raises(ValueError, match="images_figure: wanted"):
         images_figure(images, titles)
 
@@ -57,7 +57,7 @@ def test_images_refuse_what_they_cannot_draw(images, titles):
     ("shape", "kind", "size"),
     [((3, 28, 28), "png", (28, 28)), ((1, 400, 200), "jpeg", (96, 192)), ((3, 96, 96), "jpeg", (96, 96))],
 )
-def test_thumbnail_is_small_and_small_ones_are_exact(shape, kind, size):
+def test_thumbnails_are_small_and_small_images_lossless(shape, kind, size):
     image = np.zeros(shape, np.uint8)
     image[:, : shape[1] // 2] = 200
     got, content = thumbnail(image)
@@ -68,13 +68,13 @@ def test_thumbnail_is_small_and_small_ones_are_exact(shape, kind, size):
     assert pixels[-size[1] // 4, size[0] // 2].max() <= (0 if kind == "png" else 3)
 
 
-def test_slices_are_turned_as_a_radiologist_expects():
-    """Corner marks in a volume of RAS axes: index 0 is left, back and foot."""
+def test_slices_follow_the_radiological_convention():
+    """Corner marks in a volume of RAS axes: index 0 is left, posterior and inferior."""
     volume = np.zeros((2, 8, 6, 4))
-    volume[0, 7, 5, 2] = 1  # right, front, in the axial slice
-    volume[0, 7, 3, 3] = 2  # right, head, in the coronal slice
-    volume[0, 6, 5, 3] = 3  # front, head, in the sagittal slice
-    volume[1] = 9  # another channel is not drawn
+    volume[0, 7, 5, 2] = 1  # right anterior, in the axial slice
+    volume[0, 7, 3, 3] = 2  # right superior, in the coronal slice
+    volume[0, 6, 5, 3] = 3  # anterior superior, in the sagittal slice
+    volume[1] = 9  # other channels are not drawn
     figure = slices_figure([_meta(volume)], ["t"])
     axial, coronal, sagittal = (np.asarray(axes.images[0].get_array()) for axes in figure.axes)
     assert (axial.shape, coronal.shape, sagittal.shape) == ((6, 8), (4, 8), (4, 6))
@@ -83,7 +83,7 @@ def test_slices_are_turned_as_a_radiologist_expects():
     assert [axes.get_title() for axes in figure.axes] == ["Axial", "Coronal", "Sagittal"]
 
 
-def test_volume_of_unknown_axes_is_cut_through_the_middle_and_has_no_letters():
+def test_volume_of_unknown_orientation_has_central_slices_without_letters():
     volume = torch.rand(1, 8, 6, 4)
     figure = slices_figure([volume], ["t"])
     for got, wanted in zip(_drawn(figure), (volume[0, :, :, 2], volume[0, :, 3], volume[0, 4]), strict=True):
@@ -92,7 +92,7 @@ def test_volume_of_unknown_axes_is_cut_through_the_middle_and_has_no_letters():
     assert not [text for axes in figure.axes for text in axes.texts]
 
 
-def test_slices_keep_the_voxels_shape():
+def test_slices_keep_the_voxel_size():
     image = _meta(np.random.default_rng(0).random((1, 8, 6, 4)), (1.0, 2.0, 5.0))
     extents = [axes.images[0].get_extent() for axes in slices_figure([image], ["t"]).axes]
     assert extents == [[0, 8, 12, 0], [0, 8, 20, 0], [0, 12, 20, 0]]
@@ -112,6 +112,6 @@ def test_slices_of_many_volumes(num):
         ([np.zeros((4, 4, 4))], ["t"]),
     ],
 )
-def test_slices_refuse_what_they_cannot_draw(images, titles):
+def test_bad_volumes_are_refused(images, titles):
     with pytest.raises(ValueError, match="slices_figure: wanted"):
         slices_figure(images, titles)

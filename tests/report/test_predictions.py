@@ -46,13 +46,13 @@ def test_predictions_come_back(tmp_path):
     assert lines[5]["split"] == "test"
 
 
-def test_threshold_decides(tmp_path):
+def test_predictions_at_a_threshold(tmp_path):
     rows = [{"image": str(prob), "prob": [1 - prob, prob]} for prob in (0.31, 0.3, 0.29)]
     write_predictions(tmp_path / "p.csv", rows, ["healthy", "ill"], threshold=0.3)
     assert [line["predicted_name"] for line in _read(tmp_path / "p.csv")[1]] == ["ill", "ill", "healthy"]
 
 
-def test_several_labels_and_spread(tmp_path):
+def test_multilabel_and_spread(tmp_path):
     rows = [
         {"image": "a", "label": [0, 1, 1], "prob": [0.2, 0.9, 0.5], "spread": 0.125},
         {"image": "b", "label": [0.0, 0.0, 0.0], "prob": [0.2, 0.1, 0.4]},
@@ -70,7 +70,7 @@ def test_several_labels_and_spread(tmp_path):
     assert (third["skipped"], third["label"], third["predicted"]) == ("truncated", "", "")
 
 
-def test_columns_of_the_table_stand_after_patient_and_split(tmp_path):
+def test_columns_follow_patient_and_split(tmp_path):
     rows = [
         {"image": "a", "patient": "p", "label": 0, "prob": [0.7, 0.3], "columns": {"scanner": "A", "sex": "f"}},
         {"image": "b", "split": "test", "skipped": "truncated"},
@@ -82,9 +82,9 @@ def test_columns_of_the_table_stand_after_patient_and_split(tmp_path):
     assert [(line["scanner"], line["sex"]) for line in lines] == [("A", "f"), ("", ""), ("", "m")]
 
 
-def test_column_that_is_there_already_is_told(tmp_path):
+def test_clashing_columns_are_refused(tmp_path):
     rows = [{"image": "a", "label": 0, "prob": [0.7, 0.3], "columns": {"prob_ill": "0.1", "label": "x", "sex": "f"}}]
-    with pytest.raises(ValueError, match=r"columns: label, prob_ill: predictions\.csv has this column already"):
+    with pytest.raises(ValueError, match=r"columns: label, prob_ill: predictions\.csv already has this column"):
         write_predictions(tmp_path / "p.csv", rows, ["healthy", "ill"])
 
 

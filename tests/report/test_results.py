@@ -23,26 +23,26 @@ def test_class_table_by_hand():
         {"label": 0},
     ]
     assert class_table(items, ["a", "b"]) == {
-        "num_scans": 6,
+        "num_images": 6,
         "num_patients": 4,
-        "classes": {"a": {"num_scans": 4, "num_patients": 3}, "b": {"num_scans": 2, "num_patients": 2}},
+        "classes": {"a": {"num_images": 4, "num_patients": 3}, "b": {"num_images": 2, "num_patients": 2}},
         "imbalance_factor": 2.0,
     }
     assert class_table(items, NAMES)["imbalance_factor"] is None
-    several = class_table([{"label": [1.0, 1.0]}, {"label": [1.0, 0.0]}, {"label": [0.0, 0.0]}], ["a", "b"])
-    assert [own["num_scans"] for own in several["classes"].values()] == [2, 1]
-    assert (several["num_scans"], several["imbalance_factor"]) == (3, 2.0)
+    multilabel = class_table([{"label": [1.0, 1.0]}, {"label": [1.0, 0.0]}, {"label": [0.0, 0.0]}], ["a", "b"])
+    assert [count["num_images"] for count in multilabel["classes"].values()] == [2, 1]
+    assert (multilabel["num_images"], multilabel["imbalance_factor"]) == (3, 2.0)
 
 
-def test_patients_that_no_item_names_are_unknown():
+def test_without_any_patient_their_number_is_unknown():
     table = class_table([{"label": 0, "image": "x"}, {"label": 1, "patient": None}], ["a", "b"])
     assert table["num_patients"] is None
-    assert table["classes"] == {name: {"num_scans": 1, "num_patients": None} for name in ("a", "b")}
+    assert table["classes"] == {name: {"num_images": 1, "num_patients": None} for name in ("a", "b")}
 
 
 def _reference_mistakes(prob, label, num):
-    wrong = [(-max(own), k, int(np.argmax(own))) for k, own in enumerate(prob) if np.argmax(own) != label[k]]
-    return [(k, said) for _, k, said in sorted(wrong)[:num]]
+    wrong = [(-max(row), k, int(np.argmax(row))) for k, row in enumerate(prob) if np.argmax(row) != label[k]]
+    return [(k, predicted) for _, k, predicted in sorted(wrong)[:num]]
 
 
 def test_mistakes_are_sorted_by_certainty():
@@ -59,14 +59,14 @@ def test_mistakes_at_a_threshold():
     assert confident_mistakes(prob, [0, 1, 0], 5, threshold=0.5) == [(1, 0), (2, 1)]
 
 
-def test_mistakes_of_several_labels():
+def test_multilabel_mistakes():
     prob = [[0.9, 0.05, 0.7], [0.1, 0.2, 0.9], [0.4, 0.6, 0.1]]
     label = [[1, 1, 0], [0, 0, 1], [1, 1, 0]]
     assert confident_mistakes(prob, label, 5) == [(0, 1), (2, 0)]  # missed at 0.05, missed at 0.4
 
 
 def _rows(prob, label, **more):
-    return [{"image": "x", "prob": p, "label": own, **more} for p, own in zip(prob, label, strict=True)]
+    return [{"image": "x", "prob": p, "label": y, **more} for p, y in zip(prob, label, strict=True)]
 
 
 def test_strongest_shortcut_is_the_one_of_highest_roc_auc():
@@ -76,10 +76,10 @@ def test_strongest_shortcut_is_the_one_of_highest_roc_auc():
         row["shortcut_prob"] = {name: [1 - score[k], score[k]] for name, score in cheap.items()}
     results = evaluation_results(rows, ["a", "b"])
     assert results["shortcut_name"] == "good"
-    assert [own["roc_auc"] for own in results["shortcuts"].values()] == [0.5, 0.75, 0.0]
+    assert [metrics["roc_auc"] for metrics in results["shortcuts"].values()] == [0.5, 0.75, 0.0]
 
 
-def test_one_class_alone_still_has_a_strongest_shortcut():
+def test_strongest_shortcut_of_a_single_class():
     rows = _rows([[0.6, 0.4]] * 2, [0, 0], shortcut_prob={"x": [0.5, 0.5], "y": [0.5, 0.5]})
     results = evaluation_results(rows, ["a", "b"])
     assert (results["shortcut_name"], results["shortcut"]["roc_auc"]) == ("x", None)
@@ -103,24 +103,24 @@ def _lists(intervals):
     return {name: list(ends) for name, ends in intervals.items()}
 
 
-def test_intervals_draw_whole_patients():
+def test_intervals_resample_whole_patients():
     rows = _scored()
     prob, label = _arrays(rows)
     results = evaluation_results(rows, ["a", "b"], threshold=0.4)
     wanted = metric_intervals(prob, label, [row["patient"] for row in rows], threshold=0.4)
     assert results["intervals"] == _lists(wanted.metrics)
     assert results["metrics"].keys() == results["intervals"].keys()
-    assert results["per_class_intervals"] == {n: _lists(own) for n, own in zip("ab", wanted.per_class, strict=True)}
+    assert results["per_class_intervals"] == {n: _lists(ends) for n, ends in zip("ab", wanted.per_class, strict=True)}
     for row in rows:
         del row["patient"]
     alone = evaluation_results(rows, ["a", "b"], threshold=0.4)["intervals"]
     assert alone == _lists(metric_intervals(prob, label, range(60), threshold=0.4).metrics)
 
 
-def test_figures_of_an_absent_class_are_none():
+def test_metrics_of_an_absent_class_are_none():
     rows = [{**row, "prob": [*row["prob"], 0.0]} for row in _scored()]
     results = evaluation_results(rows, NAMES)
-    assert results["per_class"]["c"]["num_scans"] == 0
+    assert results["per_class"]["c"]["num_images"] == 0
     assert results["per_class"]["c"]["recall"] is results["per_class"]["c"]["roc_auc"] is None
     assert "recall" not in results["per_class_intervals"]["c"]
     assert results["metrics"]["roc_auc"] is not None
@@ -152,19 +152,19 @@ def test_a_threshold_for_each_label():
     assert results["uncertainty"]["risk"][-1] == pytest.approx(1 - results["metrics"]["accuracy"])
 
 
-def test_subgroups_are_scored_each_by_itself():
+def test_subgroups_are_scored_separately():
     rows = [
         {**row, "columns": {"scanner": ("B", "A ", "", None)[k % 4], "sex": "f"}} for k, row in enumerate(_scored())
     ]
     found = evaluation_results(rows, ["a", "b"], threshold=0.4, subgroups=["scanner", "sex"])["subgroups"]
     assert list(found) == ["scanner", "sex"]
     assert list(found["scanner"]) == ["", "A", "B"]
-    assert [own["num_scans"] for own in found["scanner"].values()] == [30, 15, 15]
-    own = [row for row in rows if row["columns"]["scanner"] == "A "]
-    alone = evaluation_results(own, ["a", "b"], threshold=0.4)
+    assert [group["num_images"] for group in found["scanner"].values()] == [30, 15, 15]
+    group = [row for row in rows if row["columns"]["scanner"] == "A "]
+    alone = evaluation_results(group, ["a", "b"], threshold=0.4)
     assert found["scanner"]["A"] == {
-        **{name: alone[name] for name in ("num_scans", "num_patients", "metrics", "intervals")},
-        "classes": {name: table["num_scans"] for name, table in alone["classes"].items()},
+        **{name: alone[name] for name in ("num_images", "num_patients", "metrics", "intervals")},
+        "classes": {name: table["num_images"] for name, table in alone["classes"].items()},
     }
     assert evaluation_results(rows, ["a", "b"])["subgroups"] == {}
 
@@ -177,21 +177,21 @@ def test_a_subgroup_without_a_class_has_no_roc_auc():
     assert found["metrics"]["recall"] is not None
 
 
-def test_columns_that_make_no_subgroups_are_told():
+def test_bad_subgroup_columns_are_refused():
     rows = [{**row, "columns": {"age": str(k), "sex": "f"}} for k, row in enumerate(_scored(13))]
-    with pytest.raises(ValueError, match="12 values at most, got 13 in 'age'"):
+    with pytest.raises(ValueError, match="at most 12 values, got 13 in 'age'"):
         evaluation_results(rows, ["a", "b"], subgroups=["age"])
     assert len(evaluation_results(rows[:12], ["a", "b"], subgroups=["age"])["subgroups"]["age"]) == 12
     with pytest.raises(KeyError, match="no row has the column 'site'; there are age, sex"):
         evaluation_results(rows, ["a", "b"], subgroups=["site"])
 
 
-@pytest.mark.parametrize("several", [False, True])
-def test_calibration_before_the_temperature_is_that_of_the_logits(several):
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_calibration_before_the_temperature_is_that_of_the_logits(multilabel):
     rng = np.random.default_rng(2)
     logits = rng.normal(0, 4, (80, 3))
-    label = rng.integers(0, 2, (80, 3)) if several else rng.integers(0, 3, 80)
-    squash = expit if several else partial(softmax, axis=1)
+    label = rng.integers(0, 2, (80, 3)) if multilabel else rng.integers(0, 3, 80)
+    squash = expit if multilabel else partial(softmax, axis=1)
     results = evaluation_results(_rows(squash(logits / 2.5).tolist(), label.tolist()), NAMES, temperature=2.5)
     calibration = results["calibration"]
     untempered = classification_metrics(squash(logits), label)
@@ -200,7 +200,7 @@ def test_calibration_before_the_temperature_is_that_of_the_logits(several):
     for name in ("ece", "brier", "log_loss"):
         assert calibration["before"][name] == pytest.approx(untempered[name], rel=1e-6)
         assert calibration["before"][name] > results["metrics"][name]
-    assert sum(own["count"] for own in calibration["before"]["reliability"]) == (240 if several else 80)
+    assert sum(row["count"] for row in calibration["before"]["reliability"]) == (240 if multilabel else 80)
     assert calibration["reliability"] != calibration["before"]["reliability"]
     assert evaluation_results(_rows(squash(logits).tolist(), label.tolist()), NAMES)["calibration"]["before"] is None
 
@@ -217,7 +217,7 @@ def test_decision_curve_is_of_the_second_of_two_classes():
     assert evaluation_results(_scored(num_classes=3), NAMES)["decision_curve"] is None
 
 
-def test_uncertainty_tells_what_is_gained_by_referring():
+def test_uncertainty_by_probability_and_by_spread():
     rows = [{**row, "spread": k % 7 / 10} for k, row in enumerate(_scored(300))]
     results = evaluation_results(rows, ["a", "b"], threshold=0.4)
     for name, by in (("uncertainty", "probability"), ("uncertainty_by_spread", "spread")):
@@ -231,7 +231,7 @@ def test_uncertainty_tells_what_is_gained_by_referring():
     assert evaluation_results(_scored(), ["a", "b"])["uncertainty_by_spread"] is None
 
 
-def test_several_labels_by_hand():
+def test_multilabel_by_hand():
     results = evaluation_results(_rows([[0.9, 0.2], [0.6, 0.6], [0.1, 0.3]], [[1, 0], [0, 1], [0, 1]]), ["a", "b"])
     assert results["confusion_matrix"] == [[[1, 1], [0, 1]], [[1, 0], [1, 1]]]
     assert results["num_wrong"] == 2
@@ -239,6 +239,6 @@ def test_several_labels_by_hand():
     assert results["spread"] is None
 
 
-def test_spread_of_right_ones_alone():
+def test_spread_without_wrong_predictions():
     results = evaluation_results(_rows([[0.9, 0.1]], [0], spread=0.25), ["a", "b"])
     assert results["spread"] == {"right": 0.25, "wrong": None}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -10,9 +11,10 @@ import torch
 from monai.data import MetaTensor
 from PIL import Image
 
-from monai_pipelines.report import embedding_figure, rebuild_report
+from monai_pipelines.report import Evaluation, embedding_figure, rebuild_report, write_report
+from monai_pipelines.report.figures import png_bytes
 from monai_pipelines.report.results import class_table
-from monai_pipelines.report.saved import save_evaluation, save_picture
+from monai_pipelines.report.saved import picture
 
 CHAIN = {"name": "image2d", "knobs": {"keys": "image", "size": 8}, "steps": {"load": {"_target_": "x"}}}
 RUN = {
@@ -22,7 +24,7 @@ RUN = {
 
 
 @pytest.mark.parametrize(
-    ("image", "kind", "size", "told"),
+    ("image", "kind", "size", "flags"),
     [
         (torch.randint(0, 256, (3, 30, 40), dtype=torch.uint8), "png", (40, 30), {"small": True}),
         (np.random.default_rng(0).random((1, 300, 600)), "jpeg", (192, 96), {"small": False}),
@@ -30,25 +32,26 @@ RUN = {
         (MetaTensor(torch.rand(1, 8, 8, 8)), "png", None, {"volume": True, "anatomical": True}),
     ],
 )
-def test_pictures_are_written_small(tmp_path, image, kind, size, told):
-    picture = save_picture(tmp_path, "sample-3", "healthy\na.png", image)
+def test_pictures_are_small(image, kind, size, flags):
+    small = picture("sample-3", "healthy\na.png", image)
+    content = small.pop("content")
     wanted = {"caption": "healthy\na.png", "file": f"pictures/sample-3.{kind}", "volume": False, "anatomical": False}
-    assert picture == wanted | {"small": False} | told
-    with Image.open(tmp_path / picture["file"]) as drawn:
+    assert small == wanted | {"small": False} | flags
+    with Image.open(io.BytesIO(content)) as drawn:
         assert drawn.format == kind.upper()
         assert size in (None, drawn.size)
 
 
-def test_small_images_are_kept_pixel_by_pixel(tmp_path):
+def test_small_images_are_kept_pixel_by_pixel():
     image = np.random.default_rng(0).integers(0, 256, (3, 30, 40)).astype(np.uint8)
-    file = tmp_path / save_picture(tmp_path, "a", "", image)["file"]
-    np.testing.assert_array_equal(np.asarray(Image.open(file)).transpose(2, 0, 1), image)
+    small = io.BytesIO(picture("a", "", image)["content"])
+    np.testing.assert_array_equal(np.asarray(Image.open(small)).transpose(2, 0, 1), image)
     large = np.zeros((3, 900, 300), np.uint8)
-    with Image.open(tmp_path / save_picture(tmp_path, "b", "", large, side=600)["file"]) as drawn:
+    with Image.open(io.BytesIO(picture("b", "", large, side=600)["content"])) as drawn:
         assert drawn.size == (200, 600)
 
 
-def _content(folder: Path, multilabel=False):
+def _evaluation(folder: Path, multilabel=False) -> Evaluation:
     """An evaluation with every section."""
     rng = np.random.default_rng(0)
     label = rng.integers(0, 2, (40, 3)) if multilabel else rng.integers(0, 2, 40)
@@ -59,32 +62,26 @@ def _content(folder: Path, multilabel=False):
         for k in range(40)
     ]
     image = rng.integers(0, 256, (3, 30, 40)).astype(np.uint8)
-    names = ["edema", "mass", "hernia"] if multilabel else ["healthy", "ill"]
-    embedding_figure(rng.random((40, 2)), label, names, "Raw pixels").savefig(folder / "embedding_raw_pixels.png")
-    return {
-        "title": "Tiles",
-        "rows": [*rows, {"image": "z.png", "prob": None, "skipped": "truncated", "split": "train"}],
-        "class_names": names,
-        "threshold": [0.4, 0.5, 0.6] if multilabel else np.float64(0.4),
-        "threshold_by": "youden",
-        "temperature": 1.7,
-        "multilabel": multilabel,
-        "unit": "image",
-        "splits": {"train": class_table(rows, names), "test": class_table(rows, names)},
-        "key_metric": "roc_auc",
-        "samples": [save_picture(folder, "sample-0", "a sample", image)],
-        "mistakes": [save_picture(folder, "mistake-0", "a mistake", np.zeros((1, 8, 8, 8)))],
-        "embeddings": ["raw_pixels"],
-        "explanations": [
-            {
-                "results": {"relative_entropy": 0.5, "num_slides": 40},
-                "pictures": [save_picture(folder, "looked-0-0", "a map", image, 1200)],
-            }
-        ],
-        "subgroups": ("site",),
-        "audit": None,
-        "members": None,
+    classes = ["edema", "mass", "hernia"] if multilabel else ["healthy", "ill"]
+    heatmap = {
+        "results": {"relative_entropy": 0.5, "num_slides": 40},
+        "pictures": [picture("looked-0-0", "a map", image, 1200)],
     }
+    return Evaluation(
+        title="Tiles",
+        rows=[*rows, {"image": "z.png", "prob": None, "skipped": "truncated", "split": "train"}],
+        classes=classes,
+        threshold=[0.4, 0.5, 0.6] if multilabel else np.float64(0.4),
+        threshold_by="youden",
+        temperature=1.7,
+        multilabel=multilabel,
+        splits={"train": class_table(rows, classes), "test": class_table(rows, classes)},
+        samples=[picture("sample-0", "a sample", image)],
+        mistakes=[picture("mistake-0", "a mistake", np.zeros((1, 8, 8, 8)))],
+        embeddings={"raw_pixels": png_bytes(embedding_figure(rng.random((40, 2)), label, classes, "Raw pixels"), 80)},
+        explanations=[heatmap],
+        subgroups=("site",),
+    ).after_training(folder)
 
 
 def _files(folder: Path):
@@ -97,8 +94,9 @@ def test_rebuilt_page_is_the_first_one_byte_for_byte(tmp_path, multilabel):
     folder.mkdir()
     (folder / "history.json").write_text('[{"epoch": 1, "train": {"loss": 0.7}, "val": {"loss": 0.8, "roc_auc": 0.6}}]')
     (folder / "run.json").write_text(json.dumps(RUN))
-    save_evaluation(folder, _content(folder, multilabel))
-    metrics = rebuild_report(folder)
+    evaluation = _evaluation(folder, multilabel)
+    evaluation.save(folder)
+    metrics = write_report(folder, evaluation).metrics
     assert metrics["run"]["source"] == "tiles.zip"
     assert metrics["run"]["chain"] == {"size": 8}
     assert metrics["run"]["settings"] == {"max_epochs": 3}
@@ -120,12 +118,12 @@ def test_rebuilt_page_is_the_first_one_byte_for_byte(tmp_path, multilabel):
     assert _files(Path(moved)) == first
 
 
-def test_a_later_training_is_told_and_not_mixed_in(tmp_path, caplog):
+def test_a_later_training_is_a_warning_and_not_mixed_in(tmp_path, caplog):
     (tmp_path / "history.json").write_text(
         '[{"epoch": 1, "train": {"loss": 0.7}, "val": {"loss": 0.8, "roc_auc": 0.6}}]'
     )
     (tmp_path / "run.json").write_text(json.dumps({**RUN, "fingerprint": "f00d"}))
-    save_evaluation(tmp_path, _content(tmp_path))
+    _evaluation(tmp_path).save(tmp_path)
     metrics = rebuild_report(tmp_path)
     page = (tmp_path / "report.html").read_bytes()
     assert "trained again" not in caplog.text
@@ -136,19 +134,19 @@ def test_a_later_training_is_told_and_not_mixed_in(tmp_path, caplog):
     assert rebuild_report(tmp_path) == metrics
     assert metrics["run"]["fingerprint"] == "f00d"
     assert (tmp_path / "report.html").read_bytes() == page
-    assert "trained again since it was evaluated" in caplog.text
+    assert "trained again since the evaluation" in caplog.text
 
 
-def test_what_cannot_be_rebuilt_is_told(tmp_path):
+def test_what_cannot_be_rebuilt_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"nothing: no run: wanted the output_dir of a training"):
         rebuild_report(tmp_path / "nothing")
     (tmp_path / "run.json").write_text(json.dumps(RUN))
-    with pytest.raises(ValueError, match=r"not evaluated yet, there is no evaluation\.json: run train\.yaml with"):
+    with pytest.raises(ValueError, match=r"not evaluated yet, there is no evaluation\.json: add --run_id evaluate"):
         rebuild_report(tmp_path)
-    save_evaluation(tmp_path, _content(tmp_path))
+    _evaluation(tmp_path).save(tmp_path)
     (tmp_path / "pictures" / "sample-0.png").unlink()
-    with pytest.raises(ValueError, match=r"sample-0\.png: the picture is gone: run the evaluation again"):
+    with pytest.raises(ValueError, match=r"sample-0\.png: the picture is missing: run the evaluation again"):
         rebuild_report(tmp_path)
     (tmp_path / "evaluation.json").write_text('{"title": "T", "rows": [{')
-    with pytest.raises(ValueError, match=r"evaluation\.json: no JSON .*: run the evaluation again"):
+    with pytest.raises(ValueError, match=r"evaluation\.json: no JSON .*: run the training or evaluation again"):
         rebuild_report(tmp_path)

@@ -15,11 +15,11 @@ from PIL import Image
 JPEG, RGB, YCBCR = 7, 2, 6
 COMPRESSION, PHOTOMETRIC, JPEG_TABLES, SUBSAMPLING = 259, 262, 347, 530
 SUBSAMPLINGS = {"444": (1, 1), "422": (2, 1), "420": (2, 2), "440": (1, 2)}
-QUANTISATION, HUFFMAN, APP0 = 0xDB, 0xC4, 0xE0
+QUANTIZATION, HUFFMAN, APP0 = 0xDB, 0xC4, 0xE0
 
 
 def pixels(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """Blobs of all colours with some grain."""
+    """Blobs of all colors with some grain."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (height // 32 + 2, width // 32 + 2, 3), dtype=np.uint8))
     smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), dtype=np.int16)
@@ -44,7 +44,7 @@ def write_slide(
     sub_ifds: bool = False,
     **tags: Any,
 ) -> Path:
-    """Write JPEG tiles through tifffile, which cannot encode JPEG by itself: the tags are put right afterwards."""
+    """Write JPEG tiles through tifffile, which cannot encode JPEG itself: the tags are corrected afterwards."""
     with tifffile.TiffWriter(path) as file:
         for number, level in enumerate(pyramid):
             encoded = [_encoded(tile, photometric, subsampling) for tile in _tiles(level, side_px)]
@@ -57,14 +57,9 @@ def write_slide(
                 shape=level.shape,
                 dtype=np.uint8,
                 tile=(side_px, side_px),
-                photometric="rgb",
-                compression="zlib",
                 extratags=extra,
-                subfiletype=int(number > 0),
                 subifds=len(pyramid) - 1 if sub_ifds and not number else None,
-                resolution=(1e4 / mpp, 1e4 / mpp),
-                resolutionunit="centimeter",
-                metadata=None,
+                **_tags(number, mpp),
                 **tags,
             )
     with tifffile.TiffFile(path, mode="r+") as file:
@@ -75,20 +70,16 @@ def write_slide(
 
 
 def write_lossless(path: Path, pyramid: Sequence[np.ndarray], mpp: float, side_px: int = 64) -> Path:
-    """Write tiles that come back as they were."""
+    """Write losslessly compressed tiles."""
     with tifffile.TiffWriter(path) as file:
         for number, level in enumerate(pyramid):
-            file.write(
-                level,
-                tile=(side_px, side_px),
-                photometric="rgb",
-                compression="zlib",
-                subfiletype=int(number > 0),
-                resolution=(1e4 / mpp, 1e4 / mpp),
-                resolutionunit="centimeter",
-                metadata=None,
-            )
+            file.write(level, tile=(side_px, side_px), **_tags(number, mpp))
     return path
+
+
+def _tags(level: int, mpp: float) -> dict[str, Any]:
+    resolution = {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "centimeter"}
+    return {"photometric": "rgb", "compression": "zlib", "subfiletype": int(level > 0), "metadata": None, **resolution}
 
 
 def _tiles(level: np.ndarray, side: int) -> Iterator[np.ndarray]:
@@ -99,7 +90,7 @@ def _tiles(level: np.ndarray, side: int) -> Iterator[np.ndarray]:
 
 
 def _encoded(tile: np.ndarray, photometric: int, subsampling: str) -> bytes:
-    """RGB as some scanners store it: the file says YCbCr, and only the TIFF knows better."""
+    """A JPEG; RGB as some scanners store it: the JPEG says YCbCr, the TIFF RGB."""
     tile = np.ascontiguousarray(tile)
     if photometric == YCBCR:
         return simplejpeg.encode_jpeg(tile, 80, "RGB", subsampling)
@@ -113,7 +104,7 @@ def _split(jpeg: bytes) -> tuple[bytes, bytes]:
     tables, rest, place = b"", b"", 2
     while jpeg[place + 1] != 0xDA:
         end = place + 2 + int.from_bytes(jpeg[place + 2 : place + 4], "big")
-        if jpeg[place + 1] in (QUANTISATION, HUFFMAN):
+        if jpeg[place + 1] in (QUANTIZATION, HUFFMAN):
             tables += jpeg[place:end]
         elif jpeg[place + 1] != APP0:
             rest += jpeg[place:end]

@@ -1,4 +1,4 @@
-"""Open files stay in their process, and stay few."""
+"""Open files belong to one process, and few stay open."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def _open_files(folder: Path) -> int:
 
 
 def _mean_of_tiles(tiles: Tiles) -> tuple[float, int]:
-    already = len(HANDLES._open)
-    return float(tiles.slide.read_tiles(tiles.coords, tiles.size).mean()), already
+    num_open = len(HANDLES._open)
+    return float(tiles.slide.read_tiles(tiles.coords, tiles.size).mean()), num_open
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
@@ -41,7 +41,7 @@ def test_each_process_opens_for_itself(slide: Slide, method: str) -> None:
     assert _mean_of_tiles(tiles)[0] == mean
 
 
-def test_slides_travel_light(slide: Slide) -> None:
+def test_slides_are_small_and_pickled(slide: Slide) -> None:
     again = pickle.loads(pickle.dumps(slide))
     assert again == slide
     assert hash(again) == hash(slide)
@@ -49,7 +49,7 @@ def test_slides_travel_light(slide: Slide) -> None:
     assert repr(slide).startswith("Slide(path=")
 
 
-def test_a_path_holds_wherever_the_process_goes(slide: Slide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_path_survives_a_change_of_directory(slide: Slide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     relative = open_slide("slide.tif")
     assert relative == slide
@@ -58,7 +58,7 @@ def test_a_path_holds_wherever_the_process_goes(slide: Slide, tmp_path: Path, mo
     assert relative.read_region(0, 0, 9, 9).shape == (9, 9, 3)
 
 
-def test_a_file_that_changed_is_told(slide: Slide) -> None:
+def test_changed_file_raises(slide: Slide) -> None:
     before = slide.read_region(0, 0, 64, 64)
     other = levels(300, 400, (1, 2), seed=1)
     os.remove(slide.path)
@@ -98,7 +98,7 @@ def test_few_stay_open(tmp_path: Path) -> None:
     assert _open_files(tmp_path) == 0
 
 
-def test_the_oldest_is_let_go() -> None:
+def test_oldest_is_dropped() -> None:
     opened: list[str] = []
     handles = Handles(max_open=2)
 
@@ -115,7 +115,7 @@ def test_the_oldest_is_let_go() -> None:
     assert "".join(opened) == "abcba"
 
 
-def test_a_failed_opening_leaves_nothing(tmp_path: Path) -> None:
+def test_failed_opening_leaves_nothing(tmp_path: Path) -> None:
     handles = Handles()
     with pytest.raises(ZeroDivisionError):
         handles.get("a", lambda: 1 / 0)

@@ -1,8 +1,9 @@
-"""What opens, at which resolution, and what is said where it does not."""
+"""Which slides open, at which resolution, and the errors of those that do not."""
 
 from __future__ import annotations
 
 import importlib.util
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,8 @@ def _tiff(path: Path, pixels: np.ndarray, **kwargs: Any) -> Path:
         ({"tiff.XResolution": "50800", "tiff.YResolution": "50800", "tiff.ResolutionUnit": "inch"}, 0.5),
         ({"openslide.mpp-x": "352", "openslide.mpp-y": "352", "tiff.ImageDescription": OME.format("")}, 0.25),
         ({"tiff.ImageDescription": OME.format(' PhysicalSizeXUnit="µm"')}, 0.25),
-        ({"openslide.mpp-x": "1e-4", "openslide.mpp-y": "1e-4"}, "got mpp of 0.0001; tell it: knob `slide_mpp`"),
-        ({"openslide.mpp-x": "0.25"}, "got none; tell it: knob `slide_mpp` of the chain, or column `mpp` of the table"),
+        ({"openslide.mpp-x": "1e-4", "openslide.mpp-y": "1e-4"}, "got mpp of 0.0001; set it: knob `slide_mpp`"),
+        ({"openslide.mpp-x": "0.25"}, "got none; set it: knob `slide_mpp` of the chain, or column `mpp` of the table"),
         ({"openslide.mpp-x": "?", "openslide.mpp-y": "nan"}, "0.1 to 2 um per pixel, got none"),
         ({"tiff.XResolution": "20000", "tiff.YResolution": "20000", "tiff.ResolutionUnit": "none"}, "got none"),
         ({"tiff.XResolution": "72", "tiff.YResolution": "72", "tiff.ResolutionUnit": "inch"}, "got TIFF resolution"),
@@ -65,7 +66,7 @@ def test_resolution(properties: dict[str, str], mpp: float | str) -> None:
 
 
 @pytest.mark.parametrize(("unit", "per_unit"), [("centimeter", 20_000), ("inch", 50_800)])
-def test_centimetre_and_inch_of_a_file(tmp_path: Path, unit: str, per_unit: float) -> None:
+def test_centimeter_and_inch_of_a_file(tmp_path: Path, unit: str, per_unit: float) -> None:
     resolution = {"resolution": (per_unit, per_unit), "resolutionunit": unit}
     for tile in ({"tile": (64, 64)}, {}):  # by OpenSlide, by tifffile
         slide = open_slide(_tiff(tmp_path / "slide.tif", levels(100, 120)[0], **resolution, **tile))
@@ -73,14 +74,14 @@ def test_centimetre_and_inch_of_a_file(tmp_path: Path, unit: str, per_unit: floa
         assert slide.backend == ("openslide" if tile else "tifffile")
 
 
-def test_a_given_resolution_goes_before_the_files(tmp_path: Path, shared_data: Path) -> None:
+def test_resolution_of_the_caller_precedes_the_files(tmp_path: Path, shared_data: Path) -> None:
     path = write_slide(tmp_path / "slide.tif", levels(100, 120), mpp=0.5)
     assert open_slide(path, mpp=0.25).mpp == 0.25
     for mpp in (0, 1e-4, 5, float("nan")):
         with pytest.raises(ValueError, match=r"mpp must lie in 0.1..2 um per pixel, got"):
             open_slide(path, mpp=mpp)
     real = shared_data / "wsi" / "TCGA-CR-7395-01A-01-TS1.svs"
-    with pytest.raises(ScanError, match=r"wanted a resolution .* got none; tell it: knob `slide_mpp`"):
+    with pytest.raises(ScanError, match=r"wanted a resolution .* got none; set it: knob `slide_mpp`"):
         open_slide(real)
     assert open_slide(real, mpp=0.25).tile_size(256, 0.5) == (256, 0.5, 1, 256, 512)
 
@@ -98,12 +99,12 @@ def test_a_given_resolution_goes_before_the_files(tmp_path: Path, shared_data: P
         (0.506, 0.5, None),
     ],
 )
-def test_where_a_tile_comes_from(slide_mpp: float, mpp: float, expected: tuple[float, ...] | None) -> None:
+def test_tile_sizes(slide_mpp: float, mpp: float, expected: tuple[float, ...] | None) -> None:
     size = fit_tile(256, mpp, slide_mpp, (1, 4, 16))
     assert size == (None if expected is None else pytest.approx(expected))
 
 
-def _read_as_written(slide: Slide, pyramid: list[np.ndarray], off: float = 0) -> None:
+def _assert_reads_as_written(slide: Slide, pyramid: list[np.ndarray], off: float = 0) -> None:
     assert slide.backend == "tifffile"
     assert slide.level_downsamples == tuple(2.0**level for level in range(len(pyramid)))
     for level, pixels in enumerate(pyramid):
@@ -123,7 +124,7 @@ def test_strips(tmp_path: Path, kind: str) -> None:
         "one strip": {"rowsperstrip": 2**31},
     }
     pyramid = levels(150, 200)
-    _read_as_written(open_slide(_tiff(tmp_path / "slide.tif", pyramid[0], **layout[kind]), mpp=0.5), pyramid)
+    _assert_reads_as_written(open_slide(_tiff(tmp_path / "slide.tif", pyramid[0], **layout[kind]), mpp=0.5), pyramid)
 
 
 def test_jpeg_strips(tmp_path: Path) -> None:
@@ -137,7 +138,7 @@ def test_jpeg_strips(tmp_path: Path) -> None:
         file.pages[0].tags[COMPRESSION].overwrite(JPEG)
         file.pages[0].tags[PHOTOMETRIC].overwrite(YCBCR)
     slide = open_slide(path, mpp=0.5)
-    _read_as_written(slide, pyramid, off=5)
+    _assert_reads_as_written(slide, pyramid, off=5)
     small, downsample = slide.thumbnail(4)
     assert (small.shape, downsample) == ((18, 25, 3), 8)
     assert np.abs(small - pyramid[0][:144].reshape(18, 8, 25, 8, 3).mean(axis=(1, 3))).mean() < 1
@@ -145,7 +146,7 @@ def test_jpeg_strips(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("tiled", [True, False], ids=["tiles", "strips"])
 def test_ome_tiff(tmp_path: Path, tiled: bool) -> None:
-    """Its smaller levels lie in SubIFDs, where OpenSlide does not look."""
+    """Its smaller levels are in SubIFDs, which OpenSlide ignores."""
     pyramid, path = levels(300, 400, (1, 2, 4)), tmp_path / "slide.ome.tif"
     layout: dict[str, Any] = {"photometric": "rgb", "compression": "zlib", "tile": (64, 64) if tiled else None}
     with tifffile.TiffWriter(path, ome=True) as file:
@@ -155,18 +156,30 @@ def test_ome_tiff(tmp_path: Path, tiled: bool) -> None:
             file.write(level, subfiletype=1, **layout)
     slide = open_slide(path)
     assert slide.mpp == 0.5
-    _read_as_written(slide, pyramid)
+    _assert_reads_as_written(slide, pyramid)
 
 
-def test_jpeg_tiles_that_openslide_does_not_see(tmp_path: Path) -> None:
+def test_jpeg_tiles_in_sub_ifds(tmp_path: Path) -> None:
     pyramid = levels(300, 400, (1, 2, 4))
     slide = open_slide(write_slide(tmp_path / "slide.tif", pyramid, sub_ifds=True))
     reader = open_reader(slide.path, slide.backend, slide.stamp)
     assert all(isinstance(segments, JpegSegments) for segments in reader._segments)
-    _read_as_written(slide, pyramid, off=5)
+    _assert_reads_as_written(slide, pyramid, off=5)
 
 
-def test_colour_profile(tmp_path: Path) -> None:
+def test_properties_are_read_only(tmp_path: Path) -> None:
+    pixels, resolution = levels(100, 120)[0], {"resolution": (20_000, 20_000), "resolutionunit": "centimeter"}
+    for tile, vendor in (({"tile": (64, 64)}, "generic-tiff"), ({}, "tiff")):  # by OpenSlide, by tifffile
+        slide = open_slide(_tiff(tmp_path / "slide.tif", pixels, description="stained", **resolution, **tile))
+        assert slide.properties["openslide.vendor"] == slide.vendor == vendor
+        assert slide.properties["tiff.ImageDescription"] == "stained"
+        assert float(slide.properties["tiff.XResolution"]) == 20_000
+        with pytest.raises(TypeError, match="does not support item assignment"):
+            slide.properties["tiff.XResolution"] = "1"  # type: ignore[index]
+        assert pickle.loads(pickle.dumps(slide)).properties == slide.properties
+
+
+def test_color_profile(tmp_path: Path) -> None:
     from PIL import ImageCms
 
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -176,7 +189,7 @@ def test_colour_profile(tmp_path: Path) -> None:
     assert open_slide(write_slide(path, levels(100, 120))).color_profile is None
 
 
-def test_a_folder_is_a_dicom_series(tmp_path: Path, shared_data: Path) -> None:
+def test_folder_of_a_dicom_series(tmp_path: Path, shared_data: Path) -> None:
     (tmp_path / "a.dcm").write_text("no DICOM")
     (tmp_path / "notes.txt").write_text("no slide")
     with pytest.raises(ScanError, match=r"found no \.dcm that OpenSlide opens"):
@@ -189,7 +202,7 @@ def test_a_folder_is_a_dicom_series(tmp_path: Path, shared_data: Path) -> None:
         open_slide(shared_data / "wsi" / "pathml_small_dicom.dcm")
 
 
-def test_a_folder_of_several_dicom_series_is_told(tmp_path: Path, shared_data: Path) -> None:
+def test_folder_of_several_dicom_series_raises(tmp_path: Path, shared_data: Path) -> None:
     data = pydicom.dcmread(shared_data / "wsi" / "highdicom_sm_image.dcm")
     data.save_as(tmp_path / "b.dcm")
     data.SeriesInstanceUID = pydicom.uid.generate_uid()
@@ -199,7 +212,7 @@ def test_a_folder_of_several_dicom_series_is_told(tmp_path: Path, shared_data: P
     assert open_slide(tmp_path / "c.dcm").size == (50, 50)
 
 
-def test_what_is_no_slide(tmp_path: Path) -> None:
+def test_files_that_are_not_slides(tmp_path: Path) -> None:
     path = tmp_path / "slide.svs"
     with pytest.raises(ScanError, match=f"{path}: wanted a slide, found no such file"):
         open_slide(path)
@@ -211,7 +224,7 @@ def test_what_is_no_slide(tmp_path: Path) -> None:
         (b"II*\0\xff\xff\0\0", "truncated: it ends before its list of images does"),
         ({"pixels": rgb[..., 0], "photometric": "minisblack"}, r"wanted interleaved RGB of 8 bits, got 1 channel\(s\)"),
         ({"pixels": rgb.astype(np.uint16)}, r"wanted interleaved RGB of 8 bits, got 3 channel\(s\) of uint16"),
-        ({"pixels": rgb[..., 0], "photometric": "minisblack", "tile": (64, 64)}, "wanted a slide in colour"),
+        ({"pixels": rgb[..., 0], "photometric": "minisblack", "tile": (64, 64)}, "wanted a slide in color"),
     ]
     for content, message in cases:
         if isinstance(content, bytes):
@@ -223,8 +236,8 @@ def test_what_is_no_slide(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "sub_ifds", "odd", "zlib strips", "plain strip"])
-def test_broken_tags_are_told(tmp_path: Path, kind: str) -> None:
-    """Of 100 files of each kind, all open and are read, or are told."""
+def test_broken_tags_raise(tmp_path: Path, kind: str) -> None:
+    """Each of 100 files is read or raises a ScanError."""
     path, pyramid = tmp_path / "slide.tif", levels(101, 121, (1, 2))
     if kind == "odd":
         write_lossless(path, pyramid, mpp=0.5)
@@ -236,7 +249,7 @@ def test_broken_tags_are_told(tmp_path: Path, kind: str) -> None:
     with tifffile.TiffFile(path) as file:
         pages = [page for top in file.pages for page in (top, *(top.pages or ()))]
         places = [page.offset + byte for page in pages for byte in range(2 + 12 * len(page.tags) + 4)]
-    rng, told = np.random.default_rng(0), 0
+    rng, num_errors = np.random.default_rng(0), 0
     for place in rng.choice(places, 100):
         broken = bytearray(data)
         broken[place] ^= rng.integers(1, 256)
@@ -244,26 +257,26 @@ def test_broken_tags_are_told(tmp_path: Path, kind: str) -> None:
         try:
             region = open_slide(path, mpp=0.5).read_region(5, 5, 64, 64)
         except ScanError:
-            told += 1
+            num_errors += 1
         else:
             assert region.shape == (64, 64, 3)
-    assert 20 < told < 90
+    assert 20 < num_errors < 90
 
 
-@pytest.mark.parametrize("kept", [0.1, 0.3, 0.6, 0.9, 0.99])
-def test_truncated_files(tmp_path: Path, shared_data: Path, kept: float) -> None:
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.6, 0.9, 0.99])
+def test_truncated_files(tmp_path: Path, shared_data: Path, share: float) -> None:
     made = write_slide(tmp_path / "made.tif", levels(300, 400, (1, 2, 4)))
     strips = _tiff(tmp_path / "strips.tif", levels(300, 400)[0])
     for path in [made, strips, *(shared_data / "wsi").glob("*.svs"), *(shared_data / "wsi").glob("*.ndpi")]:
         data = path.read_bytes()
         cut = tmp_path / f"cut{path.suffix}"
-        cut.write_bytes(data[: int(len(data) * kept)])
+        cut.write_bytes(data[: int(len(data) * share)])
         with pytest.raises(ScanError, match="truncated: "):
             open_slide(cut, mpp=0.5)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("imagecodecs") is not None, reason="imagecodecs decodes it")
-def test_a_compression_that_needs_another_package(tmp_path: Path) -> None:
+def test_compression_that_needs_another_package(tmp_path: Path) -> None:
     path = _tiff(tmp_path / "slide.tif", levels(100, 120)[0])
     with tifffile.TiffFile(path, mode="r+") as file:
         file.pages[0].tags[COMPRESSION].overwrite(34712)  # JPEG 2000
@@ -271,7 +284,7 @@ def test_a_compression_that_needs_another_package(tmp_path: Path) -> None:
         open_slide(path, mpp=0.5)
 
 
-def test_a_real_slide_of_seven_levels(shared_data: Path) -> None:
+def test_real_slide_of_seven_levels(shared_data: Path) -> None:
     slide = open_slide(shared_data / "wsi" / "test3-DAPI-2-_387_.ndpi")
     assert slide.level_downsamples == (1, 2, 4, 8, 16, 32, 64)
     assert slide.mpp == pytest.approx(0.228, abs=0.001)
@@ -280,7 +293,7 @@ def test_a_real_slide_of_seven_levels(shared_data: Path) -> None:
     assert small.mean() < 20  # fluorescence
 
 
-def test_a_small_slide_of_levels_with_odd_sizes(tmp_path: Path) -> None:
+def test_levels_with_odd_sizes(tmp_path: Path) -> None:
     pyramid = levels(1100, 1300, (1, 2, 4, 8, 16, 32, 64))
     slide = open_slide(write_lossless(tmp_path / "slide.tif", pyramid, mpp=0.5))
     for level, pixels in enumerate(pyramid):

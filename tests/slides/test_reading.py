@@ -1,4 +1,4 @@
-"""Pixels: equal to OpenSlide's, or to means of them, wherever a tile lies."""
+"""Pixels equal OpenSlide's, or means of them, wherever a tile lies."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _reader(slide: Slide) -> Reader:
 
 
 def _reference_region(path: Path | str, x: int, y: int, width: int, height: int, level: int = 0) -> np.ndarray:
-    """OpenSlide's own, on white."""
+    """OpenSlide's region, on white."""
     with OpenSlide(path) as slide:
         region = slide.read_region((x, y), level, (width, height))
     return np.asarray(Image.alpha_composite(Image.new("RGBA", region.size, "white"), region))[..., :3]
@@ -45,7 +45,7 @@ def test_raw_tiles_equal_openslide(tmp_path: Path, photometric: int, subsampling
     rng = np.random.default_rng(0)
     for level, (width, height) in enumerate(slide.level_sizes):
         whole = slide.read_region(0, 0, width, height, level)
-        assert np.abs(whole.astype(int) - pyramid[level]).mean() < 5  # the colours are right, not only equal
+        assert np.abs(whole.astype(int) - pyramid[level]).mean() < 5  # the colors are right, not only equal
         for x, y in [(0, 0), (64, 128), *rng.integers(-60, [width, height], (10, 2)).tolist()]:
             at = x * 2**level, y * 2**level
             for size in [(64, 64), (90, 71)]:
@@ -55,7 +55,7 @@ def test_raw_tiles_equal_openslide(tmp_path: Path, photometric: int, subsampling
 
 
 def test_tiles_of_the_real_slide_equal_openslide(shared_data: Path) -> None:
-    """Tiles of 240 px, RGB that says of itself that it is YCbCr, shared tables."""
+    """Tiles of 240 px, RGB labeled as YCbCr, shared tables."""
     path = shared_data / "wsi" / "CMU-1-Small-Region.svs"
     slide = open_slide(path)
     assert (slide.mpp, slide.size, slide.vendor) == (0.499, (2220, 2967), "aperio")
@@ -74,7 +74,7 @@ def test_tiles_of_the_real_slide_equal_openslide(shared_data: Path) -> None:
 
 @pytest.mark.parametrize("mpp", [0.499, 0.2525])
 @pytest.mark.parametrize("downsamples", [(1,), (1, 4), (1, 2, 4, 8, 16, 32, 64)], ids=len)
-def test_a_tile_is_the_mean_of_its_level0_region(tmp_path: Path, downsamples: tuple[int, ...], mpp: float) -> None:
+def test_tile_is_the_mean_of_its_level0_region(tmp_path: Path, downsamples: tuple[int, ...], mpp: float) -> None:
     pyramid = levels(1100, 1300, downsamples)
     slide = open_slide(write_lossless(tmp_path / "slide.tif", pyramid, mpp=mpp))
     assert slide.level_downsamples == downsamples
@@ -90,7 +90,7 @@ def test_a_tile_is_the_mean_of_its_level0_region(tmp_path: Path, downsamples: tu
             assert np.abs(tile - _reference_shrunk(region, size.level0_px // 32)).max() <= 1.01
 
 
-def test_a_tile_of_a_broken_ratio(tmp_path: Path) -> None:
+def test_tile_of_a_fractional_ratio(tmp_path: Path) -> None:
     pyramid = [pixels(600, 600)]
     slide = open_slide(write_lossless(tmp_path / "slide.tif", pyramid, mpp=0.3))
     size = slide.tile_size(100, 0.5)
@@ -114,13 +114,13 @@ def test_shrinking_while_decoding_is_near_the_mean(shared_data: Path, factor: in
     for tile, xy in zip(slide.read_tiles(inside, size), inside, strict=True):
         mean = _reference_shrunk(_reference_region(path, *xy, size.level_px, size.level_px), factor)
         assert np.abs(tile - mean).mean() < 1
-    odd = [(factor + 1, 0), (2220 - size.level_px // 2, 0), (-8, -8)]  # where it cannot, the mean itself
+    odd = [(factor + 1, 0), (2220 - size.level_px // 2, 0), (-8, -8)]  # where it is not possible: the exact mean
     for tile, xy in zip(slide.read_tiles(odd, size), odd, strict=True):
         mean = _reference_shrunk(_reference_region(path, *xy, size.level_px, size.level_px), factor)
         assert np.abs(tile - mean).max() <= 0.51
 
 
-def test_white_beyond_the_edge_and_where_tiles_are_left_out(tmp_path: Path) -> None:
+def test_white_beyond_the_edge_and_for_missing_tiles(tmp_path: Path) -> None:
     pyramid = levels(300, 400)
     path = write_slide(tmp_path / "slide.tif", pyramid)
     for region in [(-500, -500, 64, 64), (400, 0, 64, 64), (1000, 1000, 100, 64)]:
@@ -135,7 +135,7 @@ def test_white_beyond_the_edge_and_where_tiles_are_left_out(tmp_path: Path) -> N
     assert np.array_equal(region, _reference_region(path, 0, 0, 200, 150))
 
 
-def test_white_where_tiles_are_left_out_of_what_tifffile_reads(tmp_path: Path) -> None:
+def test_white_for_missing_tiles_by_tifffile(tmp_path: Path) -> None:
     pyramid = levels(300, 400, (1, 2))
     path = write_slide(tmp_path / "slide.tif", pyramid, sub_ifds=True)
     with tifffile.TiffFile(path, mode="r+") as file:
@@ -164,7 +164,7 @@ def test_transparent_is_white(tmp_path: Path, alpha: str, layout: dict) -> None:
     assert np.abs(slide.read_region(0, 0, 200, 150) - expected).max() <= 0.51
 
 
-def test_rows_are_read_out_of_a_plain_strip(tmp_path: Path) -> None:
+def test_rows_are_read_from_a_plain_strip(tmp_path: Path) -> None:
     rgb = pixels(1000, 200)
     path = tmp_path / "slide.tif"
     tifffile.imwrite(path, rgb, photometric="rgb", rowsperstrip=1000)
@@ -175,7 +175,7 @@ def test_rows_are_read_out_of_a_plain_strip(tmp_path: Path) -> None:
     assert np.array_equal(slide.read_region(0, 0, 200, 1000), rgb)
 
 
-def test_a_huge_strip_is_told_and_a_large_one_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_huge_strip_raises_and_large_one_is_not_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rgb = pixels(150, 200)
     path = tmp_path / "slide.tif"
     tifffile.imwrite(path, rgb, photometric="rgb", compression="zlib", rowsperstrip=150)
@@ -189,8 +189,8 @@ def test_a_huge_strip_is_told_and_a_large_one_is_not_kept(tmp_path: Path, monkey
         open_slide(path, mpp=0.5)
 
 
-def test_a_huge_tile_never_reaches_openslide(tmp_path: Path) -> None:
-    """It ends the process where it gets no memory."""
+def test_huge_tile_never_reaches_openslide(tmp_path: Path) -> None:
+    """OpenSlide aborts the process when it gets no memory."""
     path = write_lossless(tmp_path / "slide.tif", levels(300, 400), mpp=0.5)
     with tifffile.TiffFile(path, mode="r+") as file:
         file.pages[0].tags["TileWidth"].overwrite(2**28)
@@ -198,8 +198,8 @@ def test_a_huge_tile_never_reaches_openslide(tmp_path: Path) -> None:
         open_slide(path)
 
 
-def test_levels_that_do_not_divide_keep_their_whole_downsample(shared_data: Path) -> None:
-    """OpenSlide divides sizes, gets 2.0005, and blurs what begins between two pixels."""
+def test_levels_that_do_not_divide_have_whole_downsamples(shared_data: Path) -> None:
+    """OpenSlide divides sizes, gets 2.0005, and blurs regions that start between two pixels."""
     slide = open_slide(shared_data / "wsi" / "TCGA-CR-7395-01A-01-TS1.svs", mpp=0.5)
     assert slide.level_downsamples == (1, 2)
     assert slide.color_profile is not None
@@ -235,7 +235,7 @@ def test_threads_share_a_slide(tmp_path: Path) -> None:
     assert slide.read_tiles([], size, num_threads=2).shape == (0, 60, 60, 3)
 
 
-def test_decoded_tiles_that_are_kept_stay_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_of_decoded_tiles_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("monai_pipelines.slides.segments.CACHE_BYTES", 3 * 64 * 64 * 3)
     path = write_slide(tmp_path / "slide.tif", levels(640, 640))
     slide = open_slide(path)
@@ -246,7 +246,7 @@ def test_decoded_tiles_that_are_kept_stay_few(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("broken", [slice(10, 200), slice(-900, None)])
-def test_a_corrupt_tile_is_told_and_the_others_are_read(tmp_path: Path, broken: slice) -> None:
+def test_corrupt_tile_raises_and_others_are_read(tmp_path: Path, broken: slice) -> None:
     path = write_slide(tmp_path / "slide.tif", levels(300, 400))
     before = open_slide(path).read_region(0, 0, 400, 300)
     data = bytearray(path.read_bytes())
@@ -265,7 +265,7 @@ def test_a_corrupt_tile_is_told_and_the_others_are_read(tmp_path: Path, broken: 
     assert np.array_equal(slide.read_tiles([(192, 64)], size)[0], before[64:128, 192:256])
 
 
-def test_what_openslide_cannot_read_is_told(tmp_path: Path) -> None:
+def test_openslide_errors_are_raised(tmp_path: Path) -> None:
     path = write_lossless(tmp_path / "slide.tif", levels(300, 400), mpp=0.5)
     with tifffile.TiffFile(path) as file:
         begin, length = file.pages[0].dataoffsets[9], file.pages[0].databytecounts[9]
@@ -273,7 +273,7 @@ def test_what_openslide_cannot_read_is_told(tmp_path: Path) -> None:
     data[begin : begin + length] = bytes(length)
     path.write_bytes(data)
     slide = open_slide(path)
-    for _ in range(2):  # an error ends OpenSlide's handle: it is opened anew
+    for _ in range(2):  # an error ends OpenSlide's handle: it is reopened
         with pytest.raises(ScanError, match=r"OpenSlide cannot read level 0 at its pixel \(128, 64\)"):
             slide.read_region(128, 64, 32, 32)
         assert slide.read_region(0, 0, 32, 32).shape == (32, 32, 3)

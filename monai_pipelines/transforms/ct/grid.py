@@ -1,4 +1,4 @@
-"""Volumes on grids: block averages and separable anti-aliased resampling, fast on large int16 volumes."""
+"""Block averages and separable anti-aliased resampling, fast on large int16 volumes."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from monai.data import MetaTensor
 from numpy.typing import NDArray
 from torch.nn.functional import avg_pool3d
 
-CHUNK_VOXELS = 2**22  # what is turned to float at a time: stays near the caches and bounds the memory
+CHUNK_VOXELS = 2**22  # converted to float at a time: cache-friendly, and bounds the memory
 
 
 def placed(values: torch.Tensor, affine: NDArray[np.float64] | torch.Tensor, meta: Mapping[Any, Any]) -> MetaTensor:
-    """A `MetaTensor` (C, X, Y, Z) at ``affine`` with the rest of another volume's ``meta``."""
-    rest = {k: v for k, v in meta.items() if k != "affine"}
-    return MetaTensor(values, affine=torch.as_tensor(affine, dtype=torch.float64), meta=rest)
+    """A `MetaTensor` (C, X, Y, Z) at ``affine`` with another volume's ``meta``."""
+    others = {k: v for k, v in meta.items() if k != "affine"}
+    return MetaTensor(values, affine=torch.as_tensor(affine, dtype=torch.float64), meta=others)
 
 
 def memory_order(volume: torch.Tensor) -> list[int]:
-    """The axes from slowest to fastest in memory, so that a pass reads memory in order."""
+    """The axes from slowest to fastest in memory."""
     return sorted(range(volume.ndim), key=volume.stride, reverse=True)
 
 
 def block_mean(volume: torch.Tensor, factors: Sequence[int]) -> torch.Tensor:
-    """Mean over blocks of ``factors`` voxels; what does not fill a block at the end of an axis is left out.
+    """Mean over blocks of ``factors`` voxels; incomplete blocks at the end of an axis are dropped.
 
     Args:
         volume: (X, Y, Z), any dtype and memory order.
@@ -48,15 +48,15 @@ def block_mean(volume: torch.Tensor, factors: Sequence[int]) -> torch.Tensor:
 
 
 def cubic_weights(num_in: int, start: float, step: float, num_out: int) -> NDArray[np.float32]:
-    """Weights that resample one axis: cubic convolution, widened by ``step`` where it shrinks (anti-aliasing).
+    """Weights that resample one axis: cubic convolution, widened by ``step`` if it shrinks (anti-aliasing).
 
-    Output sample i lies at input voxel ``start + i * step``. Rows sum to 1; a row whose sample lies outside the axis
-    (beyond half a voxel) is zero.
+    Output sample i lies at input voxel ``start + i * step``. Rows sum to 1; those of samples outside the axis (beyond
+    half a voxel) are zero.
 
     Args:
-        num_in: voxels of the input axis.
+        num_in: input voxels.
         start: position of the first output sample, in input voxels.
-        step: distance of output samples, in input voxels.
+        step: distance between output samples, in input voxels.
         num_out: output samples.
 
     Returns:
@@ -64,12 +64,12 @@ def cubic_weights(num_in: int, start: float, step: float, num_out: int) -> NDArr
 
     Reference: Keys, IEEE TASSP 29 (1981) 1153-1160, a = -0.5.
     """
-    centres = start + step * np.arange(num_out)
-    distance = np.abs(centres[:, None] - np.arange(num_in)) / max(1.0, step)
+    centers = start + step * np.arange(num_out)
+    distance = np.abs(centers[:, None] - np.arange(num_in)) / max(1.0, step)
     near = (1.5 * distance - 2.5) * distance**2 + 1
     far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
     weights = np.where(distance < 1, near, np.where(distance < 2, far, 0.0))
-    inside = (centres >= -0.5) & (centres <= num_in - 0.5)
+    inside = (centers >= -0.5) & (centers <= num_in - 0.5)
     total = weights.sum(axis=1, keepdims=True)
     return np.where(inside[:, None], weights / np.where(inside[:, None], total, 1.0), 0.0).astype(np.float32)
 
@@ -83,7 +83,7 @@ def resample_separable(
         volume: (X, Y, Z), any dtype and memory order.
         weights: for each axis (num_out, num_in); zero rows give ``fill``.
         fill: value outside the volume.
-        at_least: lower bound put on the input first (padding below air would ring).
+        at_least: lower bound of the input; padding below air would cause ringing.
 
     Returns:
         (num_out_x, num_out_y, num_out_z) float32.

@@ -1,4 +1,4 @@
-"""Chest and body CT from disk to Hounsfield units."""
+"""CT from disk in Hounsfield units."""
 
 from __future__ import annotations
 
@@ -44,19 +44,18 @@ class LoadCT(Transform):
     """Read a CT into Hounsfield units with its position in space.
 
     Takes a folder with one DICOM series, one DICOM file, NIfTI (``.nii``, ``.nii.gz``), NRRD or MetaImage. DICOM slices
-    are ordered by their position along the slice normal; file names and InstanceNumber play no part, and
-    rescale slope and intercept are those of each slice. The voxels stay in the order of the file; the affine says
-    where they are.
+    are ordered by position along the slice normal, never by file name or InstanceNumber; each has its rescale slope and
+    intercept. Voxels keep the order of the file; the affine locates them.
 
-    Differs from `monai.transforms.LoadImage`: int16 instead of float32; a series whose slices do not form one regular
-    stack (two series in a folder, a missing or doubled slice, gantry tilt) is an error instead of a wrong volume.
+    Differs from `monai.transforms.LoadImage`: int16 instead of float32; a series that is not one regular stack (two
+    series in a folder, a missing or duplicate slice, gantry tilt) is an error instead of a wrong volume.
 
     Returns:
         `MetaTensor` (1, X, Y, Z) int16 in HU; ``affine`` (4, 4) float64 maps voxels to RAS mm;
-        ``meta["filename_or_obj"]`` is the path as given.
+        ``meta["filename_or_obj"]`` is the given path.
 
     Raises:
-        ScanError: names the file, what was wanted, what came and the way out.
+        ScanError: an unreadable file or irregular series; says how to fix it.
 
     Example:
         >>> from monai_pipelines.transforms import LoadCT
@@ -99,24 +98,22 @@ def _read_series(folder: Path) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
         except InvalidDicomError:
             others.append(file.name)
     if not slices:
-        found = f"{len(others)} other files, first {others[0]!r}" if others else "no file at all"
-        raise ScanError(folder, f"wanted a folder with one DICOM series, found {found}; name the series folder itself")
+        content = f"{len(others)} other files, first {others[0]!r}" if others else "no files"
+        raise ScanError(folder, f"wanted a folder with one DICOM series, got {content}; name the series folder itself")
     for name in others:
         if not name.lower().endswith(SIDECARS):
-            raise ScanError(folder / name, "no DICOM (truncated?); copy it again or take it away")
+            raise ScanError(folder / name, "not DICOM (truncated?); copy it again or remove it")
     if others:
-        logger.info("%s: %d files are not DICOM and were left out: %s", folder, len(others), ", ".join(others[:5]))
+        logger.info("%s: skipped %d files that are not DICOM: %s", folder, len(others), ", ".join(others[:5]))
     if len(slices) == 1:
         if int(slices[0][1].get("NumberOfFrames") or 1) > 1:
             return _read_itk(slices[0][0])
-        raise ScanError(folder, "the series has a single slice, a volume needs more; to read it alone, name the file")
+        raise ScanError(folder, "wanted a series, got a single slice; to read it alone, name the file")
     for name in ("SeriesInstanceUID", "Rows", "Columns", "PixelSpacing", "ImageOrientationPatient"):
         kinds = {_comparable(header.get(name)) for _, header in slices}
         if len(kinds) > 1:
             values = "" if name == "SeriesInstanceUID" else f": {', '.join(sorted(kinds)[:4])}"
-            raise ScanError(
-                folder, f"slices with {len(kinds)} different {name}{values}; give each series its own folder"
-            )
+            raise ScanError(folder, f"slices with {len(kinds)} different {name}{values}; keep one series per folder")
     orientation = np.array(slices[0][1].ImageOrientationPatient, float)
     normal = np.cross(orientation[:3], orientation[3:])
     slices.sort(key=lambda s: float(np.dot(normal, np.array(s[1].ImagePositionPatient, float))))
@@ -131,7 +128,7 @@ def _read_series(folder: Path) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
 
 
 def _comparable(value: Any) -> str:
-    """A header's value as text, numbers to 4 decimals: "0.70" is 0.7 and -0 is 0."""
+    """A header value as text, numbers rounded to 4 decimals: "0.70" equals 0.7 and -0 equals 0."""
     return str(value) if isinstance(value, (str, int)) else str(np.round(np.array(value, float), 4) + 0.0)
 
 
@@ -151,7 +148,7 @@ def _read_dicom_file(file: Path) -> tuple[NDArray[np.int16], NDArray[np.float64]
 
 
 def _header(file: Path) -> Dataset:
-    """Read one slice and check that it is a CT image with a place in space."""
+    """Read one slice and check that it is a CT image with a position in space."""
     try:
         header = pydicom.dcmread(file, specific_tags=_TAGS)
         if header.get("Modality") != "CT":
@@ -160,10 +157,10 @@ def _header(file: Path) -> Dataset:
         needed = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing") if single else ()
         for name in ("Rows", "Columns", "PixelData", *needed):
             if header.get(name) is None:
-                raise ScanError(file, f"no {name}: the file is truncated or no CT slice; export the series again")
+                raise ScanError(file, f"no {name}: truncated, or not a CT slice; export the series again")
         if header.get("SamplesPerPixel", 1) != 1:
             raise ScanError(
-                file, f"wanted one value per pixel, got {header.SamplesPerPixel}: a colour image, no CT slice"
+                file, f"wanted one value per pixel, got {header.SamplesPerPixel}: a color image, not a CT slice"
             )
     except (EOFError, OSError, ValueError, TypeError, struct.error) as error:
         if isinstance(error, (ScanError, InvalidDicomError)):
@@ -178,7 +175,7 @@ def _pixels_hu(file: Path, header: Dataset) -> NDArray[np.int16]:
         shape = int(header.Rows), int(header.Columns)
         if len(raw) < 2 * shape[0] * shape[1]:
             raise ScanError(
-                file, f"truncated: {len(raw)} bytes of pixels, wanted {2 * shape[0] * shape[1]}; copy it again"
+                file, f"truncated: wanted {2 * shape[0] * shape[1]} bytes of pixels, got {len(raw)}; copy it again"
             )
         kind = "<i2" if header.get("PixelRepresentation") else "<u2"
         stored = np.frombuffer(raw, kind, shape[0] * shape[1]).reshape(shape)
@@ -187,7 +184,7 @@ def _pixels_hu(file: Path, header: Dataset) -> NDArray[np.int16]:
         if slope == 1 and intercept.is_integer() and abs(intercept) < 2**15 and fits:
             return stored.astype(np.int16) + np.int16(intercept)
         return _int16(stored * slope + intercept)
-    return _itk_volume(file)[0][:, :, 0].T  # compressed, big endian: GDCM decodes and rescales
+    return _itk_volume(file)[0][:, :, 0].T  # compressed or big endian: GDCM decodes and rescales
 
 
 def _dicom_affine(header: Dataset, step_lps_mm: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -201,13 +198,13 @@ def _dicom_affine(header: Dataset, step_lps_mm: NDArray[np.float64]) -> NDArray[
 
 
 def _check_regular(folder: Path, origins: NDArray[np.float64], normal: NDArray[np.float64]) -> None:
-    """All slices on one line along the normal, at equal steps (1 % of a step, at least 0.05 mm, allowed)."""
+    """Slices must lie on one line along the normal, at equal steps (tolerance 1% of a step, at least 0.05 mm)."""
     steps = np.diff(origins, axis=0)
     along = steps @ normal
     typical = float(np.median(along))
     tolerance = max(0.05, 0.01 * typical)
     if along.min() < tolerance:
-        raise ScanError(folder, "two slices at the same position; keep one of each (two series in one folder?)")
+        raise ScanError(folder, "two slices at the same position; remove duplicates (two series in one folder?)")
     if np.abs(along - typical).max() > tolerance:
         raise ScanError(
             folder,
@@ -230,14 +227,14 @@ def _read_nifti(file: Path) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
     if values.ndim != 3 or min(values.shape) == 0:
         raise ScanError(file, f"wanted one volume (X, Y, Z), got shape {values.shape}")
     if values.dtype.kind not in "iuf":
-        raise ScanError(file, f"wanted one real number per voxel, got {values.dtype}: colour or complex, no CT")
+        raise ScanError(file, f"wanted one real number per voxel, got {values.dtype}: color or complex, not CT")
     if image.affine is None or abs(np.linalg.det(image.affine[:3, :3])) < 1e-9:
-        raise ScanError(file, "its affine maps voxels to no volume; set the sform or qform")
+        raise ScanError(file, "its affine is singular or missing; set the sform or qform")
     if values.dtype == np.int16:
         return np.array(values), np.array(image.affine, float)
     if not np.isfinite(values).all():
         raise ScanError(
-            file, f"{np.size(values) - np.isfinite(values).sum()} voxels are NaN or infinite; replace by -1024"
+            file, f"{np.size(values) - np.isfinite(values).sum()} voxels are NaN or infinite; replace them by -1024"
         )
     return _int16(values), np.array(image.affine, float)
 
@@ -266,7 +263,7 @@ def _itk_volume(file: Path) -> tuple[NDArray[np.int16], sitk.Image]:
 
 
 def _int16(values: NDArray[Any]) -> NDArray[np.int16]:
-    """Round to int16; what lies outside its range (padding, metal) is clipped."""
+    """Round to int16; values outside its range (padding, metal) are clipped."""
     if values.dtype == np.int16:
         return values
     return np.clip(np.rint(values), -(2**15), 2**15 - 1).astype(np.int16)

@@ -1,4 +1,4 @@
-"""Lung mask of a chest CT, found on a coarse grid."""
+"""Lung mask of a chest CT, on a coarse grid."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ from scipy import ndimage
 from monai_pipelines.errors import ScanError
 from monai_pipelines.transforms.ct.grid import block_mean, placed
 
-MIN_LUNG_L = 0.2  # a component smaller than this is no lung
-GAS_HU = -960.0  # parenchyma is denser on average, bowel and stomach gas is not
-TRACHEA_MM2 = (40.0, 900.0)  # cross-section in an axial slice, main bronchi included
+MIN_LUNG_L = 0.2  # smaller components are not lungs
+GAS_HU = -960.0  # parenchyma is denser on average, bowel and stomach gas are not
+TRACHEA_MM2 = (40.0, 900.0)  # axial cross-section, main bronchi included
 
 Mask = NDArray[np.bool_]
 
 
 class SegmentLungs(Transform):
-    """Find the two lungs: a mask with vessels and nodules kept, and trachea, table and bowel gas left out.
+    """Segment the two lungs with their vessels and nodules, without trachea, table and bowel gas.
 
-    Works on block averages of about ``grid_mm``, where the mask of a 250 x 512 x 512 scan takes a fraction of a
-    second and noise is gone: air below ``air_hu``; air connected to the edge of its axial slice is outside; the
-    trachea is followed downwards from the top until it enters the lungs; of what remains the largest component of
-    plausible volume and density within the trunk and its partner are the lungs (cut in two where they touch), one on
-    each side of the trunk's centre; each is closed with a ball of ``closing_mm`` and its holes are filled. A single
-    lung with air in it counts as no plausible lungs: the crop would lose the other one.
+    Works on block averages of about ``grid_mm``, which removes noise and takes a fraction of a second. Air is below
+    ``air_hu``; air connected to the edge of its axial slice is outside. The trachea is followed downwards from the top
+    until it enters the lungs. Of the remaining components in the trunk, the largest one of plausible volume and density
+    and its partner are the lungs (split if they touch), one on each side of the trunk's center. Each is closed with a
+    ball of ``closing_mm`` and its holes are filled. A single lung with air counts as no plausible lungs: the crop would
+    lose the other one.
 
     Args:
         air_hu: upper limit of air, HU.
-        grid_mm: voxel size aimed at for the mask, mm.
-        closing_mm: radius of the closing; nodules at the pleura up to this radius are kept, mm.
-        no_lungs: where no plausible lungs are found, "raise" a `ScanError` or "flag" it: the mask is then the whole
-            scan and ``meta["lungs_found"]`` False.
+        grid_mm: approximate voxel size of the mask, mm.
+        closing_mm: radius of the closing, mm; nodules at the pleura up to this radius are kept.
+        no_lungs: without plausible lungs "raise" a `ScanError`, or "flag" it: the mask covers the whole scan and
+            ``meta["lungs_found"]`` is False.
 
     Returns:
-        `MetaTensor` (1, x, y, z) uint8 in {0, 1} on the coarse grid in closest-to-RAS order with its own affine.
-        ``meta``: ``lungs_found``, ``lung_volume_l``, ``right_lung_l``, ``left_lung_l`` (litres).
+        `MetaTensor` (1, x, y, z) uint8 in {0, 1} on the coarse grid, in closest-to-RAS order.
+        ``meta``: ``lungs_found``, ``lung_volume_l``, ``right_lung_l``, ``left_lung_l`` (liters).
 
     Raises:
-        ScanError: no plausible lungs, and ``no_lungs`` is "raise".
+        ScanError: no plausible lungs, with ``no_lungs="raise"``.
 
     Reference: threshold and connectivity after Hu et al., IEEE TMI 20 (2001) 490-498.
 
@@ -80,7 +80,7 @@ class SegmentLungs(Transform):
         coarse, affine = _coarse_ras(volume, self.grid_mm)
         spacing = nib.affines.voxel_sizes(affine)
         lungs = find_lungs(coarse, spacing, self.air_hu, self.closing_mm)
-        litre = float(np.prod(spacing)) / 1e6
+        liter = float(np.prod(spacing)) / 1e6
         meta: dict[str, Any] = {"lungs_found": lungs is not None}
         if lungs is None:
             if self.no_lungs == "raise":
@@ -91,13 +91,13 @@ class SegmentLungs(Transform):
             mask = np.ones(coarse.shape, np.uint8)
         else:
             mask = (lungs > 0).astype(np.uint8)
-            right, left = (float((lungs == side).sum()) * litre for side in (1, 2))
+            right, left = (float((lungs == side).sum()) * liter for side in (1, 2))
             meta |= {"lung_volume_l": right + left, "right_lung_l": right, "left_lung_l": left}
         return placed(torch.from_numpy(mask)[None], affine, meta)
 
 
 class SegmentLungsd(MapTransform):
-    """`SegmentLungs` for dictionaries: the mask goes to ``mask_key``, its numbers also to the image's ``meta``."""
+    """`SegmentLungs` for dictionaries: the mask goes to ``mask_key``, its volumes also to the image's ``meta``."""
 
     def __init__(
         self,
@@ -120,8 +120,8 @@ class SegmentLungsd(MapTransform):
         for key in self.key_iterator(d):
             mask = self.segment(d[key])
             image = d[key] if isinstance(d[key], MetaTensor) else MetaTensor(torch.as_tensor(d[key]))
-            numbers = {k: v for k, v in mask.meta.items() if "lung" in str(k)}
-            d[key] = placed(image.as_tensor(), image.affine, {**image.meta, **numbers})
+            lung_meta = {k: v for k, v in mask.meta.items() if "lung" in str(k)}
+            d[key] = placed(image.as_tensor(), image.affine, {**image.meta, **lung_meta})
             d[self.mask_key] = mask
         return d
 
@@ -151,22 +151,22 @@ def find_lungs(
         closing_mm: radius of the closing of each lung.
 
     Returns:
-        (x, y, z) labels, or None where no plausible lungs are found.
+        (x, y, z) labels; None without plausible lungs.
     """
     inside = _inside(hu < air_hu)
     inside &= ~_trachea(inside, hu, spacing_mm)
-    litre = float(np.prod(spacing_mm)) / 1e6
+    liter = float(np.prod(spacing_mm)) / 1e6
     labels, count = ndimage.label(inside)
     if count == 0:
         return None
-    sizes = np.bincount(labels.ravel(), minlength=count + 1) * litre
-    everything, trunk = np.arange(count + 1), _trunk(hu >= air_hu, spacing_mm)
-    means, shares = ndimage.mean(hu, labels, everything), ndimage.mean(trunk, labels, everything)
-    plausible = [i for i in everything[1:] if sizes[i] >= MIN_LUNG_L and means[i] > GAS_HU and shares[i] > 0.5]
+    sizes = np.bincount(labels.ravel(), minlength=count + 1) * liter
+    components, trunk = np.arange(count + 1), _trunk(hu >= air_hu, spacing_mm)
+    means, in_trunk = ndimage.mean(hu, labels, components), ndimage.mean(trunk, labels, components)
+    plausible = [i for i in components[1:] if sizes[i] >= MIN_LUNG_L and means[i] > GAS_HU and in_trunk[i] > 0.5]
     plausible.sort(key=lambda i: -sizes[i])
     if not plausible:
         return None
-    pair = _two_lungs(labels, plausible, sizes, litre)
+    pair = _two_lungs(labels, plausible, sizes, liter)
     if pair is None:
         return None
     left, right = sorted(pair, key=_centre_x)
@@ -183,7 +183,7 @@ def _centre_x(mask: Mask) -> float:
 
 
 def _inside(region: Mask) -> Mask:
-    """What does not reach the edge of its axial slice (so an open mouth cannot join the lungs to the outside)."""
+    """Parts not connected to the edge of their axial slice (an open mouth must not join the lungs to the outside)."""
     flat = np.zeros((3, 3, 3), bool)
     flat[:, :, 1] = ndimage.generate_binary_structure(2, 1)
     labels, count = ndimage.label(region, flat)
@@ -195,7 +195,7 @@ def _inside(region: Mask) -> Mask:
 
 
 def _trunk(tissue: Mask, spacing_mm: NDArray[np.float64]) -> Mask:
-    """The trunk with all that it encloses, without the shell of a hollow table, which is thin; chest walls are not."""
+    """The trunk with everything it encloses, without the shell of a hollow table: thinner than a chest wall."""
     radius = (int(spacing_mm[0] <= 5), int(spacing_mm[1] <= 5), 0)
     thick = _grow(~_grow(~tissue, radius), radius)
     labels, _ = ndimage.label(thick)
@@ -207,10 +207,10 @@ def _trachea(inside: Mask, hu: NDArray[np.float32], spacing_mm: NDArray[np.float
     """Trachea and main bronchi: a round column of air near the midline, followed downwards while it stays small."""
     pixel = float(spacing_mm[0] * spacing_mm[1])
     low, high = (a / pixel for a in TRACHEA_MM2)
-    found = np.zeros_like(inside)
+    trachea = np.zeros_like(inside)
     body = np.nonzero((hu > -500).any(axis=(1, 2)))[0]
     if body.size == 0:
-        return found
+        return trachea
     middle, width = (body[0] + body[-1]) / 2, body[-1] - body[0] + 1
     previous: Mask | None = None
     previous_area = 0.0
@@ -233,30 +233,30 @@ def _trachea(inside: Mask, hu: NDArray[np.float32], spacing_mm: NDArray[np.float
                 break
             previous = now
         if previous is not None:
-            found[:, :, z] = previous
+            trachea[:, :, z] = previous
             previous_area = float(previous.sum())
-    return ndimage.binary_dilation(found, iterations=1)
+    return ndimage.binary_dilation(trachea, iterations=1)
 
 
 def _two_lungs(
-    labels: NDArray[np.int32], plausible: list[int], sizes: NDArray[Any], litre: float
+    labels: NDArray[np.int32], plausible: list[int], sizes: NDArray[Any], liter: float
 ) -> tuple[Mask, Mask] | None:
-    """The largest component and its partner; a component without one is cut in two."""
+    """The largest component and its partner; without a partner it is split."""
     largest = labels == plausible[0]
     partners = [i for i in plausible[1:] if sizes[i] >= 0.15 * sizes[plausible[0]]]
     if partners:
         return largest, labels == partners[0]
-    return _split(largest, litre)
+    return _split(largest, liter)
 
 
-def _split(both: Mask, litre: float) -> tuple[Mask, Mask] | None:
-    """Erode until two cores are left, then let them grow back side by side; on every second voxel."""
+def _split(both: Mask, liter: float) -> tuple[Mask, Mask] | None:
+    """Erode until two cores are left, then grow them back side by side; on every second voxel."""
     half = both[::2, ::2, ::2]
     core = half
     for _ in range(min(half.shape) // 2):
         core = ~_grow(~core, (1, 1, 1))
         labels, count = ndimage.label(core)
-        sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:] * litre * 8
+        sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:] * liter * 8
         if count == 0:
             return None
         first, *rest = np.argsort(-sizes)
@@ -269,7 +269,7 @@ def _split(both: Mask, litre: float) -> tuple[Mask, Mask] | None:
 
 
 def _regrow(one: Mask, two: Mask, region: Mask) -> tuple[Mask, Mask]:
-    """Grow two masks side by side until they fill what they reach of the region."""
+    """Grow two masks side by side until they fill all that they reach of the region."""
     while True:
         grown_one = _grow(one, (1, 1, 1)) & region & ~two
         grown_two = _grow(two, (1, 1, 1)) & region & ~grown_one
@@ -279,7 +279,7 @@ def _regrow(one: Mask, two: Mask, region: Mask) -> tuple[Mask, Mask]:
 
 
 def _grow(mask: Mask, radius: tuple[int, ...]) -> Mask:
-    """Dilate by an ellipsoid of ``radius`` voxels, approximated by steps that alternate between cross and cube."""
+    """Dilate by an ellipsoid of ``radius`` voxels, approximated by alternating crosses and cubes."""
     steps = max(radius)
     for step in range(steps):
         out = mask.copy()

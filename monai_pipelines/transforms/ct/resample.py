@@ -1,4 +1,4 @@
-"""From a CT on its own grid to the lungs on the network's grid, in one interpolation."""
+"""Crop a CT to the lungs and resample it to the network's grid, in one interpolation."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ LOWEST_HU = -1024.0
 class ResampleCT(Transform):
     """Crop to the lungs, change spacing and size: one separable, anti-aliased cubic interpolation.
 
-    The output keeps the scan's own axes (an oblique scan stays oblique in its affine), permuted and flipped to the
-    nearest RAS order. With ``size`` alone the box around the lungs is stretched to ``size``; with ``spacing_mm`` alone
-    it keeps its physical size; with both, ``size`` voxels of ``spacing_mm`` are centred on it. Outside the scan is air.
+    The output keeps the scan's axes (an oblique scan stays oblique), permuted and flipped to the nearest RAS order.
+    With ``size`` alone the box around the lungs is stretched to ``size``; with ``spacing_mm`` alone it keeps its
+    physical size; with both, ``size`` voxels of ``spacing_mm`` are centered on it. Outside the scan is air.
 
     Args:
-        size: voxels (X, Y, Z) or one number; None: whatever ``spacing_mm`` gives.
-        spacing_mm: voxel size (X, Y, Z) or one number, mm; None: whatever ``size`` gives.
-        margin_mm: kept around the lungs, mm.
+        size: voxels (X, Y, Z) or one number; None follows from ``spacing_mm``.
+        spacing_mm: voxel size (X, Y, Z) or one number, mm; None follows from ``size``.
+        margin_mm: margin around the lungs, mm.
 
     Returns:
-        called with a volume (1, X, Y, Z) and optionally a mask on any grid: the `MetaTensor` (1, *size) int16 in HU,
-        and with a mask also the mask on the same grid, uint8.
+        a `MetaTensor` (1, *size) int16 in HU from a volume (1, X, Y, Z); with a mask, on any grid, also the mask
+        (1, *size) uint8.
 
     Raises:
-        ValueError: neither size nor spacing; not positive; a mask that is empty.
+        ValueError: neither size nor spacing, an argument out of range, or an empty mask.
 
     Example:
         >>> import torch
         >>> ResampleCT(size=4)(torch.zeros(1, 8, 8, 8)).shape
         torch.Size([1, 4, 4, 4])
 
-    Reference: Keys, IEEE TASSP 29 (1981) 1153-1160. MONAI's `Spacing` and `Resize` interpolate twice, and without
-    anti-aliasing unless asked.
+    Reference: Keys, IEEE TASSP 29 (1981) 1153-1160. MONAI's `Spacing` and `Resize` interpolate twice, by default
+    without anti-aliasing.
     """
 
     def __init__(
@@ -67,34 +67,34 @@ class ResampleCT(Transform):
         if volume.ndim != 4 or volume.shape[0] != 1:
             raise ValueError(f"ResampleCT: wanted one volume (1, X, Y, Z), got shape {tuple(volume.shape)}")
         scan = _Ras(volume)
-        regions = _Ras(mask) if mask is not None else None
-        low, high = self._box(scan, regions)
+        lungs = _Ras(mask) if mask is not None else None
+        low, high = self._box(scan, lungs)
         size, start, step = self._grid(low, high, nib.affines.voxel_sizes(scan.affine))
         target = scan.affine @ nib.affines.from_matvec(np.diag(step), start)
         hu = scan.sample(start, step, size, fill=AIR_HU, at_least=LOWEST_HU)
         out = placed(hu.round_().to(torch.int16)[None], target, volume.meta)
-        if mask is None or regions is None:
+        if mask is None or lungs is None:
             return out
-        to_mask = np.linalg.inv(regions.affine) @ scan.affine
+        to_mask = np.linalg.inv(lungs.affine) @ scan.affine
         scale = np.diag(to_mask)[:3]
         if not np.allclose(to_mask[:3, :3], np.diag(scale), atol=1e-3):
             raise ValueError("ResampleCT: the mask must have the axes of the scan; resample it to the scan's grid")
-        inside = regions.sample(nib.affines.apply_affine(to_mask, start), scale * step, size)
+        inside = lungs.sample(nib.affines.apply_affine(to_mask, start), scale * step, size)
         return out, placed((inside >= 0.5).to(torch.uint8)[None], target, mask.meta)
 
-    def _box(self, scan: _Ras, regions: _Ras | None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """First and last edge of what is kept, in voxels of the scan (voxel i covers i - 0.5 to i + 0.5)."""
+    def _box(self, scan: _Ras, lungs: _Ras | None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """First and last edge of the crop, in voxels of the scan (voxel i covers i - 0.5 to i + 0.5)."""
         low, high = np.full(3, -0.5), np.array(scan.values.shape) - 0.5
-        if regions is None:
+        if lungs is None:
             return low, high
-        corners = nib.affines.apply_affine(np.linalg.inv(scan.affine) @ regions.affine, regions.edges())
+        corners = nib.affines.apply_affine(np.linalg.inv(scan.affine) @ lungs.affine, lungs.edges())
         margin = self.margin_mm / nib.affines.voxel_sizes(scan.affine)
         return np.maximum(low, corners.min(axis=0) - margin), np.minimum(high, corners.max(axis=0) + margin)
 
     def _grid(
         self, low: NDArray[np.float64], high: NDArray[np.float64], voxel_mm: NDArray[np.float64]
     ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-        """Output size, position of the first output voxel and step, the latter in input voxels."""
+        """Output size, and position of the first output voxel and step in input voxels."""
         if self.spacing_mm is None:
             size = np.array(self.size)
             step = (high - low) / size
@@ -105,7 +105,7 @@ class ResampleCT(Transform):
 
 
 class ResampleCTd(MapTransform):
-    """`ResampleCT` for dictionaries: ``keys`` and, where given and there, the mask at ``mask_key``."""
+    """`ResampleCT` for dictionaries: ``keys`` and, if present, the mask at ``mask_key``."""
 
     def __init__(
         self,
@@ -132,7 +132,7 @@ class ResampleCTd(MapTransform):
 
 
 class _Ras:
-    """A volume with its axes in the nearest RAS order: a view, flips kept aside until it is sampled."""
+    """A view of a volume with its axes in the nearest RAS order; flips are applied when it is sampled."""
 
     def __init__(self, volume: MetaTensor) -> None:
         affine = volume.affine.numpy().astype(float)
@@ -159,13 +159,13 @@ class _Ras:
         return resample_separable(self.values, weights, fill, at_least)
 
     def edges(self) -> NDArray[np.float64]:
-        """The two corners (2, 3) of the box around all voxels that are not zero, in RAS voxels."""
+        """Corners (2, 3) of the box around all non-zero voxels, in RAS voxels."""
         ends = []
         for axis, flip in enumerate(self.flipped):
             others = [a for a in range(3) if a != axis]
             filled = self.values.bool().any(dim=others[1]).any(dim=others[0]).nonzero().flatten()
             if len(filled) == 0:
-                raise ValueError("ResampleCT: the mask is empty; SegmentLungs(no_lungs='flag') gives the whole scan")
+                raise ValueError("ResampleCT: the mask is empty; SegmentLungs(no_lungs='flag') keeps the whole scan")
             first, last = int(filled[0]), int(filled[-1])
             n = self.values.shape[axis]
             ends.append((n - 1 - last, n - 1 - first) if flip else (first, last))

@@ -17,7 +17,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from monai_pipelines.transforms.ct.intensity import RandVolume, RandVolumed
+from monai_pipelines.transforms.random import RandStep, RandStepd
 
 ORDERS = {"bilinear": 1, "nearest": 0}
 BACKENDS = ("torch", "elasticdeform")
@@ -25,7 +25,7 @@ BACKENDS = ("torch", "elasticdeform")
 
 @dataclass(frozen=True)
 class SpatialDraw:
-    """What `RandSpatial3D` drew for one volume; three values are one per axis.
+    """What `RandSpatial3D` drew for one volume; arrays of three have one value per axis.
 
     Attributes:
         rotation_deg: about X, then Y, then Z.
@@ -33,7 +33,7 @@ class SpatialDraw:
         shift_voxels: towards higher indices.
         flip: axes to mirror.
         elastic_voxels: displacement (3, P, P, P) of the control points.
-        crop: place of the crop among all that fit, 0 (first) to 1.
+        crop: position of the crop among all that fit, 0 (first) to 1.
     """
 
     rotation_deg: NDArray[np.float64]
@@ -51,11 +51,11 @@ class SpatialDraw:
 
     def forward(self, shape: Sequence[int]) -> NDArray[np.float64]:
         """4x4 matrix from input voxel to uncropped output voxel."""
-        centre = (np.array(shape) - 1) / 2
+        center = (np.array(shape) - 1) / 2
         matrix = np.eye(4)
         matrix[:3, :3] = Rotation.from_euler("xyz", self.rotation_deg, degrees=True).as_matrix() * self.scale
         matrix[:3, :3] *= np.where(self.flip, -1, 1)
-        matrix[:3, 3] = centre + self.shift_voxels - matrix[:3, :3] @ centre
+        matrix[:3, 3] = center + self.shift_voxels - matrix[:3, :3] @ center
         return matrix
 
     def start(self, shape: Sequence[int], size: Sequence[int]) -> NDArray[np.int64]:
@@ -73,20 +73,20 @@ class SpatialDraw:
         return (slice(None), *(slice(a, a + n) for a, n in zip(self.start(shape, size), size, strict=True)))
 
 
-class RandSpatial3D(RandVolume):
+class RandSpatial3D(RandStep):
     """Rotate, scale, shift, flip, deform and crop volumes at random, in one interpolation.
 
-    A voxel o of the uncropped output shows the input at ``p(o) = A^-1 (o - c - shift) + c + u(o)`` with
-    ``A = Rz Ry Rx * scale * flip``, c the centre of the volume, and u the cubic spline through the displacements of a
-    regular grid of control points, the outermost ones on the outermost voxels. Angles are those of voxels: the
-    volume should be isotropic.
+    Voxel o of the uncropped output shows the input at ``p(o) = A^-1 (o - c - shift) + c + u(o)`` with
+    ``A = Rz Ry Rx * scale * flip``, c the center of the volume, and u the cubic spline through the displacements of a
+    regular grid of control points, the outermost ones on the outermost voxels. Angles are in voxel space: volumes
+    should be isotropic.
 
-    Draws, for each volume and each part on its own, whether (the part's probability) and how much: angles and shifts
-    uniform up to their limit on each axis, one scale for all axes, normal displacements, and where the crop lies.
-    A volume for which nothing is drawn keeps its values to the bit.
+    Draws, for each volume and independently for each part, whether (the part's probability) and how much: angles and
+    shifts uniform up to their limit on each axis, one scale for all axes, normal displacements, and the crop's
+    position. A volume for which nothing is drawn keeps its exact values.
 
-    A MetaTensor's affine follows rotation, scale, shift, flip and crop, in a batch volume by volume (B, 4, 4); the
-    deformation, which no matrix can tell, is left out of it. Integer volumes are interpolated as float32 and rounded.
+    A MetaTensor's affine follows rotation, scale, shift, flip and crop, in a batch for each volume (B, 4, 4); the
+    deformation, which no matrix can express, is ignored. Integer volumes are interpolated as float32 and rounded.
 
     Args:
         rotation_deg: largest angle about each axis, one number or three.
@@ -96,21 +96,22 @@ class RandSpatial3D(RandVolume):
         shift_voxels: largest shift along each axis, one number or three.
         shift_prob: its probability.
         flip_prob: probability of mirroring each axis, one number or three.
-        elastic_sd_voxels: standard deviation of the control points' displacements.
+        elastic_std_voxels: standard deviation of the control points' displacements.
         elastic_prob: its probability.
         elastic_points: control points along each axis.
-        crop_size: size of the sub-volume (X, Y, Z) taken at a random place, always; None takes the whole.
+        crop_size: size (X, Y, Z) of a sub-volume, always taken, at a random position; None keeps the whole.
         mode: "bilinear" (in 3D: trilinear), or "nearest" for masks.
         fill: value outside the input; "bilinear" blends into it over one voxel.
-        backend: "torch", or "elasticdeform", the slower reference, on the CPU. They agree but for that voxel, which
-            elasticdeform fills without blending.
+        backend: "torch", or "elasticdeform" (optional package), the slower reference, on the CPU. They differ only in
+            that voxel, which elasticdeform fills without blending.
 
     Returns:
         (C, *size) or (B, C, *size), of the dtype and on the device of the input.
 
     Raises:
-        ValueError: an argument out of range, an input that is no volume or batch, or smaller than `crop_size`.
-        ImportError: elasticdeform is asked for and cannot be imported.
+        ValueError: an argument out of range, or an input that is neither a volume nor a batch, or smaller than
+            `crop_size`.
+        ImportError: backend "elasticdeform" without the package.
 
     Example:
         >>> import torch
@@ -119,8 +120,8 @@ class RandSpatial3D(RandVolume):
         torch.Size([2, 1, 8, 8, 8])
 
     Reference:
-        Ronneberger et al., U-Net, MICCAI 2015 (deformation); the elasticdeform package, whose formula this is. MONAI's
-        `Rand3DElastic` smooths dense noise instead, and takes no batch.
+        Ronneberger et al., U-Net, MICCAI 2015 (deformation); the formula is that of the elasticdeform package.
+        MONAI's `Rand3DElastic` smooths dense noise instead, and takes no batch.
     """
 
     def __init__(
@@ -132,7 +133,7 @@ class RandSpatial3D(RandVolume):
         shift_voxels: float | Sequence[float] = 5.0,
         shift_prob: float = 0.5,
         flip_prob: float | Sequence[float] = 0.0,
-        elastic_sd_voxels: float = 3.0,
+        elastic_std_voxels: float = 3.0,
         elastic_prob: float = 0.2,
         elastic_points: int = 3,
         crop_size: Sequence[int] | None = None,
@@ -154,7 +155,7 @@ class RandSpatial3D(RandVolume):
         limits: dict[str, Any] = {
             "rotation_deg": rotation_deg,
             "shift_voxels": shift_voxels,
-            "elastic_sd_voxels": elastic_sd_voxels,
+            "elastic_std_voxels": elastic_std_voxels,
         }
         for name, limit in limits.items():
             if not np.min(limit) >= 0:
@@ -173,7 +174,11 @@ class RandSpatial3D(RandVolume):
         self.flip_prob = np.array(ensure_tuple_rep(flip_prob, 3), dtype=float)
         self.rotation_prob, self.scale_prob, self.shift_prob = rotation_prob, scale_prob, shift_prob
         self.scale = (float(scale[0]), float(scale[1]))
-        self.elastic_sd_voxels, self.elastic_prob, self.elastic_points = elastic_sd_voxels, elastic_prob, elastic_points
+        self.elastic_std_voxels, self.elastic_prob, self.elastic_points = (
+            elastic_std_voxels,
+            elastic_prob,
+            elastic_points,
+        )
         self.crop_size = None if crop_size is None else tuple(crop_size)
         self.mode, self.fill = mode, fill
         self.warp = _warp_torch if backend == "torch" else _warp_elasticdeform
@@ -190,7 +195,7 @@ class RandSpatial3D(RandVolume):
             scale=self.R.uniform(*self.scale) if zoom else 1.0,
             shift_voxels=shift * self.R.uniform(-self.shift_voxels, self.shift_voxels),
             flip=self.R.random_sample(3) < self.flip_prob,
-            elastic_voxels=deform * self.R.normal(0, self.elastic_sd_voxels, (3, *[self.elastic_points] * 3)),
+            elastic_voxels=deform * self.R.normal(0, self.elastic_std_voxels, (3, *[self.elastic_points] * 3)),
             crop=self.R.random_sample(3),
         )
 
@@ -228,7 +233,7 @@ class RandSpatial3D(RandVolume):
 
 def _warp_torch(batch: Tensor, draws: Sequence[SpatialDraw], size: Sequence[int], mode: str, fill: float) -> Tensor:
     shape = batch.shape[2:]
-    to_unit = (2 / np.array(shape))[::-1, None]  # voxels -> grid_sample's -1..1, which it wants as (z, y, x)
+    to_unit = (2 / np.array(shape))[::-1, None]  # voxels -> grid_sample's -1..1, in the order (z, y, x)
 
     def tensor(array: NDArray[np.float64]) -> Tensor:
         return torch.tensor(array, dtype=batch.dtype, device=batch.device)
@@ -248,7 +253,7 @@ def _warp_torch(batch: Tensor, draws: Sequence[SpatialDraw], size: Sequence[int]
         with torch.autocast(batch.device.type, enabled=False):
             lines = torch.einsum("bcijk,bxi,byj->bcxyk", points, rx, ry)
             grid.view(len(batch), -1, size[2]).baddbmm_(lines.flatten(1, 3), rz.mT)
-    above = batch - fill if fill else batch  # beyond the volume grid_sample has zeros
+    above = batch - fill if fill else batch  # grid_sample pads with zeros
     out = grid_sample(above, grid.movedim(1, -1), mode, padding_mode="zeros", align_corners=False)
     return out.add_(fill) if fill else out
 
@@ -260,8 +265,8 @@ def _warp_elasticdeform(
         from elasticdeform import deform_grid
     except ImportError as error:
         raise ImportError(
-            "RandSpatial3D: elasticdeform cannot be imported; build it with `pip install --no-binary elasticdeform "
-            'elasticdeform` (its wheel does not import under numpy 2; a C compiler is needed), or use backend="torch"'
+            'RandSpatial3D: backend "elasticdeform" wants the package elasticdeform: pip install --no-binary '
+            'elasticdeform "monai_pipelines[elastic]" (needs a C compiler), or use backend "torch"'
         ) from error
     shape = batch.shape[2:]
     volumes = [
@@ -273,7 +278,7 @@ def _warp_elasticdeform(
             cval=fill,
             axis=(1, 2, 3),
             affine=draw.forward(shape)[:3],
-        )[draw.cropped(shape, size)]  # its own crop= is another one once there is an affine
+        )[draw.cropped(shape, size)]  # deform_grid's crop= differs once there is an affine
         for volume, draw in zip(batch.detach().cpu().numpy(), draws, strict=True)
     ]
     return torch.from_numpy(np.stack(volumes)).to(batch.device)
@@ -282,7 +287,7 @@ def _warp_elasticdeform(
 def spline_responses(num_voxels: int, num_points: int) -> NDArray[np.float64]:
     """Cubic spline along one axis as a matrix: displacement of each voxel = matrix @ displacements of the points.
 
-    The first and the last point lie on the first and the last voxel; beyond them the points are mirrored.
+    The first and last points lie on the first and last voxels; beyond them the points are mirrored.
 
     Returns:
         (num_voxels, num_points).
@@ -297,7 +302,7 @@ def spline_responses(num_voxels: int, num_points: int) -> NDArray[np.float64]:
     return np.stack([map_coordinates(point, [at], order=3, mode="mirror") for point in np.eye(num_points)], axis=1)
 
 
-class RandSpatial3Dd(RandVolumed):
+class RandSpatial3Dd(RandStepd):
     """`RandSpatial3D` for dictionaries; all keys get the same draw.
 
     Args:

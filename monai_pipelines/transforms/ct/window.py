@@ -27,8 +27,8 @@ class WindowHU(Transform):
         float32 of the input's shape.
 
     Raises:
-        ValueError: an unknown preset, or a window that does not rise (MONAI's `ScaleIntensityRange` would invert the
-            image without a word).
+        ValueError: an unknown preset, or a window that does not rise (MONAI's `ScaleIntensityRange` would silently
+            invert the image).
 
     Example:
         >>> import torch

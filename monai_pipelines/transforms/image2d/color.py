@@ -1,9 +1,7 @@
-"""Random colour of images, and the base of all random 2D steps."""
+"""Random brightness, contrast, saturation and hue of images."""
 
 from __future__ import annotations
 
-import math
-from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,61 +10,14 @@ import torch
 from monai.config import KeysCollection
 from torch import Tensor
 
-from monai_pipelines.transforms.ct.intensity import RandVolume, RandVolumed
 from monai_pipelines.transforms.image2d.normalize import require_unit
+from monai_pipelines.transforms.random import RandImage, RandStepd
 
-GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in Pillow and torchvision
-CHUNK_BYTES = 2**23  # of floating-point pixels: about what stays in a CPU's cache
-
-
-class RandImage(RandVolume):
-    """Base of the random 2D steps: one independent draw for each image, then an application that draws nothing.
-
-    A single image (C, H, W) or a batch (B, C, H, W), uint8 or floating point in [0, 1], numpy array or tensor, comes
-    back as a tensor on the same device (a MetaTensor as a MetaTensor): float32 in [0, 1] for uint8, else of the same
-    dtype; half types are computed in float32. A batch gets the draws that its images would get one after the other. An
-    image for which nothing is drawn (None) keeps its values to the bit.
-    """
-
-    spatial_dims = 2
-    wanted = "an image (C, H, W) or a batch (B, C, H, W)"
-
-    @abstractmethod
-    def _change(self, images: Tensor, draws: Sequence[Any]) -> Tensor:
-        """Apply one draw, none of them None, to each of (B, C, H, W) in [0, 1], float32 or float64."""
-
-    def _keep(self, image: Tensor, draw: Any) -> Tensor:
-        """An image (C, H, W) for which nothing was drawn that computes new values."""
-        return image
-
-    def _apply(self, batch: Tensor, draws: Sequence[Any]) -> Tensor:
-        if all(draw is None for draw in draws):
-            return self._unit(batch)
-        return self._fill(batch, draws, [i for i, d in enumerate(draws) if d is not None], batch.shape[2:])
-
-    def _fill(self, batch: Tensor, draws: Sequence[Any], changed: Sequence[int], size: Sequence[int]) -> Tensor:
-        """Write the `changed` images, a chunk at a time, and the kept ones into one new tensor (B, C, *size)."""
-        dtype = torch.float32 if batch.dtype == torch.uint8 else batch.dtype
-        out = _empty((*batch.shape[:2], *size), dtype, batch.device)
-        for i in set(range(len(batch))).difference(changed):
-            out[i] = self._unit(self._keep(batch[i], draws[i]))
-        step = len(batch) if batch.is_cuda else max(torch.get_num_threads(), CHUNK_BYTES // (4 * batch[0].numel()))
-        for start in range(0, len(changed), step):
-            chunk = list(changed[start : start + step])
-            images = self._unit(batch[chunk]).to(torch.promote_types(dtype, torch.float32))
-            out[chunk] = self._change(images, [draws[i] for i in chunk]).to(dtype)
-        return out
-
-
-def _empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """As `torch.empty`; on the CPU from NumPy, which asks for huge pages: a large one is filled four times as fast."""
-    if device.type != "cpu":
-        return torch.empty(shape, dtype=dtype, device=device)
-    return torch.from_numpy(np.empty(math.prod(shape) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(shape)
+GRAY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in Pillow and torchvision
 
 
 class ColorDraw(NamedTuple):
-    """What `RandColor2D` drew for one image: factors, 1 for no change, and a part of the colour circle."""
+    """What `RandColor2D` drew for one image: factors, 1 for no change, and a fraction of the color circle."""
 
     brightness: float = 1.0
     contrast: float = 1.0
@@ -80,32 +31,32 @@ class RandColor2D(RandImage):
     In this order, with the factors b, c, s and the turn h::
 
         x = x * b
-        x = x * c + mean(grey(x)) * (1 - c)
-        x = clip(x * s + grey(x) * (1 - s), 0, 1)
+        x = x * c + mean(gray(x)) * (1 - c)
+        x = clip(x * s + gray(x) * (1 - s), 0, 1)
         hue(x) = hue(x) + h, at the same HSV saturation and value
 
-    where grey is 0.299 R + 0.587 G + 0.114 B and the mean is that of the image. It is clipped once, not after each
-    part. One channel is its own grey: it has no saturation and no hue to vary, and these are left out.
+    where gray is 0.299 R + 0.587 G + 0.114 B and the mean is the image's. Values are clipped once, not after each part.
+    Saturation and hue do not apply to a single channel.
 
-    Draws, for each image and each part on its own, whether (the part's probability) and how much (uniform).
+    Draws, for each image and independently for each part, whether (the part's probability) and how much (uniform).
 
     Args:
         brightness: x for a factor in ``[max(0, 1 - x), 1 + x]``, or ``(low, high)``; 0 for none.
         brightness_prob: its probability, 0..1.
         contrast: likewise.
         contrast_prob: its probability, 0..1.
-        saturation: likewise; a factor of 0 leaves grey.
+        saturation: likewise; a factor of 0 gives gray.
         saturation_prob: its probability, 0..1.
-        hue_turns: x, up to 0.5, for ``[-x, x]``, or ``(low, high)``: parts of the colour circle.
+        hue_turns: x, up to 0.5, for ``[-x, x]``, or ``(low, high)``: fractions of the color circle.
         hue_prob: its probability, 0..1.
 
     Returns:
-        [0, 1] of the input's shape, (C, H, W) or (B, C, H, W) with one or three channels; float32 for uint8, else of
-        the input's dtype.
+        the input's shape, (C, H, W) or (B, C, H, W) with one or three channels, in [0, 1]; float32 for uint8, else the
+        input's dtype.
 
     Raises:
-        ValueError: an argument out of range, an input that is no image or batch, with neither 1 nor 3 channels, or
-            floating point outside [0, 1].
+        ValueError: an argument out of range, or an input that is neither an image nor a batch, has neither 1 nor 3
+            channels, or is floating point outside [0, 1].
         TypeError: neither uint8 nor floating point.
 
     Example:
@@ -114,8 +65,8 @@ class RandColor2D(RandImage):
         tensor([[[0.2500, 0.2500]]])
 
     Reference:
-        torchvision's `ColorJitter`, which draws once for a whole batch and shuffles the order. MONAI has no
-        saturation and no hue.
+        torchvision's `ColorJitter`, which draws once for a whole batch and shuffles the order. MONAI has neither
+        saturation nor hue.
     """
 
     def __init__(
@@ -158,9 +109,9 @@ class RandColor2D(RandImage):
         b, c, s, hue = torch.tensor(draws, dtype=images.dtype, device=images.device).T[..., None, None, None]
         if images.shape[1] == 1:
             return torch.addcmul(images.mean((2, 3), keepdim=True) * b * (1 - c), images, b * c).clamp_(0, 1)
-        grey = _grey(images)
-        offset = grey.mul_(b).mean((2, 3), keepdim=True) * (1 - c)
-        out = torch.addcmul(grey.mul_(c * (1 - s)).add_(offset), images, b * c * s).clamp_(0, 1)
+        gray = _gray(images)
+        offset = gray.mul_(b).mean((2, 3), keepdim=True) * (1 - c)
+        out = torch.addcmul(gray.mul_(c * (1 - s)).add_(offset), images, b * c * s).clamp_(0, 1)
         turned = [i for i, draw in enumerate(draws) if draw.hue_turns]
         if turned:
             out[turned] = _turn_hue(out[turned], hue[turned, 0])
@@ -168,13 +119,13 @@ class RandColor2D(RandImage):
 
 
 def _range(
-    name: str, value: float | Sequence[float], centre: float, bounds: tuple[float, float]
+    name: str, value: float | Sequence[float], center: float, bounds: tuple[float, float]
 ) -> tuple[float, float]:
-    """``(low, high)`` of a jitter given as one number or as the range itself."""
+    """``(low, high)`` of a jitter given as one number or as a range."""
     if isinstance(value, int | float):
         if value < 0:
             raise ValueError(f"RandColor2D: {name} must be 0 or more (it holds for both directions), got {value}")
-        low, high = max(centre - value, bounds[0]) if centre else centre - value, centre + value
+        low, high = max(center - value, bounds[0]) if center else center - value, center + value
     else:
         if len(value) != 2:
             raise ValueError(f"RandColor2D: {name} must be one number or (low, high), got {list(value)}")
@@ -184,18 +135,18 @@ def _range(
     return float(low), float(high)
 
 
-def _grey(images: Tensor) -> Tensor:
+def _gray(images: Tensor) -> Tensor:
     red, green, blue = images.split(1, dim=1)
-    return (red * GREY[0]).add_(green, alpha=GREY[1]).add_(blue, alpha=GREY[2])
+    return (red * GRAY[0]).add_(green, alpha=GRAY[1]).add_(blue, alpha=GRAY[2])
 
 
 def _turn_hue(images: Tensor, turns: Tensor) -> Tensor:
-    """Add `turns` (B, 1, 1) to the hue of (B, 3, H, W), which stays in its hexagon of HSV."""
+    """Add `turns` (B, 1, 1) to the HSV hue of (B, 3, H, W)."""
     red, green, blue = images.unbind(1)
     high = torch.maximum(torch.maximum(red, green), blue)
     chroma = high - torch.minimum(torch.minimum(red, green), blue)
     sixths = (red - green).add_(chroma, alpha=4)  # of the circle, times chroma
-    sixths.lerp_((blue - red).add_(chroma, alpha=2), high.clone().eq_(green))  # a `where`, several times as fast
+    sixths.lerp_((blue - red).add_(chroma, alpha=2), high.clone().eq_(green))  # `where`, but several times faster
     sixths.lerp_(green - blue, high.clone().eq_(red))
     hue = sixths.div_(chroma.clamp_min(torch.finfo(chroma.dtype).tiny).mul_(6)).add_(turns + 1)
     out = torch.empty_like(images)
@@ -206,7 +157,7 @@ def _turn_hue(images: Tensor, turns: Tensor) -> Tensor:
     return out
 
 
-class RandColor2Dd(RandVolumed):
+class RandColor2Dd(RandStepd):
     """`RandColor2D` for dictionaries; all keys get the same draw.
 
     Args:

@@ -1,4 +1,4 @@
-"""Image files as pixels: PNG, JPEG, TIFF, BMP and DICOM as a viewer would show them, or an error that says why not."""
+"""Pixels of image files - PNG, JPEG, TIFF, BMP, DICOM - as a viewer would show them, or an error that says why not."""
 
 from __future__ import annotations
 
@@ -41,18 +41,18 @@ _TAGS = [
     "PixelSpacing", "PlanarConfiguration", "RedPaletteColorLookupTableData", "RedPaletteColorLookupTableDescriptor",
     "RescaleIntercept", "RescaleSlope", "Rows", "SamplesPerPixel", "VOILUTFunction",
     "VOILUTSequence", "WindowCenter", "WindowWidth",
-]  # fmt: skip  # the patient is not read
+]  # fmt: skip  # no patient data
 
 
 @dataclass(frozen=True, eq=False)
 class DecodedImage:
-    """An image file's pixels, upright, and what the file was."""
+    """Upright pixels of an image file, and facts about the file."""
 
     pixels: NDArray[Any]
-    """(H, W, 1 or 3), uint8, or float32 in [0, 1] for more than 8 bits and for DICOM greys; may be read-only."""
+    """(H, W, 1 or 3), uint8, or float32 in [0, 1] for more than 8 bits and grayscale DICOM; may be read-only."""
     file_type: FileType
     spacing_mm: tuple[float, float] | None = None
-    """Distance of rows, of columns, mm; only DICOM tells."""
+    """Distance between rows and between columns, mm; only from DICOM."""
 
     @property
     def height(self) -> int:
@@ -66,24 +66,24 @@ class DecodedImage:
 
 
 def decode_image(path: str | PathLike[str], channels: Literal[1, 3] | None = None) -> DecodedImage:
-    """Read an image file of any kind into pixels as a viewer shows them.
+    """Read an image file of any type into pixels as a viewer shows them.
 
-    The kind is told by the content, not by the name; only DICOM without its preamble needs the suffix ``.dcm``.
-    Turned upright by EXIF; palettes, CMYK (Adobe's inverted ones too) and 1 bit become RGB or grey; transparency is
-    laid on white. Grey values of 16 bits (or what a TIFF says) and floating-point TIFF in [0, 1] keep their depth;
-    16-bit colour PNG and TIFF come in 8 bits. A 12-bit image in a 16-bit PNG comes out dark: nothing in it says so.
+    The type is detected from the content, not the name; only DICOM without preamble needs the suffix ``.dcm``. EXIF
+    orientation is applied; palettes, CMYK (also Adobe's inverted one) and 1 bit become RGB or gray; transparency is
+    blended with white. Gray of more than 8 bits and floating-point TIFF in [0, 1] keep their depth; 16-bit color PNG
+    and TIFF become 8 bits. A 12-bit image in a 16-bit PNG comes out dark: nothing in the file says so.
 
-    DICOM: modality LUT or rescale, then the first VOI LUT or window; with neither, 8 bits keep their full range, and
-    more bits are stretched from the least to the greatest value. MONOCHROME1 is inverted, padding is black, palette
-    and YBR become RGB.
+    DICOM: modality LUT or rescale, then the first VOI LUT or window; with neither, 8 bits keep their full range and
+    more bits are stretched from minimum to maximum. MONOCHROME1 is inverted, padding is black, palette and YBR become
+    RGB.
 
     Args:
         path: one image: PNG, JPEG, TIFF, BMP, GIF, WebP, PPM, JPEG 2000 or DICOM.
-        channels: 3 repeats a grey, 1 takes the luma of colours (ITU-R BT.601); None leaves what the file has.
+        channels: 3 repeats gray, 1 takes the luma of colors (ITU-R BT.601); None keeps the file's.
 
     Raises:
-        ScanError: no such file, no image, truncated (never a picture half grey), several pages or frames, more than
-            100 million pixels, values that are no brightness.
+        ScanError: no such file, no image, truncated (never a half-gray picture), several pages or frames, more than
+            100 million pixels, or values that are no brightness.
 
     Example:
         >>> from pydicom.data import get_testdata_file
@@ -94,12 +94,12 @@ def decode_image(path: str | PathLike[str], channels: Literal[1, 3] | None = Non
     Reference: DICOM PS3.3 C.7.6.3 (image pixel), C.11.1 (modality LUT), C.11.2 (VOI LUT).
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # odd but readable: damaged EXIF, values against a DICOM VR
+        warnings.simplefilter("ignore")  # odd but readable: damaged EXIF, values that violate their DICOM VR
         return decode_in_thread(path, channels)
 
 
 def decode_in_thread(path: str | PathLike[str], channels: Literal[1, 3] | None = None) -> DecodedImage:
-    """`decode_image`, but warnings are left to the caller: a filter for them is shared by all threads."""
+    """`decode_image` without a warning filter, which all threads would share."""
     try:
         data = Path(path).read_bytes()
     except OSError as error:
@@ -114,7 +114,7 @@ def decode_in_thread(path: str | PathLike[str], channels: Literal[1, 3] | None =
         raise
     except UnidentifiedImageError:
         raise ScanError(
-            path, "no PNG, JPEG, TIFF, BMP or DICOM, its start is lost, or Pillow lacks its layout; convert it to PNG"
+            path, "not PNG, JPEG, TIFF, BMP or DICOM, start missing, or a layout Pillow lacks; convert it to PNG"
         ) from None
     except _FAILURES as error:
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".:")
@@ -135,12 +135,12 @@ def _with_channels(pixels: NDArray[Any], channels: int | None) -> NDArray[Any]:
 def _check_size(path: str | PathLike[str], height: int, width: int) -> None:
     if height * width > MAX_PIXELS:
         raise ScanError(
-            path, f"{height} x {width} pixels, wanted {MAX_PIXELS:,} at most (a slide?); cut it into tiles first"
+            path, f"wanted at most {MAX_PIXELS:,} pixels, got {height} x {width} (a slide?); cut it into tiles first"
         )
 
 
 def _check_end(path: str | PathLike[str], data: bytes) -> None:
-    """JPEG data end by a marker after the last start of a scan; decoders fill what is missing with grey."""
+    """JPEG data end with a marker after the last start of a scan; decoders fill missing data with gray."""
     if data.rfind(b"\xff\xd9") <= data.rfind(b"\xff\xda"):
         raise ScanError(path, "truncated JPEG: its end is missing; copy it again")
 
@@ -155,7 +155,7 @@ def _decode_pillow(path: str | PathLike[str], data: bytes) -> DecodedImage:
     if image.format in ("JPEG", "MPO", "JPEG2000"):
         _check_end(path, data)
     elif (pages := getattr(image, "n_frames", 1)) > 1:
-        raise ScanError(path, f"wanted one image, got {pages} pages; save the one you want as a file of its own")
+        raise ScanError(path, f"wanted one image, got {pages} pages; save the page you want as a separate file")
     bare_cmyk = file_type == "jpeg" and image.mode == "CMYK" and "adobe" not in image.info
     tags = getattr(image, "tag_v2", {})
     deep = image.mode[0] in "IF"
@@ -164,26 +164,26 @@ def _decode_pillow(path: str | PathLike[str], data: bytes) -> DecodedImage:
         image = ImageOps.exif_transpose(image)
     if deep:
         return DecodedImage(_deep(path, image, tags)[..., None], file_type)
-    if bare_cmyk:  # Pillow takes all CMYK JPEGs for Adobe's, which store 255 - ink
+    if bare_cmyk:  # Pillow takes every CMYK JPEG for Adobe's, which store 255 - ink
         image = Image.fromarray(255 - np.asarray(image), "CMYK")
-    grey = image.mode in ("1", "L", "LA")
+    gray = image.mode in ("1", "L", "LA")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    pixels = np.asarray(image.convert("L" if grey else "RGB"))
-    return DecodedImage(pixels[..., None] if grey else pixels, file_type)
+    pixels = np.asarray(image.convert("L" if gray else "RGB"))
+    return DecodedImage(pixels[..., None] if gray else pixels, file_type)
 
 
 def _deep(path: str | PathLike[str], image: Image.Image, tags: Any) -> NDArray[np.float32]:
-    """Grey values of more than 8 bits, in [0, 1]."""
+    """Gray values of more than 8 bits, in [0, 1]."""
     values = np.asarray(image)
     top = 1.0 if image.mode == "F" else 2.0 ** tags.get(_BITS_PER_SAMPLE, (16,))[0] - 1
     if not (values.min() >= 0 and values.max() <= top):  # NaN too
         raise ScanError(
             path, f"wanted values in 0..{top:g}, got {values.min():g} to {values.max():g}; rescale them, or save DICOM"
         )
-    share = (values / np.float32(top)).astype(np.float32)
-    return 1 - share if tags.get(_PHOTOMETRIC) == 0 else share
+    unit = (values / np.float32(top)).astype(np.float32)
+    return 1 - unit if tags.get(_PHOTOMETRIC) == 0 else unit
 
 
 # ---- DICOM
@@ -192,11 +192,11 @@ def _deep(path: str | PathLike[str], image: Image.Image, tags: Any) -> NDArray[n
 def _decode_dicom(path: str | PathLike[str], data: bytes) -> DecodedImage:
     header = pydicom.dcmread(BytesIO(data), force=True, specific_tags=_TAGS)
     if "PixelData" not in header or "Rows" not in header:
-        raise ScanError(path, "no image in it: no DICOM, or a report or a directory of one; name the image file")
+        raise ScanError(path, "no image: not DICOM, or a DICOM report or directory; name the image file")
     if (frames := int(header.get("NumberOfFrames") or 1)) > 1:
-        raise ScanError(path, f"wanted one image, got {frames} frames; save the one you want as a file of its own")
+        raise ScanError(path, f"wanted one image, got {frames} frames; save the frame you want as a separate file")
     _check_size(path, header.Rows, header.Columns)
-    if "TransferSyntaxUID" not in header.file_meta:  # a data set without file meta: how it was read tells
+    if "TransferSyntaxUID" not in header.file_meta:  # a data set without file meta: use the encoding it was read with
         implicit, little = header.original_encoding
         explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
         header.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
@@ -205,7 +205,7 @@ def _decode_dicom(path: str | PathLike[str], data: bytes) -> DecodedImage:
         _check_end(path, header.PixelData)
     try:
         stored = pixel_array(header)
-    except RuntimeError:  # pydicom decodes neither lossless JPEG nor JPEG-LS by itself
+    except RuntimeError:  # pydicom alone decodes neither lossless JPEG nor JPEG-LS
         stored = _stored_by_itk(path, header)
     bits = int(header.BitsStored)
     if header.PhotometricInterpretation == "PALETTE COLOR" and stored.ndim == 2:
@@ -214,27 +214,27 @@ def _decode_dicom(path: str | PathLike[str], data: bytes) -> DecodedImage:
     spacing_mm = (float(spacing[0]), float(spacing[1])) if spacing and min(spacing) > 0 else None
     if stored.ndim == 2:
         return DecodedImage(_displayed(header, stored)[..., None], "dicom", spacing_mm)
-    colours = stored[..., :3]
-    shades = (colours / (2**bits - 1)).astype(np.float32) if bits > 8 else colours.astype(np.uint8)
+    colors = stored[..., :3]
+    shades = (colors / (2**bits - 1)).astype(np.float32) if bits > 8 else colors.astype(np.uint8)
     return DecodedImage(shades, "dicom", spacing_mm)
 
 
 def _stored_by_itk(path: str | PathLike[str], header: Dataset) -> NDArray[Any]:
-    """Stored values by GDCM, which rescales them: undone here."""
+    """Stored values from GDCM, whose rescaling is undone here."""
     import SimpleITK as sitk
 
     try:
         values = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))[0]
     except RuntimeError:
         name = header.file_meta.TransferSyntaxUID.name
-        raise ScanError(path, f"neither pydicom nor GDCM decodes its pixels ({name}); store it uncompressed") from None
+        raise ScanError(path, f"neither pydicom nor GDCM decodes {name}; store it uncompressed") from None
     if values.ndim == 3 or "RescaleSlope" not in header:
         return values
     return np.rint((values - float(header.RescaleIntercept)) / float(header.RescaleSlope)).astype(np.int32)
 
 
 def _displayed(header: Dataset, stored: NDArray[Any]) -> NDArray[np.float32]:
-    """Grey values as a viewer shows them, [0, 1]: modality LUT, VOI LUT, inversion, padding."""
+    """Gray values in [0, 1] as a viewer shows them: modality LUT, VOI LUT, inversion, padding."""
     padding = np.zeros(stored.shape, bool)
     if (pad := header.get("PixelPaddingValue")) is not None:
         low, high = sorted((pad, header.get("PixelPaddingRangeLimit", pad)))
@@ -261,14 +261,14 @@ def _modality(header: Dataset, stored: NDArray[Any]) -> NDArray[Any]:
 
 
 def _palette(header: Dataset, stored: NDArray[Any]) -> tuple[NDArray[Any], int]:
-    """Colours (H, W, 3) and their bits."""
-    names = [f"{colour}PaletteColorLookupTable" for colour in ("Red", "Green", "Blue")]
-    colours = [_look_up(header, header[f"{n}Descriptor"].value, header[f"{n}Data"].value, stored) for n in names]
-    return np.stack(colours, axis=-1), int(header.RedPaletteColorLookupTableDescriptor[2])
+    """Colors (H, W, 3) and their bits."""
+    names = [f"{color}PaletteColorLookupTable" for color in ("Red", "Green", "Blue")]
+    colors = [_look_up(header, header[f"{n}Descriptor"].value, header[f"{n}Data"].value, stored) for n in names]
+    return np.stack(colors, axis=-1), int(header.RedPaletteColorLookupTableDescriptor[2])
 
 
 def _look_up(header: Dataset, descriptor: Sequence[int], entries: Any, values: NDArray[Any]) -> NDArray[Any]:
-    """Entries of a LUT at the values. Not pydicom's: that wraps the index where there are more than 256 of 8 bits."""
+    """Entries of a LUT at the values; pydicom wraps the index of LUTs with more than 256 8-bit entries."""
     count, first = descriptor[0] or 2**16, descriptor[1]
     if isinstance(entries, bytes):
         order = "<" if header.original_encoding[1] else ">"
@@ -277,19 +277,19 @@ def _look_up(header: Dataset, descriptor: Sequence[int], entries: Any, values: N
 
 
 def _windowed(header: Dataset, values: NDArray[Any]) -> NDArray[Any]:
-    centre, width = (float(np.atleast_1d(header[tag].value)[0]) for tag in ("WindowCenter", "WindowWidth"))
+    center, width = (float(np.atleast_1d(header[tag].value)[0]) for tag in ("WindowCenter", "WindowWidth"))
     kind = str(header.get("VOILUTFunction") or "LINEAR").upper()
     if width < (kind == "LINEAR") or width <= 0:
-        raise ValueError(f"WindowWidth {width:g} is no width")
+        raise ValueError(f"invalid WindowWidth {width:g}")
     if kind == "SIGMOID":
-        return 0.5 + 0.5 * np.tanh(2 * (values - centre) / width)
+        return 0.5 + 0.5 * np.tanh(2 * (values - center) / width)
     if kind == "LINEAR":
-        centre, width = centre - 0.5, width - 1
-    return np.clip((values - centre) / width + 0.5, 0, 1) if width else (values > centre).astype(np.float32)
+        center, width = center - 0.5, width - 1
+    return np.clip((values - center) / width + 0.5, 0, 1) if width else (values > center).astype(np.float32)
 
 
 def _stretched(header: Dataset, values: NDArray[Any], padding: NDArray[np.bool_]) -> NDArray[Any]:
-    """No window given: the full range of 8 bits, or from the least to the greatest value."""
+    """Without a window: the full range of 8 bits, else minimum to maximum."""
     bits = int(header.BitsStored)
     if bits <= 8:
         lowest = -(2 ** (bits - 1)) if header.get("PixelRepresentation") else 0

@@ -1,4 +1,4 @@
-"""Loading of 2D images: photographs and tiles in 8 bits, X-rays with the depth they have."""
+"""Loading of 2D images: photographs and tiles in 8 bits, X-rays at full depth."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from monai_pipelines.transforms.keyed import EachKeyd
 
 
 class LoadImage2D(Transform):
-    """Read a photograph or a tile from a file of any kind, in 8 bits; see `decode_image`.
+    """Read a photograph or tile from a file of any type, in 8 bits; see `decode_image`.
 
-    Deeper files (16-bit PNG and TIFF, DICOM) are rounded to 8 bits, so that a folder of mixed kinds comes in one
-    dtype: ``round(255 * x)``. `LoadXray` keeps the depth.
+    Deeper files (16-bit PNG and TIFF, DICOM) are rounded to 8 bits, ``round(255 * x)``, so that a mixed folder has one
+    dtype. `LoadXray` keeps the depth.
 
-    Differs from `monai.transforms.LoadImage`: rows come first; EXIF orientation, CMYK, palettes, transparency and the
-    photometric interpretation of DICOM are honoured; a truncated JPEG is an error.
+    Differs from `monai.transforms.LoadImage`: rows come first; EXIF orientation, CMYK, palettes, transparency and
+    DICOM's photometric interpretation are respected; a truncated JPEG is an error.
 
     Args:
-        channels: 3 for RGB (a grey is repeated), 1 for grey (the luma of colours, ITU-R BT.601).
+        channels: 3 for RGB (gray is repeated), 1 for gray (the luma of colors, ITU-R BT.601).
 
     Returns:
-        `MetaTensor` (channels, H, W) uint8; ``affine`` maps row and column to mm where a DICOM file tells their
-        distance, else it is the identity; ``meta["file_type"]`` is png, jpeg, tiff, dicom, bmp or other.
+        `MetaTensor` (channels, H, W) uint8; ``affine`` maps row and column to mm if a DICOM file has the spacing, else
+        it is the identity; ``meta["file_type"]`` is png, jpeg, tiff, dicom, bmp or other.
 
     Raises:
-        ScanError: names the file, what was wanted, what came and the way out.
+        ScanError: an unreadable file; says how to fix it.
 
     Example:
         >>> from pydicom.data import get_testdata_file
@@ -44,7 +44,7 @@ class LoadImage2D(Transform):
 
     def __init__(self, channels: Literal[1, 3] = 3) -> None:
         if channels not in (1, 3):
-            raise ValueError(f"LoadImage2D: channels must be 1 (grey) or 3 (RGB), got {channels!r}")
+            raise ValueError(f"LoadImage2D: channels must be 1 (gray) or 3 (RGB), got {channels!r}")
         self.channels: Literal[1, 3] = channels
 
     def __call__(self, path: str | PathLike[str]) -> MetaTensor:
@@ -54,16 +54,16 @@ class LoadImage2D(Transform):
 
 
 class LoadXray(Transform):
-    """Read an X-ray from a file of any kind as a viewer shows it; see `decode_image`.
+    """Read an X-ray from a file of any type as a viewer shows it; see `decode_image`.
 
-    DICOM: modality LUT, VOI LUT or window, MONOCHROME1 inverted. 8-bit files become ``x / 255``, so that a folder of
-    mixed kinds comes in one dtype.
+    DICOM: modality LUT, VOI LUT or window, MONOCHROME1 inverted. 8-bit files become ``x / 255``, so that a mixed
+    folder has one dtype.
 
     Returns:
-        `MetaTensor` (1, H, W) float32 in [0, 1], bone bright; ``affine`` and ``meta`` as `LoadImage2D` has them.
+        `MetaTensor` (1, H, W) float32 in [0, 1], bone bright; ``affine`` and ``meta`` as from `LoadImage2D`.
 
     Raises:
-        ScanError: names the file, what was wanted, what came and the way out.
+        ScanError: an unreadable file; says how to fix it.
 
     Example:
         >>> from pydicom.data import get_testdata_file

@@ -1,4 +1,4 @@
-"""Resizing of 2D images, and where pixels are after it."""
+"""Resizing of 2D images, with their affine."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ from monai_pipelines.transforms.keyed import EachKeyd
 
 
 def moved(pixels: Tensor, image: MetaTensor, start: Sequence[float], step: Sequence[float] = (1, 1)) -> MetaTensor:
-    """`pixels` with the meta of ``image``, of which they are a part.
+    """`pixels` taken from ``image``, with its meta and the affine of their position.
 
     Args:
         pixels: (C, H, W).
-        image: (C, H, W), where they come from.
-        start: row and column in ``image`` of the first pixel's centre.
-        step: rows and columns of ``image`` between pixels.
+        image: (C, H, W), their source.
+        start: row and column in ``image`` of the first pixel's center.
+        step: rows and columns of ``image`` from pixel to pixel.
     """
-    within = torch.diag(torch.tensor([*step, 1, 1], dtype=torch.float64))
-    within[:2, 3] = torch.tensor(start, dtype=torch.float64)
+    to_image = torch.diag(torch.tensor([*step, 1, 1], dtype=torch.float64))
+    to_image[:2, 3] = torch.tensor(start, dtype=torch.float64)
     out = MetaTensor(pixels).copy_meta_from(image)
-    out.affine = image.affine.to(torch.float64) @ within
+    out.affine = image.affine.to(torch.float64) @ to_image
     return out
 
 
 class ResizeImage(Transform):
-    """Bring an image to one size, anti-aliased: a triangle filter as wide as the reduction, bilinear for enlarging.
+    """Resize an image, anti-aliased: a triangle filter as wide as the reduction, bilinear for enlarging.
 
     Args:
         size: (H, W) of the result, pixels.
-        fit: where the proportions differ, "stretch" changes them; "pad" keeps them and fills what remains at the two
-            sides; "crop" keeps them and cuts off what juts out at the two sides.
+        fit: if the aspect ratio differs, "stretch" changes it; "pad" keeps it and pads both sides; "crop" keeps it and
+            cuts off both sides.
         fill: brightness of the padding, 0 (black) to 1 (white).
 
     Returns:
-        `MetaTensor` (C, H, W); uint8 stays uint8 (rounded), floating point stays. An image of the right size comes back
-        as it is. The affine follows.
+        `MetaTensor` (C, H, W); of the input's dtype (uint8 rounded); the affine follows. An image of the right size is
+        returned unchanged.
 
     Raises:
-        ValueError: a size, fit or fill that is none, or an input that is not (C, H, W).
+        ValueError: an invalid argument, or an input that is not (C, H, W).
         TypeError: integers other than uint8.
 
     Example:
@@ -79,7 +79,7 @@ class ResizeImage(Transform):
             return image
         inner = self._inner(source)
         pixels = _resized(image.as_tensor(), inner)
-        before = [(wanted - got) // 2 for wanted, got in zip(self.size, inner, strict=True)]  # below 0: cut
+        before = [(wanted - got) // 2 for wanted, got in zip(self.size, inner, strict=True)]  # negative: cut off
         after = [wanted - got - b for wanted, got, b in zip(self.size, inner, before, strict=True)]
         if inner != self.size:
             fill = round(self.fill * 255) if image.dtype == torch.uint8 else self.fill
@@ -89,7 +89,7 @@ class ResizeImage(Transform):
         return moved(pixels, image, start, step)
 
     def _inner(self, source: tuple[int, ...]) -> tuple[int, int]:
-        """Size that the image gets before it is padded or cut."""
+        """Size of the image before it is padded or cut."""
         if self.fit == "stretch":
             return self.size
         scales = [wanted / got for wanted, got in zip(self.size, source, strict=True)]
@@ -99,7 +99,7 @@ class ResizeImage(Transform):
 
 
 def _resized(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    """(C, *size) of the same dtype, in float32 where torch knows no other way."""
+    """(C, *size) of the same dtype, via float32 where torch needs it."""
     whole = pixels.dtype == torch.uint8
     direct = pixels.dtype in (torch.float32, torch.float64) or (whole and pixels.device.type == "cpu")
     values = pixels if direct else pixels.to(torch.float32)

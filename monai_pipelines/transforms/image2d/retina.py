@@ -1,4 +1,4 @@
-"""The disc of a fundus photograph."""
+"""Cropping of fundus photographs to the retina's disc."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ from monai_pipelines.errors import ScanError
 from monai_pipelines.transforms.image2d.resize import moved
 from monai_pipelines.transforms.keyed import EachKeyd
 
-WORKING_PIXELS = 400  # the disc is looked for in an image about this large
-DARK = 0.04  # a photograph that is nowhere brighter shows nothing
-RIM = 0.1  # the rim is where brightness reaches this share of what is bright
-SMALL = 0.05  # of the image: a smaller bright region is no retina
-STRAIGHT = 0.3  # of the image's size: a longer straight edge along a row or column is no rim of a disc
-OFF_RIM = 0.01  # of the image's size: what is farther from a circle is not on it
-ROUND = 0.7  # of the rim lies on the circle of a disc; of 300 photographs 270 have above 0.8, most others below 0.65
-NUM_CIRCLES = 300  # tried, each through three points of the rim
+WORKING_PIXELS = 400  # approximate size of the image in which the disc is searched
+DARK = 0.04  # a photograph that is nowhere brighter is empty
+RIM = 0.1  # brightness at the rim, as a fraction of that of bright areas
+SMALL = 0.05  # of the image: smaller bright regions are not the retina
+STRAIGHT = 0.3  # of the image's size: longer straight edges along a row or column are not the rim
+OFF_RIM = 0.01  # of the image's size: largest distance of a point on the circle
+ROUND = 0.7  # least fraction of the rim on the circle; above 0.8 in 270 of 300 photographs, mostly below 0.65 in others
+NUM_CIRCLES = 300  # candidates, each through three points of the rim
 
 
 class CropRetina(Transform):
-    """Cut a fundus photograph to the square around its disc, so that all discs come in one place and size.
+    """Crop a fundus photograph to the square around its disc, so that all discs have one position and size.
 
-    The rim of the largest bright region is found and a circle fitted to it that passes over notches, straight edges
-    and glare. Where the photograph cuts the disc, the square is filled up with black. Where no circle with its centre
-    in the photograph fits (a disc squeezed to an ellipse), the square is that around the region. A photograph without
-    a dark border, already cut inside its disc, comes back as it is.
+    A circle is fitted to the rim of the largest bright region; notches, straight edges and glare are outliers. Beyond
+    the photograph the square is padded with black. If no circle with its center in the photograph fits (a disc squeezed
+    to an ellipse), the square encloses the region. A photograph without dark border, already cropped within its disc,
+    is returned unchanged.
 
     Args:
-        margin: kept around the disc, share of its diameter. Below 0 cuts into it: -0.15 leaves the square within the
-            disc, and no rim that tells how a photograph was framed.
+        margin: around the disc, as a fraction of its diameter. Negative values cut into it: -0.15 keeps the square
+            within the disc, without the rim that reveals how a photograph was framed.
 
     Returns:
-        `MetaTensor` (C, S, S) of the input's dtype with the disc in its middle, S = (1 + 2 margin) diameters; the
+        `MetaTensor` (C, S, S) of the input's dtype with the disc in the middle, S = (1 + 2 margin) diameters; the
         affine follows.
 
     Raises:
         ValueError: a margin outside -0.4..1, or an input that is not (C, H, W).
-        ScanError: no disc: all dark or all alike, or nothing bright that is large enough.
+        ScanError: no disc: the image is dark or uniform, or has no large bright region.
 
     Example:
         >>> rows, columns = torch.meshgrid(torch.arange(100), torch.arange(160), indexing="ij")
@@ -54,7 +54,7 @@ class CropRetina(Transform):
         >>> CropRetina(margin=0)(photo).shape
         torch.Size([1, 80, 80])
 
-    Reference: the circle by random sampling consensus (Fischler and Bolles, 1981), then least squares.
+    Reference: random sample consensus (Fischler and Bolles, 1981), then least squares.
     """
 
     def __init__(self, margin: float = 0.02) -> None:
@@ -85,7 +85,7 @@ class CropRetinad(EachKeyd):
 
 
 def find_disc(image: torch.Tensor) -> tuple[float, float, float] | None:
-    """Row and column of the disc's centre and its radius, pixels; None where the image has no dark border.
+    """Row and column of the disc's center and its radius, pixels; None without a dark border.
 
     Args:
         image: (C, H, W), uint8 or [0, 1].
@@ -98,10 +98,10 @@ def find_disc(image: torch.Tensor) -> tuple[float, float, float] | None:
     reduced = avg_pool2d(bright, factor)[0].numpy() if factor > 1 else bright[0].numpy()
     low, high = np.quantile(reduced, (0.01, 0.9))
     if high < DARK:
-        raise ScanError("fundus photograph", f"no disc: 90% of it is darker than {DARK:.0%} of white")
+        raise ScanError("fundus photograph", f"no disc: 90% of the image is darker than {DARK:.0%} of white")
     regions, count = ndimage.label(reduced > low + RIM * (high - low))
     if not count:
-        raise ScanError("fundus photograph", "no disc: it is equally bright all over, or not a number somewhere")
+        raise ScanError("fundus photograph", "no disc: the image is uniform or contains NaN")
     region = regions == 1 + np.argmax(np.bincount(regions.ravel(), minlength=count + 1)[1:])
     if region.mean() < SMALL:
         raise ScanError("fundus photograph", f"no disc: the largest bright region is {region.mean():.1%} of the image")
@@ -113,7 +113,7 @@ def find_disc(image: torch.Tensor) -> tuple[float, float, float] | None:
 
 
 def _rim(region: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Ends of the region in each row and column (N, 2), without straight edges: those of the frame or of a mask."""
+    """Ends of the region in each row and column (N, 2), without the straight edges of a frame or mask."""
     points = []
     for turned in (region, region.T):
         lines = np.flatnonzero(turned.any(axis=1))
@@ -122,14 +122,14 @@ def _rim(region: NDArray[np.bool_]) -> NDArray[np.float64]:
         for ends in (first, last):
             position = (ends + 0.5).astype(int)
             in_line = np.convolve(np.bincount(position), np.ones(5), "same")[position]  # ends within two pixels
-            kept = (in_line <= STRAIGHT * max(region.shape)) & (ends > 1) & (ends < turned.shape[1] - 2)
-            pairs = np.stack([lines[kept], ends[kept]], axis=1)
+            on_rim = (in_line <= STRAIGHT * max(region.shape)) & (ends > 1) & (ends < turned.shape[1] - 2)
+            pairs = np.stack([lines[on_rim], ends[on_rim]], axis=1)
             points.append(pairs if turned is region else pairs[:, ::-1])
     return np.concatenate(points)
 
 
 def _circle(rim: NDArray[np.float64], shape: tuple[int, ...]) -> tuple[float, float, float] | None:
-    """The circle with most points of the rim on it; None where too few are, or its centre lies outside the image."""
+    """The circle through most of the rim; None if it covers too little of it, or its center is outside the image."""
     size = max(shape)
     triples = np.random.default_rng(0).integers(len(rim), size=(NUM_CIRCLES, 3))
     equations = np.concatenate([2 * rim, np.ones((len(rim), 1))], axis=1)[triples]
@@ -152,7 +152,7 @@ def _circle(rim: NDArray[np.float64], shape: tuple[int, ...]) -> tuple[float, fl
 
 
 def _box(region: NDArray[np.bool_]) -> tuple[float, float, float]:
-    """Centre and half of the longer side of the box around a region."""
+    """Center and half the longer side of the box around a region."""
     rows, columns = (np.flatnonzero(region.any(axis=axis)) for axis in (1, 0))
     side = max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1
     return (rows[0] + rows[-1]) / 2, (columns[0] + columns[-1]) / 2, side / 2

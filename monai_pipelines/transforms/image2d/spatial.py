@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from monai_pipelines.transforms.ct.intensity import RandVolumed
-from monai_pipelines.transforms.image2d.color import RandImage
+from monai_pipelines.transforms.random import RandImage, RandStepd
 
 MODES = ("bilinear", "nearest")
 FILLS = ("border", "reflection")
@@ -27,11 +26,11 @@ class SpatialDraw2D(NamedTuple):
 
     Attributes:
         flip: whether to mirror each axis.
-        quarters: quarter turns anticlockwise, 0..3, before the flips.
-        rotation_deg: anticlockwise.
+        quarters: quarter turns counterclockwise, 0..3, before the flips.
+        rotation_deg: counterclockwise.
         scale: above 1 enlarges.
         shift: towards higher indices, as a fraction of the side.
-        crop: place of the crop among all that fit, 0 (first) to 1.
+        crop: position of the crop among all that fit, 0 (first) to 1.
     """
 
     flip: tuple[bool, bool] = (False, False)
@@ -43,7 +42,7 @@ class SpatialDraw2D(NamedTuple):
 
     @property
     def interpolates(self) -> bool:
-        """Whether new values lie between the old ones."""
+        """Whether pixels get new values."""
         return bool(self.rotation_deg or self.scale != 1 or any(self.shift))
 
     @property
@@ -60,13 +59,12 @@ class SpatialDraw2D(NamedTuple):
 class RandSpatial2D(RandImage):
     """Flip, turn, rotate, scale, shift and crop images at random, in at most one interpolation.
 
-    A pixel o of the uncropped output shows the input at ``A^-1 (o - c - shift) + c`` with
-    ``A = rotation * scale * flips * quarter turns`` and c the centre of the image. Angles are anticlockwise. An image
-    for which only flips and quarter turns are drawn has its pixels moved, none computed; where nothing is drawn they
-    stay as they are.
+    Pixel o of the uncropped output shows the input at ``A^-1 (o - c - shift) + c`` with
+    ``A = rotation * scale * flips * quarter turns`` and c the center of the image. Angles are counterclockwise. Flips
+    and quarter turns alone only move pixels; an image for which nothing is drawn keeps its exact values.
 
-    Draws, for each image and each part on its own, whether (the part's probability) and how much: angle and shifts
-    uniform up to their limit, scale uniform, one to three quarter turns, and where the crop lies.
+    Draws, for each image and independently for each part, whether (the part's probability) and how much: angle and
+    shifts uniform up to their limit, scale uniform, one to three quarter turns, and the crop's position.
 
     Args:
         flip_prob: probability of mirroring each axis, one number or (rows, columns): (0, 0.5) swaps left and right.
@@ -77,18 +75,18 @@ class RandSpatial2D(RandImage):
         scale_prob: its probability.
         shift: largest shift as a fraction of the side, one number or (rows, columns).
         shift_prob: its probability.
-        crop_size: size (H, W) in pixels of the part taken at a random place, always; None takes the whole.
+        crop_size: size (H, W) of a crop, always taken, at a random position; None keeps the whole.
         mode: "bilinear" or "nearest".
-        fill: what lies outside the input: "border" (its nearest pixel), "reflection", or a value, into which
-            the interpolation blends over one pixel.
+        fill: outside the input: "border" (nearest pixel), "reflection", or a value, into which the interpolation
+            blends over one pixel.
 
     Returns:
         (C, *size) or (B, C, *size); float32 in [0, 1] for uint8, else of the input's dtype. A MetaTensor's affine,
-        where the first two axes are rows and columns, follows; in a batch image by image (B, 4, 4).
+        whose first two axes are rows and columns, follows; in a batch for each image (B, 4, 4).
 
     Raises:
-        ValueError: an argument out of range, an input that is no image or batch, smaller than `crop_size`, or not
-            square when quarter turns are asked for.
+        ValueError: an argument out of range, or an input that is neither an image nor a batch, is smaller than
+            `crop_size`, or not square with quarter turns.
         TypeError: neither uint8 nor floating point.
 
     Example:
@@ -98,7 +96,7 @@ class RandSpatial2D(RandImage):
         torch.Size([8, 3, 28, 28])
 
     Reference:
-        MONAI's `RandFlip`, `RandRotate90` and `RandAffine` do the parts, for one image at a time.
+        MONAI's `RandFlip`, `RandRotate90` and `RandAffine` do this one part and one image at a time.
     """
 
     def __init__(
@@ -199,7 +197,7 @@ class RandSpatial2D(RandImage):
     def _change(self, images: Tensor, draws: Sequence[SpatialDraw2D]) -> Tensor:
         shape = tuple(images.shape[2:])
         size = self.crop_size or shape
-        to_unit_square = (2 / np.array(shape))[:, None]  # pixels -> grid_sample's -1..1, which it wants as (x, y)
+        to_unit_square = (2 / np.array(shape))[:, None]  # pixels -> grid_sample's -1..1, in the order (x, y)
         matrices = self._backward(shape, draws) * to_unit_square
         matrices[..., 2:] += to_unit_square / 2 - 1
         per_row, per_column, offset = torch.from_numpy(matrices[:, ::-1].copy()).to(images)[..., None, None].unbind(2)
@@ -207,7 +205,7 @@ class RandSpatial2D(RandImage):
         grid = torch.addcmul(per_row * rows[:, None] + offset, per_column, columns).movedim(1, -1)
         if isinstance(self.fill, str):
             return grid_sample(images, grid, self.mode, padding_mode=self.fill, align_corners=False)
-        above = images - self.fill if self.fill else images  # beyond the image grid_sample has zeros
+        above = images - self.fill if self.fill else images  # grid_sample pads with zeros
         return grid_sample(above, grid, self.mode, padding_mode="zeros", align_corners=False).add_(self.fill)
 
     def _backward(self, shape: Sequence[int], draws: Sequence[SpatialDraw2D]) -> NDArray[np.float64]:
@@ -216,18 +214,18 @@ class RandSpatial2D(RandImage):
         turns = _rotation(np.deg2rad(angles)) * scales[:, None, None]
         quarter_turns = _rotation(quarters * np.pi / 2).round()
         inverse = np.linalg.inv(turns @ (np.where(flips, -1, 1)[:, :, None] * quarter_turns))
-        centre = (np.array(shape) - 1) / 2
+        center = (np.array(shape) - 1) / 2
         starts = np.array([draw.start(shape, self.crop_size or shape) for draw in draws])
-        offsets = inverse @ (starts - centre - shifts * shape)[:, :, None] + centre[:, None]
+        offsets = inverse @ (starts - center - shifts * shape)[:, :, None] + center[:, None]
         return np.concatenate([inverse, offsets], axis=2)
 
 
 def _rotation(angles: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(B, 2, 2) matrices on (row, column), anticlockwise to the eye."""
+    """(B, 2, 2) matrices on (row, column), counterclockwise as displayed."""
     return np.array([[np.cos(angles), -np.sin(angles)], [np.sin(angles), np.cos(angles)]]).transpose(2, 0, 1)
 
 
-class RandSpatial2Dd(RandVolumed):
+class RandSpatial2Dd(RandStepd):
     """`RandSpatial2D` for dictionaries; all keys get the same draw.
 
     Args:

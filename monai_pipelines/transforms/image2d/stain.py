@@ -1,4 +1,4 @@
-"""Normalisation and random variation of haematoxylin and eosin (H&E) stains."""
+"""Normalization and random variation of hematoxylin and eosin (H&E) stains."""
 
 from __future__ import annotations
 
@@ -14,40 +14,39 @@ from numpy.typing import NDArray
 from skimage.color import hed_from_rgb, rgb_from_hed
 from torch import Tensor
 
-from monai_pipelines.transforms.ct.intensity import RandVolumed
-from monai_pipelines.transforms.image2d.color import RandImage
 from monai_pipelines.transforms.keyed import EachKeyd
+from monai_pipelines.transforms.random import RandImage, RandStepd
 
 METHODS = ("none", "macenko")
-WHITE = 240 / 255  # light that passes where there is no tissue
-MIN_DENSITY = 0.15  # below it in any channel a pixel is taken for background
+WHITE = 240 / 255  # transmitted light without tissue
+MIN_DENSITY = 0.15  # pixels below it in any channel are background
 PERCENTILES = (1, 99)
 MIN_ANGLE_DEG = 2  # between the two stains
-TARGET_STAINS = np.array([[0.5626, 0.7201, 0.4062], [0.2159, 0.8012, 0.5581]])  # haematoxylin, eosin
+TARGET_STAINS = np.array([[0.5626, 0.7201, 0.4062], [0.2159, 0.8012, 0.5581]])  # hematoxylin, eosin
 TARGET_CONCENTRATIONS = np.array([1.9705, 1.0308])
 DARKEST = 1e-6  # scikit-image's floor before the logarithm
 
 
 class NormalizeStain(Transform):
-    """Bring the colours of H&E tiles to those of one reference slide, after Macenko; of a batch each tile by itself.
+    """Normalize the colors of H&E tiles, each separately, to those of a reference slide, after Macenko.
 
     Optical density is ``-ln(pixel / 240)`` for 8-bit pixels. The two stains are the directions at the 1st and 99th
     percentile of angle in the plane of the two largest singular vectors of the tissue's densities (all channels above
-    0.15); the one with more red density is haematoxylin. Each pixel's two concentrations, by least squares, are
-    scaled so that their 99th percentiles become those of the reference, and shown in the reference's stains.
+    0.15); the one with more red density is hematoxylin. Each pixel's two concentrations, by least squares, are
+    scaled so that their 99th percentiles become those of the reference, and rendered in the reference's stains.
 
-    A tile without two stains comes back unchanged: one with too little tissue (background, most fat), or whose stains
-    lie within 2 degrees (a single colour).
+    A tile without two stains is returned unchanged: too little tissue (background, most fat), or stains within 2
+    degrees (a single color).
 
     Args:
-        method: "macenko", or "none", which changes nothing.
+        method: "macenko", or "none" for no change.
         min_tissue: smallest fraction of tissue pixels, 0..1.
 
     Returns:
-        (3, H, W) or (N, 3, H, W), as the input, of its dtype and memory format.
+        (3, H, W) or (N, 3, H, W) of the input's dtype and memory format.
 
     Raises:
-        ValueError: an argument out of range, or an input that is no (3, H, W) or (N, 3, H, W).
+        ValueError: an argument out of range, or an input that is neither (3, H, W) nor (N, 3, H, W).
         TypeError: neither uint8 nor floating point.
 
     Example:
@@ -58,9 +57,9 @@ class NormalizeStain(Transform):
 
     Reference:
         Macenko et al., ISBI 2009; reference stains and concentrations of the MATLAB code
-        mitkovetta/staining-normalization. MONAI 1.6's `NormalizeHEStains` is not used: it takes the stain with less
-        red density for haematoxylin (it compares densities as if they were colours), which swaps the two on most
-        tiles, and it fails on tiles without tissue.
+        mitkovetta/staining-normalization. MONAI 1.6's `NormalizeHEStains` takes the stain with less red density for
+        hematoxylin (it compares densities as if they were colors), which swaps the two on most tiles, and fails on
+        tiles without tissue.
     """
 
     def __init__(self, method: str = "macenko", min_tissue: float = 0.02) -> None:
@@ -91,7 +90,7 @@ class NormalizeStain(Transform):
         return MetaTensor(out).copy_meta_from(tiles) if isinstance(tiles, MetaTensor) else out
 
     def _normalized(self, tile: Tensor) -> NDArray[np.float32] | None:
-        """One tile (3, H, W); None where it has not two stains."""
+        """One tile (3, H, W); None without two stains."""
         top = 255 if tile.dtype == torch.uint8 else 1
         pixels = tile.detach().cpu().to(torch.float32).flatten(1).numpy() / top
         density = -np.log(np.maximum(pixels, 1 / 255) / WHITE)
@@ -103,17 +102,17 @@ class NormalizeStain(Transform):
         if strongest.min() <= 0:
             return None
         to_target = (TARGET_STAINS.T * (TARGET_CONCENTRATIONS / strongest)).astype(np.float32)
-        shown = np.clip(WHITE * np.exp(-to_target @ concentrations), 0, 1) * top
-        return (shown.round() if top == 255 else shown).reshape(tile.shape)
+        light = np.clip(WHITE * np.exp(-to_target @ concentrations), 0, 1) * top
+        return (light.round() if top == 255 else light).reshape(tile.shape)
 
     def _stains(self, density: NDArray[np.float32]) -> NDArray[np.float64] | None:
-        """Haematoxylin and eosin (2, 3) of unit length in densities (3, N); None where there are not two."""
+        """Hematoxylin and eosin (2, 3) of unit length from densities (3, N); None without two stains."""
         tissue = density[:, (density > MIN_DENSITY).all(axis=0)].astype(np.float64)
         if tissue.shape[1] < max(1, self.min_tissue * density.shape[1]):
             return None
         _, directions = np.linalg.eigh(tissue @ tissue.T)
         plane = directions[:, [2, 1]]  # the singular vectors, largest first
-        plane[:, 0] *= np.sign(plane[:, 0].sum())  # into the densities, so that no angle passes 90 degrees
+        plane[:, 0] *= np.sign(plane[:, 0].sum())  # towards the densities, so that no angle exceeds 90 degrees
         along, across = plane.T @ tissue
         angles = np.percentile(np.arctan2(across, along), PERCENTILES)
         if np.rad2deg(angles[1] - angles[0]) < MIN_ANGLE_DEG:
@@ -123,11 +122,11 @@ class NormalizeStain(Transform):
 
 
 class RandStain(RandImage):
-    """Vary the amounts of haematoxylin, eosin and DAB of tiles at random: ``c * (1 + a) + b`` of each stain.
+    """Vary the amounts of hematoxylin, eosin and DAB at random: ``c * (1 + a) + b`` for each stain.
 
-    The concentrations c of a pixel are those whose stains add up to its optical density ``-ln(pixel)``, in the fixed
-    stain matrix of Ruifrok; they may be negative, so that nothing is lost where nothing changes. 1 of a
-    concentration is a density of about 1, a dark nucleus has about 1.
+    The concentrations c of a pixel add up to its optical density ``-ln(pixel)`` with Ruifrok's fixed stain matrix; they
+    may be negative, so that the decomposition is lossless. A concentration of 1 is a density of about 1, as in a dark
+    nucleus.
 
     Draws, for each image, whether (`prob`), and for each of the three stains a and b, uniform in ``[-sigma, sigma]``.
 
@@ -136,10 +135,11 @@ class RandStain(RandImage):
         prob: probability for each image, 0..1.
 
     Returns:
-        [0, 1] of the input's shape, (3, H, W) or (B, 3, H, W); float32 for uint8, else of the input's dtype.
+        the input's shape, (3, H, W) or (B, 3, H, W), in [0, 1]; float32 for uint8, else the input's dtype.
 
     Raises:
-        ValueError: an argument out of range, an input that is no image or batch, or not RGB though sigma is above 0.
+        ValueError: an argument out of range, or an input that is neither an image nor a batch, or not RGB with sigma
+            above 0.
         TypeError: neither uint8 nor floating point.
 
     Example:
@@ -149,8 +149,8 @@ class RandStain(RandImage):
         True
 
     Reference:
-        Tellez et al., Medical Image Analysis 2019; Ruifrok and Johnston, 2001, whose matrix is that of scikit-image's
-        `rgb2hed`, which has concentrations in another unit (1 is a density of 13.8) and cuts negative ones off.
+        Tellez et al., Medical Image Analysis 2019; Ruifrok and Johnston, 2001. scikit-image's `rgb2hed` has the same
+        matrix, but other units (1 is a density of 13.8), and clips negative concentrations.
     """
 
     def __init__(self, sigma: float = 0.05, prob: float = 0.5) -> None:
@@ -194,7 +194,7 @@ class NormalizeStaind(EachKeyd):
         super().__init__(keys, NormalizeStain(method, min_tissue), allow_missing_keys)
 
 
-class RandStaind(RandVolumed):
+class RandStaind(RandStepd):
     """`RandStain` for dictionaries; all keys get the same change."""
 
     def __init__(

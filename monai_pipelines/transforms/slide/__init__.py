@@ -1,4 +1,4 @@
-"""Steps from a slide to a bag of its tiles."""
+"""Steps for slides."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a path to an open slide of known resolution."""
+"""Opening of slides at a known resolution."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ from monai_pipelines.slides.resolution import PLAUSIBLE_MPP
 
 
 class LoadSlide(Transform):
-    """Open a slide; no pixels are read. See `monai_pipelines.slides.open_slide`.
+    """Open a slide without reading pixels; see `monai_pipelines.slides.open_slide`.
 
     Args:
-        slide_mpp: micrometres per pixel of level 0, for slides that do not tell it or tell it wrongly; None takes
-            what each file tells.
+        slide_mpp: micrometers per pixel of level 0, for slides with missing or wrong resolution; None uses the file's.
 
     Returns:
         `monai_pipelines.slides.Slide`.
 
     Raises:
-        ScanError: no slide, or one of unknown resolution; names the way out.
+        ScanError: no slide, or unknown resolution; says how to fix it.
 
     Example:
         >>> import numpy as np, tempfile, tifffile
@@ -47,10 +46,7 @@ class LoadSlide(Transform):
 
 
 class LoadSlided(MapTransform):
-    """`LoadSlide` for dictionaries: ``data[mpp_key]``, a number or its text, goes before ``slide_mpp``.
-
-    Where it is missing, empty or None, ``slide_mpp`` counts.
-    """
+    """`LoadSlide` for dictionaries: ``data[mpp_key]``, a number or text, if not empty, overrides ``slide_mpp``."""
 
     def __init__(
         self,
@@ -69,13 +65,13 @@ class LoadSlided(MapTransform):
             d[key] = self._loader(d[key], d.get(self.mpp_key))(d[key])
         return d
 
-    def _loader(self, path: str | PathLike[str], told: Any) -> LoadSlide:
-        if told is None or str(told).strip() in ("", "nan"):
+    def _loader(self, path: str | PathLike[str], mpp: Any) -> LoadSlide:
+        if mpp is None or str(mpp).strip() in ("", "nan"):
             return self.load
         try:
-            return LoadSlide(float(told))
+            return LoadSlide(float(mpp))
         except ValueError:
             low, high = PLAUSIBLE_MPP
             raise ScanError(
-                path, f"wanted {low:g} to {high:g} um per pixel in {self.mpp_key!r}, got {told!r}; correct or empty it"
+                path, f"wanted {low:g} to {high:g} um per pixel in {self.mpp_key!r}, got {mpp!r}; correct or clear it"
             ) from None

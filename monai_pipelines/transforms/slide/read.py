@@ -1,4 +1,4 @@
-"""From a list of tiles to their pixels."""
+"""Reading of tiles."""
 
 from __future__ import annotations
 
@@ -19,18 +19,17 @@ from monai_pipelines.transforms.keyed import EachKeyd
 
 
 class ReadTiles(Transform):
-    """Read the pixels of tiles: a bag.
+    """Read the pixels of tiles into a bag.
 
     Args:
-        color: "none" leaves colours as the scanner stored them; "srgb" puts them through the slide's ICC profile to
-            sRGB (perceptual intent), and leaves those of a slide without profile.
-        num_threads: threads that decode.
+        color: "none" keeps the scanner's colors; "srgb" converts them to sRGB by the slide's ICC profile, if any
+            (perceptual intent).
+        num_threads: decoding threads.
 
     Returns:
-        `MetaTensor` (N, 3, tile_px, tile_px) uint8, channels last in memory, without a copy. ``meta``: ``coords``
-        (N, 2) int64 numpy, (x, y) of the upper left corners in level 0 pixels; ``mpp``, what a pixel of a tile is
-        wide, micrometres; ``slide_mpp``, the same of level 0; ``tile_px``; ``level0_px``, side of a tile in level 0
-        pixels.
+        `MetaTensor` (N, 3, tile_px, tile_px) uint8, channels last in memory. ``meta``: ``coords`` (N, 2) int64 numpy,
+        (x, y) of the upper left corners in level-0 pixels; ``mpp`` and ``slide_mpp``, micrometers per pixel of the
+        tiles and of level 0; ``tile_px``; ``level0_px``, side of a tile in level-0 pixels.
 
     Raises:
         ScanError: a corrupt file or profile.

@@ -1,4 +1,4 @@
-"""Which tiles of a slide: a grid on the tissue, all of it or a random part."""
+"""Selection of tiles: a grid on the tissue, all of it or a random part."""
 
 from __future__ import annotations
 
@@ -14,26 +14,27 @@ from numpy.typing import NDArray
 
 from monai_pipelines.errors import ScanError
 from monai_pipelines.slides import Slide, Tiles
+from monai_pipelines.transforms.keyed import EachKeyd
 
-EDGE = 1e-6  # of a tile: rounding of tissue shares
+EDGE = 1e-6  # of a tile: rounding error of tissue fractions
 
 
 class TileSlide(Transform):
     """Lay a grid of square tiles on the tissue of a slide.
 
-    The grid starts at the upper left corner and holds whole tiles only. Steps are whole pixels of the level that is
-    read, so that neighbours share no pixel and leave none out without ``overlap``. A tile is kept where at least
-    ``min_tissue`` of its area is tissue by the mask (exactly: mask pixels that a tile cuts count in part).
+    The grid starts at the upper left corner and has whole tiles only. Steps are whole pixels of the level that is read:
+    without ``overlap``, neighbors neither share nor skip pixels. A tile is kept if at least ``min_tissue`` of its area
+    is tissue; mask pixels that a tile cuts count in part.
 
     Args:
-        mpp: resolution of the tiles, micrometres per pixel; tiles are only ever shrunk.
-        tile_px: side of a tile in pixels of that resolution.
-        overlap: of neighbours, as a share of the side, 0..<1.
-        min_tissue: smallest share of tissue, 0..1; 0 keeps all tiles.
+        mpp: resolution of the tiles, micrometers per pixel; never finer than the slide's.
+        tile_px: side of a tile, pixels.
+        overlap: of neighbors, as a fraction of the side, 0..<1.
+        min_tissue: least fraction of tissue, 0..1; 0 keeps all tiles.
 
     Returns:
-        `monai_pipelines.slides.Tiles`: coordinates (N, 2) int64, (x, y) of the upper left corners in level 0 pixels,
-        row by row. Nothing is read.
+        `monai_pipelines.slides.Tiles`, unread: coordinates (N, 2) int64, (x, y) of the upper left corners in level-0
+        pixels, row by row.
 
     Raises:
         ScanError: the slide is smaller than a tile or coarser than ``mpp``, or no tile has enough tissue.
@@ -51,7 +52,7 @@ class TileSlide(Transform):
         if tile_px < 1 or tile_px != int(tile_px):
             raise ValueError(f"TileSlide: tile_px must be a whole number of pixels, got {tile_px}")
         if not 0 <= overlap < 1:
-            raise ValueError(f"TileSlide: overlap must lie in 0..<1 (a share of the side), got {overlap}")
+            raise ValueError(f"TileSlide: overlap must lie in 0..<1 (a fraction of the side), got {overlap}")
         if not 0 <= min_tissue <= 1:
             raise ValueError(f"TileSlide: min_tissue must lie in 0..1, got {min_tissue}")
         self.mpp, self.tile_px, self.overlap, self.min_tissue = mpp, int(tile_px), overlap, min_tissue
@@ -63,7 +64,7 @@ class TileSlide(Transform):
         if mask.ndim != 3 or any(abs(c - s) > 2 * downsample for c, s in zip(covered, slide.size, strict=True)):
             raise ValueError(
                 f"TileSlide: wanted a mask (1, h, w) of the whole slide, {slide.size[0]} x {slide.size[1]} pixels, "
-                f"got shape {tuple(mask.shape)} with {downsample:g} of them a side in each (by its affine)"
+                f"got shape {tuple(mask.shape)} at downsample {downsample:g} (by its affine)"
             )
         size = slide.tile_size(self.tile_px, self.mpp)
         step = max(1, round(size.level_px * (1 - self.overlap)))
@@ -75,32 +76,31 @@ class TileSlide(Transform):
         if not (len(starts[0]) and len(starts[1])):
             raise ScanError(
                 slide.path,
-                f"smaller than a tile: {slide.size[0]} x {slide.size[1]} pixels, a tile has {size.level0_px}; choose a "
-                "smaller tile_px",
+                f"{slide.size[0]} x {slide.size[1]} pixels, smaller than a tile of {size.level0_px}; lower tile_px",
             )
-        shares = _shares(
+        fractions = _fractions(
             np.asarray(mask[0]) > 0, starts[1] / downsample, starts[0] / downsample, size.level0_px / downsample
         )
-        rows, columns = np.nonzero(shares >= self.min_tissue - EDGE)
+        rows, columns = np.nonzero(fractions >= self.min_tissue - EDGE)
         if not len(rows):
             raise ScanError(
                 slide.path,
-                f"none of {shares.size} tiles has {self.min_tissue:.0%} tissue, the fullest has {shares.max():.1%}; "
+                f"none of {fractions.size} tiles has {self.min_tissue:.0%} tissue, the best has {fractions.max():.1%}; "
                 "lower min_tissue or tile_px",
             )
         return Tiles(slide, np.stack([starts[0][columns], starts[1][rows]], axis=1), size)
 
 
 class RandSampleTiles(RandomizableTransform):
-    """Take some of the tiles at random, anew at each call.
+    """Sample tiles at random, anew at each call.
 
-    Draws ``num_tiles`` of them without replacement; their order is kept. Where there are no more, all are taken.
+    Draws ``num_tiles`` without replacement, in their original order; all if there are no more.
 
     Args:
-        num_tiles: how many; None takes all.
+        num_tiles: how many, 1 or more; None for all.
 
     Returns:
-        `Tiles`; the input itself where all are taken.
+        `Tiles`; the input itself if all are taken.
 
     Example:
         >>> slide = Slide("a.svs", 0.5, (640, 64), ((640, 64),), (1.0,), "aperio", "openslide")
@@ -117,17 +117,17 @@ class RandSampleTiles(RandomizableTransform):
         self.drawn: NDArray[np.int64] | None = None
 
     def randomize(self, data: Tiles) -> None:
-        """Draw which of the tiles are taken."""
-        few = self.num_tiles is None or len(data) <= self.num_tiles
-        self.drawn = None if few else np.sort(self.R.choice(len(data), self.num_tiles, replace=False))
+        """Draw the tiles."""
+        take_all = self.num_tiles is None or len(data) <= self.num_tiles
+        self.drawn = None if take_all else np.sort(self.R.choice(len(data), self.num_tiles, replace=False))
 
     def __call__(self, tiles: Tiles) -> Tiles:
         self.randomize(tiles)
         return tiles if self.drawn is None else tiles[self.drawn]
 
 
-class TileSlided(MapTransform):
-    """`TileSlide` for dictionaries: a slide becomes its tiles, by the mask at ``mask_key``."""
+class TileSlided(EachKeyd):
+    """`TileSlide` for dictionaries, with the mask at ``mask_key``."""
 
     def __init__(
         self,
@@ -139,19 +139,11 @@ class TileSlided(MapTransform):
         min_tissue: float = 0.5,
         allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.mask_key = mask_key
-        self.tile = TileSlide(mpp, tile_px, overlap, min_tissue)
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        d = dict(data)
-        for key in self.key_iterator(d):
-            d[key] = self.tile(d[key], d[self.mask_key])
-        return d
+        super().__init__(keys, TileSlide(mpp, tile_px, overlap, min_tissue), allow_missing_keys, mask_key)
 
 
 class RandSampleTilesd(RandomizableTransform, MapTransform):
-    """`RandSampleTiles` for dictionaries; each key gets a draw of its own."""
+    """`RandSampleTiles` for dictionaries; each key gets a separate draw."""
 
     def __init__(self, keys: KeysCollection, num_tiles: int | None = None, allow_missing_keys: bool = False) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
@@ -169,10 +161,10 @@ class RandSampleTilesd(RandomizableTransform, MapTransform):
         return d
 
 
-def _shares(
+def _fractions(
     mask: NDArray[np.bool_], tops: NDArray[np.float64], lefts: NDArray[np.float64], side: float
 ) -> NDArray[np.float64]:
-    """Share of the mask in each square of a grid, (rows, columns), by an integral image; positions in mask pixels."""
+    """Fraction of the mask in each square of a grid (rows, columns), by an integral image; positions in mask pixels."""
     integral = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1))
     np.cumsum(np.cumsum(mask, axis=0, dtype=np.int32), axis=1, out=integral[1:, 1:])
     rows = _at(integral, tops + side) - _at(integral, tops)
@@ -181,7 +173,7 @@ def _shares(
 
 
 def _at(integral: NDArray[np.float64], positions: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rows at fractional positions, linear between two, the last one beyond the end."""
+    """Rows at fractional positions, interpolated linearly, the last one beyond the end."""
     before = np.minimum(positions.astype(int), len(integral) - 2)
     part = np.minimum(positions - before, 1)[:, None]
     return integral[before] * (1 - part) + integral[before + 1] * part

@@ -40,7 +40,7 @@ def series(scan: ThoraxScan, tmp_path: Path) -> Path:
 
 
 def rewrite(folder: Path, change: Change) -> None:
-    """Change each slice; the number is that of its position, from the feet up."""
+    """Change each slice; `index` counts from the feet up."""
     files = {file: pydicom.dcmread(file) for file in folder.iterdir()}
     for index, file in enumerate(sorted(files, key=lambda f: files[f].ImagePositionPatient[2])):
         change(files[file], index)
@@ -48,7 +48,7 @@ def rewrite(folder: Path, change: Change) -> None:
 
 
 def assert_same_scan(volume: MetaTensor, hu: np.ndarray, affine: np.ndarray) -> None:
-    """Same value at the same place, whatever the order of the voxels."""
+    """Same values at the same positions, in any order of voxels."""
     to_other = np.linalg.inv(affine) @ volume.affine.numpy()
     steps = np.rint(to_other)
     np.testing.assert_allclose(to_other, steps, atol=1e-3)
@@ -85,7 +85,7 @@ def _reference_pydicom(folder: Path) -> np.ndarray:
     [np.eye(4), np.diag([1, 1, -1, 1]), np.diag([1, 1.7, 1, 1]), OBLIQUE @ np.diag([1.3, 1, 1, 1])],
     ids=["axial", "head to feet", "oblong pixels", "oblique"],
 )
-def test_series_agrees_with_the_truth_simpleitk_and_monai(
+def test_series_agrees_with_phantom_simpleitk_and_monai(
     scan: ThoraxScan, tmp_path: Path, place: np.ndarray, scanner: Scanner
 ) -> None:
     affine = place @ scan.affine
@@ -121,7 +121,7 @@ def test_slices_are_ordered_by_position_alone(scan: ThoraxScan, series: Path) ->
     [lambda i: (1, -1024), lambda i: (1 + i % 3, -1000 - 10 * i), lambda i: (0.37, -811.5), lambda i: (1, -0.5)],
     ids=["integers", "per slice", "fractions", "half"],
 )
-def test_slope_and_intercept_are_those_of_each_slice(
+def test_slope_and_intercept_are_per_slice(
     scan: ThoraxScan, tmp_path: Path, rescale: Callable[[int], tuple[float, float]], signed: bool
 ) -> None:
     scanner = replace(SCANNERS[0], signed=signed, intercept_hu=-1024)
@@ -138,7 +138,7 @@ def test_slope_and_intercept_are_those_of_each_slice(
 
 
 def test_values_beyond_int16_are_clipped(series: Path) -> None:
-    """Padding of -32768 with an intercept of -1024 must not wrap round to bone."""
+    """Padding of -32768 with an intercept of -1024 must not wrap around to bone."""
 
     def pad(header: Dataset, index: int) -> None:
         pixels = header.pixel_array.copy()
@@ -157,13 +157,13 @@ def test_compressed_series(scan: ThoraxScan, series: Path) -> None:
     assert_same_scan(LoadCT()(series), scan.hu, scan.affine)
 
 
-def test_other_files_in_the_folder_are_left_out(scan: ThoraxScan, series: Path) -> None:
+def test_other_files_in_the_folder_are_skipped(scan: ThoraxScan, series: Path) -> None:
     (series / "notes.txt").write_text("not an image")
     (series / ".hidden").write_bytes(b"")
     assert_same_scan(LoadCT()(series), scan.hu, scan.affine)
 
 
-def test_nothing_of_the_patient_is_kept(series: Path) -> None:
+def test_meta_has_no_patient_data(series: Path) -> None:
     meta = LoadCT()(series).meta
     assert set(meta) == {"filename_or_obj", "affine", "space"}
     assert meta["filename_or_obj"] == str(series)
@@ -187,7 +187,7 @@ def test_real_dicom_files_of_pydicom(name: str) -> None:
     np.testing.assert_allclose(volume.affine[:, [0, 1, 3]], itk_affine(image)[:, [0, 1, 3]], atol=1e-4)
 
 
-def test_hand_worked_corner_of_pydicoms_ct() -> None:
+def test_hand_worked_corner_of_a_pydicom_file() -> None:
     """First stored pixels 175, 180, 166 with intercept -1024; ImagePositionPatient -158.135803, -179.035797, -75.7."""
     volume = LoadCT()(get_testdata_file("CT_small.dcm", download=False))
     assert volume[0, :3, 0, 0].tolist() == [-849, -844, -858]
@@ -197,7 +197,7 @@ def test_hand_worked_corner_of_pydicoms_ct() -> None:
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".nrrd", ".mha"])
 @pytest.mark.parametrize("place", [np.eye(4), OBLIQUE], ids=["axial", "oblique"])
-def test_other_formats_say_the_same_as_the_dicom_they_come_from(
+def test_other_formats_agree_with_their_dicom_source(
     scan: ThoraxScan, tmp_path: Path, suffix: str, place: np.ndarray
 ) -> None:
     folder = write_dicom_series(tmp_path / "scan", scan.hu, place @ scan.affine)
@@ -233,7 +233,7 @@ def test_plain_and_compressed_nifti_side_by_side(tmp_path: Path) -> None:
 
 
 def refused(path: Path, named: Path | None = None) -> str:
-    """The reason of the error, after a look at the file it names."""
+    """The error's reason; the error must name the file."""
     with pytest.raises(ScanError) as caught:
         LoadCT()(path)
     assert caught.value.path == str(named or path)
@@ -241,18 +241,18 @@ def refused(path: Path, named: Path | None = None) -> str:
     return caught.value.reason
 
 
-def test_nothing_there(series: Path, tmp_path: Path) -> None:
+def test_no_series(series: Path, tmp_path: Path) -> None:
     assert "no such file or folder; paths in a table are relative" in refused(tmp_path / "nothing")
-    assert "found no file at all; name the series folder itself" in refused(series.parent)
+    assert "got no files; name the series folder itself" in refused(series.parent)
     (tmp_path / "notes.txt").write_text("not an image")
-    assert "found 1 other files, first 'notes.txt'; name the series folder" in refused(tmp_path)
+    assert "got 1 other files, first 'notes.txt'; name the series folder" in refused(tmp_path)
     assert "this is none of them" in refused(tmp_path / "notes.txt")
 
 
 @pytest.mark.parametrize(
     ("end", "way_out"),
     [
-        (60, "copy it again or take it away"),
+        (60, "copy it again or remove it"),
         (700, "export the series again"),
         (-NUM_PIXEL_BYTES - 3, "export the series again"),
         (-NUM_PIXEL_BYTES // 2, "copy it again"),
@@ -288,7 +288,7 @@ def test_damaged_compressed_nifti(scan: ThoraxScan, tmp_path: Path) -> None:
 def test_single_slice_series(series: Path) -> None:
     for file in sorted(series.iterdir())[1:]:
         file.unlink()
-    assert "a single slice, a volume needs more; to read it alone, name the file" in refused(series)
+    assert "wanted a series, got a single slice; to read it alone, name the file" in refused(series)
 
 
 def drop(name: str) -> Change:
@@ -306,11 +306,11 @@ def one(name: str, value: object) -> Change:
         (drop("ImagePositionPatient"), "no ImagePositionPatient"),
         (drop("ImageOrientationPatient"), "no ImageOrientationPatient"),
         (drop("PixelSpacing"), "no PixelSpacing"),
-        (one("SamplesPerPixel", 3), "wanted one value per pixel, got 3: a colour image"),
+        (one("SamplesPerPixel", 3), "wanted one value per pixel, got 3: a color image"),
     ],
     ids=["MR", "no position", "no orientation", "no spacing", "RGB"],
 )
-def test_slice_that_is_no_ct_slice(series: Path, change: Change, reason: str) -> None:
+def test_slices_that_are_not_ct(series: Path, change: Change, reason: str) -> None:
     rewrite(series, change)
     with pytest.raises(ScanError) as caught:
         LoadCT()(series)
@@ -321,8 +321,8 @@ def test_slice_that_is_no_ct_slice(series: Path, change: Change, reason: str) ->
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
-        ("SeriesInstanceUID", "1.2.3", "2 different SeriesInstanceUID; give each series its own folder"),
-        ("Rows", 24, "2 different Rows: 24, 48; give"),
+        ("SeriesInstanceUID", "1.2.3", "2 different SeriesInstanceUID; keep one series per folder"),
+        ("Rows", 24, "2 different Rows: 24, 48; keep"),
         ("PixelSpacing", [1, 1], "2 different PixelSpacing"),
         ("ImageOrientationPatient", [0, 1, 0, 0, 0, 1], "2 different ImageOrientationPatient"),
     ],
@@ -337,7 +337,7 @@ def test_real_mixed_series(shared_data: Path, tmp_path: Path) -> None:
     for name in ("series-2", "series-3"):
         for file in (shared_data / "ct" / "A0002" / name).iterdir():
             shutil.copy(file, tmp_path / f"{name}_{file.name}")
-    assert "different SeriesInstanceUID; give each series its own folder" in refused(tmp_path)
+    assert "different SeriesInstanceUID; keep one series per folder" in refused(tmp_path)
 
 
 def test_missing_slice(series: Path) -> None:
@@ -345,14 +345,14 @@ def test_missing_slice(series: Path) -> None:
     assert "24.00 to 48.00 mm apart: some are missing; export the whole series" in refused(series)
 
 
-def test_doubled_slice(series: Path) -> None:
+def test_duplicate_slice(series: Path) -> None:
     file = sorted(series.iterdir())[5]
     shutil.copy(file, series / "again.dcm")
-    assert "two slices at the same position; keep one of each" in refused(series)
+    assert "two slices at the same position; remove duplicates" in refused(series)
 
 
 def test_gantry_tilt(series: Path) -> None:
-    """Slices 24 mm apart that slide by 24 mm * tan(10 degrees)."""
+    """Slices 24 mm apart, shifted by 24 mm * tan(10 degrees)."""
 
     def tilt(header: Dataset, index: int) -> None:
         x, y, z = (float(v) for v in header.ImagePositionPatient)
@@ -377,24 +377,24 @@ def test_nan(tmp_path: Path) -> None:
     values = np.zeros((4, 4, 4), np.float32)
     values[1, 2, 3], values[0, 0, 0] = np.nan, np.inf
     nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / "a.nii")
-    assert "2 voxels are NaN or infinite; replace by -1024" in refused(tmp_path / "a.nii")
+    assert "2 voxels are NaN or infinite; replace them by -1024" in refused(tmp_path / "a.nii")
     sitk.WriteImage(sitk.GetImageFromArray(values), str(tmp_path / "a.mha"))
     assert "NaN or infinite voxels; replace" in refused(tmp_path / "a.mha")
 
 
-def test_real_files_that_are_no_ct_volume() -> None:
+def test_real_files_that_are_not_ct_volumes() -> None:
     assert "wanted Modality CT, got 'MR'" in refused(Path(get_testdata_file("MR_small.dcm", download=False)))
     assert "wanted one volume (X, Y, Z), got shape (128, 96, 24, 2)" in refused(NIBABEL_DATA / "example4d.nii.gz")
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (4, 4, 4, 2), (4, 4, 4)], ids=["2D", "4D", "RGB"])
-def test_itk_image_that_is_no_volume(tmp_path: Path, shape: tuple[int, ...]) -> None:
+def test_itk_images_that_are_not_volumes(tmp_path: Path, shape: tuple[int, ...]) -> None:
     image = sitk.Image(shape, sitk.sitkVectorUInt8, 3) if len(shape) == 3 else sitk.Image(shape, sitk.sitkInt16)
     sitk.WriteImage(image, str(tmp_path / "a.mha"))
     assert "wanted one volume of single values, got" in refused(tmp_path / "a.mha")
 
 
 @pytest.mark.parametrize("dtype", [[("R", "u1"), ("G", "u1"), ("B", "u1")], np.complex64], ids=["RGB", "complex"])
-def test_nifti_that_is_no_ct(tmp_path: Path, dtype: object) -> None:
+def test_nifti_that_is_not_ct(tmp_path: Path, dtype: object) -> None:
     nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), dtype), np.eye(4)), tmp_path / "a.nii")
     assert "wanted one real number per voxel" in refused(tmp_path / "a.nii")

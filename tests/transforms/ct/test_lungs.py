@@ -26,7 +26,7 @@ def volume(hu: np.ndarray, affine: np.ndarray, **meta: object) -> MetaTensor:
 
 @cache
 def phantom(seed: int, matrix: int = 128) -> ThoraxScan:
-    """The scanners take turns, and so do healthy and diseased."""
+    """Scanners alternate, and so do healthy and diseased."""
     return thorax_phantom(seed, diseased=seed // 4 % 2 == 0, matrix=matrix, scanner=SCANNERS[seed % 4])
 
 
@@ -53,7 +53,7 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def other_air(scan: ThoraxScan) -> np.ndarray:
-    """Air that tissue encloses in its axial slice and that is no lung: windpipe, bronchi, stomach, bowel, table."""
+    """Air enclosed by tissue in its axial slice, other than lung: trachea, bronchi, stomach, bowel, table."""
     tissue = scan.hu > -500
     filled = np.stack([ndimage.binary_fill_holes(tissue[:, :, z]) for z in range(tissue.shape[2])], axis=-1)
     return filled & ~tissue & ~scan.lungs
@@ -86,12 +86,12 @@ def test_dice_of_many_phantoms() -> None:
 @pytest.mark.parametrize("seed", FAST_SEEDS)
 def test_volumes(seed: int) -> None:
     scan, meta = phantom(seed), mask_of(seed).meta
-    litre = abs(np.linalg.det(scan.affine)) / 1e6
+    liter = abs(np.linalg.det(scan.affine)) / 1e6
     x = nib.affines.apply_affine(scan.affine, np.argwhere(scan.lungs))[:, 0]
     assert meta["lungs_found"] is True
-    assert meta["lung_volume_l"] == pytest.approx(scan.lungs.sum() * litre, rel=0.03)
-    assert meta["right_lung_l"] == pytest.approx((x > 0).sum() * litre, rel=0.05)
-    assert meta["left_lung_l"] == pytest.approx((x < 0).sum() * litre, rel=0.05)
+    assert meta["lung_volume_l"] == pytest.approx(scan.lungs.sum() * liter, rel=0.03)
+    assert meta["right_lung_l"] == pytest.approx((x > 0).sum() * liter, rel=0.05)
+    assert meta["left_lung_l"] == pytest.approx((x < 0).sum() * liter, rel=0.05)
     assert meta["lung_volume_l"] == pytest.approx(meta["right_lung_l"] + meta["left_lung_l"])
 
 
@@ -106,22 +106,22 @@ def test_lesions_are_inside(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", FAST_SEEDS)
-def test_windpipe_gas_and_table_are_outside(seed: int) -> None:
-    """Of all other air, only the main bronchi where they enter the lungs are closed in."""
-    scan, found, other = phantom(seed), at_scan(seed), other_air(phantom(seed))
+def test_trachea_gas_and_table_are_outside(seed: int) -> None:
+    """Of all other air, only the ends of the main bronchi are included."""
+    scan, lungs, other = phantom(seed), at_scan(seed), other_air(phantom(seed))
     spacing = nib.affines.voxel_sizes(scan.affine)
-    millilitre = np.prod(spacing) / 1e3
+    milliliter = np.prod(spacing) / 1e3
     x, _, z = np.moveaxis(nib.affines.apply_affine(scan.affine, np.stack(np.indices(other.shape), -1)), -1, 0)
-    windpipe = other & (abs(x) < 20) & (z > 65)
+    trachea = other & (abs(x) < 20) & (z > 65)
     distant = ndimage.distance_transform_edt(~scan.lungs, sampling=spacing) > 25
-    assert windpipe.sum() * millilitre > 5
-    assert not (windpipe & found).any()
-    assert (other & distant).sum() * millilitre > 20
-    assert not (distant & found).any()
-    assert (other & found).sum() * millilitre < 6
+    assert trachea.sum() * milliliter > 5
+    assert not (trachea & lungs).any()
+    assert (other & distant).sum() * milliliter > 20
+    assert not (distant & lungs).any()
+    assert (other & lungs).sum() * milliliter < 6
 
 
-# ---- a chest of ellipsoids: two lungs of 1.47 l each
+# ---- a chest of ellipsoids: two lungs of 1.47 l
 
 
 GRID_MM = 3.0
@@ -145,16 +145,16 @@ def test_hand_worked_volumes() -> None:
 
 
 @pytest.mark.parametrize("grid_mm", [3, 6, 9, 12])
-def test_any_coarse_grid_is_in_place(grid_mm: float) -> None:
+def test_coarse_grids_are_in_place(grid_mm: float) -> None:
     """The lungs are symmetric about the origin."""
     mask = SegmentLungs(grid_mm=grid_mm)(volume(chest(1, -1), CHEST_AFFINE))
     np.testing.assert_allclose(nib.affines.voxel_sizes(mask.affine.numpy()), grid_mm)
-    centre = nib.affines.apply_affine(mask.affine.numpy(), np.argwhere(mask[0].numpy())).mean(axis=0)
-    np.testing.assert_allclose(centre, 0, atol=0.12 * grid_mm)
+    center = nib.affines.apply_affine(mask.affine.numpy(), np.argwhere(mask[0].numpy())).mean(axis=0)
+    np.testing.assert_allclose(center, 0, atol=0.12 * grid_mm)
     assert mask.meta["lung_volume_l"] == pytest.approx(2 * LUNG_L, rel=0.02 * grid_mm)
 
 
-def test_joined_lungs_are_cut_in_two() -> None:
+def test_joined_lungs_are_split() -> None:
     hu = chest(1, -1)
     hu[(abs(X) < 30) & (abs(Y - 25) < 10) & (abs(Z) < 40)] = -850
     assert ndimage.label(hu == -850)[1] == 1
@@ -165,7 +165,7 @@ def test_joined_lungs_are_cut_in_two() -> None:
 
 
 @pytest.mark.parametrize("gap_mm", [0, 15])
-def test_hollow_table_larger_than_a_lung_is_no_lung(gap_mm: float) -> None:
+def test_hollow_table_larger_than_a_lung_is_excluded(gap_mm: float) -> None:
     hu = chest(1, -1)
     top = -100 - gap_mm
     hu[(abs(X) < 170) & (top - 36 < Y) & (top >= Y)] = -100
@@ -178,15 +178,15 @@ def test_hollow_table_larger_than_a_lung_is_no_lung(gap_mm: float) -> None:
 
 @pytest.mark.parametrize("side", [1, -1])
 def test_single_lung_with_air_counts_as_none(side: int) -> None:
-    """The crop would lose the other lung without a word."""
+    """The crop would silently lose the other lung."""
     scan = volume(chest(side), CHEST_AFFINE)
     with pytest.raises(ScanError, match="no two plausible lungs"):
         SegmentLungs()(scan)
     assert SegmentLungs(no_lungs="flag")(scan).meta["lungs_found"] is False
 
 
-def test_nodules_and_vessels_are_kept() -> None:
-    """One in the middle, one of 24 mm cut by the pleura, and a vessel right through a lung."""
+def test_nodules_and_vessels_are_inside() -> None:
+    """A nodule in the middle, one of 24 mm cut by the pleura, and a vessel through a lung."""
     hu = chest(1, -1)
     middle, pleura = np.hypot(np.hypot(X - 65, Y), Z) < 20, np.hypot(np.hypot(X - 110, Y), Z) < 12
     vessel = (np.hypot(X + 65, Y) < 5) & (abs(Z) < 85)
@@ -203,7 +203,7 @@ def test_nodules_and_vessels_are_kept() -> None:
 
 
 def test_liver_dome_is_no_hole() -> None:
-    """A lung around the dome encloses it in axial slices."""
+    """In axial slices a lung encloses the dome."""
     hu = chest(1, -1)
     dome = (np.hypot(X - 65, Y) / 30) ** 2 + ((Z + 110) / 80) ** 2 < 1
     hu[dome] = 60
@@ -262,12 +262,12 @@ def test_flag_reaches_the_image() -> None:
     assert out["image"].meta["lungs_found"] is False
     assert out["image"].meta["filename_or_obj"] == "a.nii"
     assert out["label"] == 1
-    found = SegmentLungsd("image", mask_key="mask")({"image": volume(chest(1, -1), CHEST_AFFINE)})
-    assert found["image"].meta["right_lung_l"] == found["mask"].meta["right_lung_l"] > 1
+    both = SegmentLungsd("image", mask_key="mask")({"image": volume(chest(1, -1), CHEST_AFFINE)})
+    assert both["image"].meta["right_lung_l"] == both["mask"].meta["right_lung_l"] > 1
 
 
-def test_bowel_gas_alone_is_no_lung() -> None:
-    """Two bubbles of 0.9 l; lungs of that size are plausible, gas is not."""
+def test_bowel_gas_is_not_lung() -> None:
+    """Two bubbles of 0.9 l: plausible for lungs, but not of gas."""
     hu = chest()
     for side in (1, -1):
         hu[np.hypot(np.hypot(X - 70 * side, Y), Z) < 60] = -1000
@@ -280,13 +280,13 @@ def test_bowel_gas_alone_is_no_lung() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "litres"), [("A0001/series-2", (5, 6.5)), ("A0002/series-2", (2.4, 3.2)), ("A0002/series-3", (2.4, 3.2))]
+    ("name", "liters"), [("A0001/series-2", (5, 6.5)), ("A0002/series-2", (2.4, 3.2)), ("A0002/series-3", (2.4, 3.2))]
 )
-def test_real_chest(shared_data: Path, name: str, litres: tuple[float, float]) -> None:
+def test_real_chest(shared_data: Path, name: str, liters: tuple[float, float]) -> None:
     """64 slices of 5 mm, 30 slices of 8 mm with a sharp and a soft kernel."""
     scan = LoadCT()(shared_data / "ct" / name)
     mask = SegmentLungs()(scan)
-    assert litres[0] < mask.meta["lung_volume_l"] < litres[1]
+    assert liters[0] < mask.meta["lung_volume_l"] < liters[1]
     assert mask.meta["right_lung_l"] > 0.8
     assert mask.meta["left_lung_l"] > 0.8
     out, inside = ResampleCT(spacing_mm=3, margin_mm=1000)(scan, mask)
@@ -301,9 +301,9 @@ def test_real_chest(shared_data: Path, name: str, litres: tuple[float, float]) -
     assert -890 < hu[lungs].mean() < -600
     top = int(np.argwhere(lungs)[:, 2].max()) - 5
     airs, _ = ndimage.label((hu[:, :, top] < -500) & ~lungs[:, :, top] & hulls[:, :, top])
-    centre = np.argwhere(lungs)[:, 0].mean()
+    center = np.argwhere(lungs)[:, 0].mean()
     middles = [np.argwhere(airs == i)[:, 0].mean() for i in np.unique(airs[airs > 0]) if (airs == i).sum() * 9 > 60]
-    assert any(abs(middle - centre) < 10 for middle in middles)
+    assert any(abs(middle - center) < 10 for middle in middles)
 
 
 def test_real_abdomen(shared_data: Path) -> None:

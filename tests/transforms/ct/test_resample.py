@@ -60,16 +60,16 @@ def inner(values: Any, voxels: int) -> Any:
 
 @pytest.mark.parametrize("affine", AFFINES.values(), ids=AFFINES)
 @pytest.mark.parametrize("knobs", GRIDS, ids=str)
-def test_ramp_is_kept(affine: np.ndarray, knobs: dict[str, Any]) -> None:
-    """A ramp in mm shows any wrong position, axis by axis; the rim, where cubic weights are cut, is left out."""
+def test_ramp_is_preserved(affine: np.ndarray, knobs: dict[str, Any]) -> None:
+    """A ramp in mm shows any wrong position, axis by axis; the rim, where cubic weights are cut off, is excluded."""
     out = ResampleCT(**knobs)(volume(ramp_hu(SHAPE, affine), affine))
     after = out.affine.numpy()
     to_input = np.linalg.inv(affine) @ after
     where = positions_mm(out.shape[1:], to_input)
     rim = 2 * np.maximum(1, np.abs(to_input[:3, :3]).sum(axis=1))
-    kept = ((where >= rim) & (where <= np.array(SHAPE) - 1 - rim)).all(axis=-1)
-    assert kept.sum() > 100
-    assert np.abs(out[0].numpy() - ramp_hu(out.shape[1:], after))[kept].max() < 1
+    inside = ((where >= rim) & (where <= np.array(SHAPE) - 1 - rim)).all(axis=-1)
+    assert inside.sum() > 100
+    assert np.abs(out[0].numpy() - ramp_hu(out.shape[1:], after))[inside].max() < 1
     assert nib.aff2axcodes(after) == ("R", "A", "S")
 
 
@@ -80,15 +80,15 @@ def test_landmark_stays_within_half_a_voxel(affine: np.ndarray, knobs: dict[str,
     blob = np.exp(-((positions_mm(SHAPE, affine) - landmark) ** 2).sum(-1) / (2 * 5**2))
     out = ResampleCT(**knobs)(volume((blob * 2000 - 1000).astype(np.int16), affine))
     weights = np.clip(out[0].numpy() + 1000.0, 0, None)
-    centre = np.average(
+    center = np.average(
         positions_mm(out.shape[1:], out.affine.numpy()), axis=(0, 1, 2), weights=np.repeat(weights[..., None], 3, -1)
     )
-    offset = np.linalg.inv(out.affine.numpy()[:3, :3]) @ (centre - landmark)
+    offset = np.linalg.inv(out.affine.numpy()[:3, :3]) @ (center - landmark)
     assert np.abs(offset).max() < 0.5
 
 
 def test_hand_worked_affine() -> None:
-    """8 voxels of 2 mm, first centre at 10 mm: edges 9 and 25 mm; 4 voxels of 4 mm have centres 11, 15, 19, 23."""
+    """8 voxels of 2 mm, first center at 10 mm: edges 9 and 25 mm; 4 voxels of 4 mm have centers 11, 15, 19, 23."""
     out = ResampleCT(size=4)(volume(np.zeros((8, 8, 8), np.int16), nib.affines.from_matvec(2 * np.eye(3), [10] * 3)))
     np.testing.assert_allclose(out.affine, nib.affines.from_matvec(4 * np.eye(3), [11] * 3))
 
@@ -117,8 +117,8 @@ def test_size_and_spacing(knobs: dict[str, Any], shape: tuple[int, ...], spacing
     assert out.dtype == torch.int16
     np.testing.assert_allclose(nib.affines.voxel_sizes(out.affine.numpy()), spacing_mm)
     assert out.meta["filename_or_obj"] == "a.nii"
-    centre = nib.affines.apply_affine(out.affine.numpy(), (np.array(shape) - 1) / 2)
-    np.testing.assert_allclose(centre, nib.affines.apply_affine(AFFINES["straight"], (np.array(SHAPE) - 1) / 2))
+    center = nib.affines.apply_affine(out.affine.numpy(), (np.array(shape) - 1) / 2)
+    np.testing.assert_allclose(center, nib.affines.apply_affine(AFFINES["straight"], (np.array(SHAPE) - 1) / 2))
 
 
 def test_outside_the_scan_is_air() -> None:
@@ -137,7 +137,7 @@ def test_constant_stays_constant(knobs: dict[str, Any], hu: int) -> None:
 
 
 def test_padding_below_air_does_not_ring() -> None:
-    """-3024 outside the field of view would pull its neighbours far below air and push others above."""
+    """-3024 outside the field of view would pull neighbors far below air and push others above."""
     hu = np.full(SHAPE, 40, np.int16)
     hu[:10] = -3024
     out = ResampleCT(spacing_mm=(1.2, 2, 4))(volume(hu))[0]
@@ -184,7 +184,7 @@ def test_margin_ends_at_the_scan() -> None:
 
 
 def test_mask_on_a_coarser_grid_and_other_axes() -> None:
-    """The mask of 3 x 3 x 1 blocks, flipped: the same place."""
+    """A mask of 3 x 3 x 1 blocks, flipped, at the same place."""
     affine = AFFINES["oblique"]
     coarse = affine @ nib.affines.from_matvec(np.diag([-3, 3, 1]), [SHAPE[0] - 2, 1, 0])
     values = np.zeros((13, 12, 30), np.uint8)
@@ -253,7 +253,7 @@ def test_agrees_with_simpleitk_at_full_size(seed: int) -> None:
 
 
 def test_does_not_alias() -> None:
-    """Stripes of one voxel, twice as fine as the output can show, become their mean."""
+    """Stripes of one voxel, finer than the output can show, become their mean."""
     hu = np.where(np.arange(64) % 2, 400, -1000)[:, None, None] * np.ones((64, 8, 8))
     out = ResampleCT(size=(24, 8, 8))(volume(hu.astype(np.int16), np.eye(4)))[0, 2:-2]
     assert np.abs(out.numpy() - -300).max() < 30
@@ -261,13 +261,13 @@ def test_does_not_alias() -> None:
     assert np.abs(naive[2:-2] - -300).max() > 500
 
 
-def test_mask_of_lungs_is_kept() -> None:
+def test_lung_volume_and_meta_are_preserved() -> None:
     scan = thorax_phantom(1, diseased=False, matrix=96)
     image = volume(scan.hu, scan.affine)
     mask = SegmentLungs()(image)
     _, inside = ResampleCT(size=96)(image, mask)
-    litres = [float(m.sum()) * abs(np.linalg.det(m.affine.numpy())) / 1e6 for m in (mask, inside)]
-    assert litres[1] == pytest.approx(litres[0], rel=0.01)
+    liters = [float(m.sum()) * abs(np.linalg.det(m.affine.numpy())) / 1e6 for m in (mask, inside)]
+    assert liters[1] == pytest.approx(liters[0], rel=0.01)
     assert {k: v for k, v in inside.meta.items() if "lung" in str(k)} == {
         k: v for k, v in mask.meta.items() if "lung" in str(k)
     }

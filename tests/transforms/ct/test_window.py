@@ -30,20 +30,20 @@ def test_window(window: str | tuple[float, float], edges: tuple[float, float], d
     out = WindowHU(window)(HU.astype(dtype))
     assert out.dtype == torch.float32
     np.testing.assert_allclose(out, _reference_window(HU, *edges), atol=1e-6)
-    theirs = ScaleIntensityRange(*edges, 0, 1, clip=True)(HU.astype(np.float32))
-    np.testing.assert_allclose(out, theirs, atol=1e-6)
+    monai = ScaleIntensityRange(*edges, 0, 1, clip=True)(HU.astype(np.float32))
+    np.testing.assert_allclose(out, monai, atol=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("window", "centre_hu", "width_hu"), [("lung", -300, 1400), ("mediastinum", 40, 400), ("bone", 300, 1500)]
+    ("window", "center_hu", "width_hu"), [("lung", -300, 1400), ("mediastinum", 40, 400), ("bone", 300, 1500)]
 )
-def test_hand_worked_level_and_width(window: str, centre_hu: float, width_hu: float) -> None:
-    hu = torch.tensor([-0.5, -0.25, 0.0, 0.5]) * width_hu + centre_hu
+def test_hand_worked_level_and_width(window: str, center_hu: float, width_hu: float) -> None:
+    hu = torch.tensor([-0.5, -0.25, 0.0, 0.5]) * width_hu + center_hu
     assert WindowHU(window)(hu).tolist() == pytest.approx([0, 0.25, 0.5, 1])
 
 
 def test_float_input_is_unchanged() -> None:
-    """It needs no conversion, so a step in place would reach it."""
+    """No conversion copies it, so an in-place step would change it."""
     hu = torch.from_numpy(HU.astype(np.float32))
     WindowHU()(hu)
     np.testing.assert_array_equal(hu, HU)

@@ -1,4 +1,4 @@
-"""The 2D chains on files of every kind, against their steps by hand and an independent normalisation."""
+"""The 2D chains on files of every type, against an independent normalization."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from monai_pipelines import load_chain
 from tests.dicom_files import write_image
 
 CHAINS = {"image2d": 3, "xray": 1, "fundus": 3, "histology_tile": 3}  # channels
-SHORTCUTS = ["mean colour", "colour histogram", "size and file type"]
-MEAN, SD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+SHORTCUTS = ["mean color", "color histogram", "size and file type"]
+MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
 
 @pytest.fixture
 def disc(tmp_path: Path) -> Path:
     """A bright disc in the dark, 90 x 120."""
     rows, columns = np.indices((90, 120))
-    grey = np.where((rows - 44.5) ** 2 + (columns - 59.5) ** 2 < 40**2, 200, 0)
-    pixels = np.stack([grey, grey // 2, grey // 4], axis=-1).astype(np.uint8)
+    gray = np.where((rows - 44.5) ** 2 + (columns - 59.5) ** 2 < 40**2, 200, 0)
+    pixels = np.stack([gray, gray // 2, gray // 4], axis=-1).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "disc.png")
     return tmp_path / "disc.png"
 
@@ -43,7 +43,7 @@ def test_result(name: str, disc: Path) -> None:
 
 
 @pytest.mark.parametrize("name", CHAINS)
-def test_cached_part_and_the_rest_make_the_whole(name: str, disc: Path) -> None:
+def test_cached_part_and_remainder_equal_the_whole(name: str, disc: Path) -> None:
     chain = load_chain(name, size=[32, 32])
     assert chain.step_names[-1] == "normalize"
     prepared = chain.until("normalize")({"image": str(disc)})["image"]
@@ -54,22 +54,22 @@ def test_cached_part_and_the_rest_make_the_whole(name: str, disc: Path) -> None:
 
 def test_image2d_by_hand(disc: Path) -> None:
     out = load_chain("image2d", size=[90, 120])(str(disc)).numpy()
-    expected = (np.asarray(Image.open(disc)) / 255 - MEAN) / SD
+    expected = (np.asarray(Image.open(disc)) / 255 - MEAN) / STD
     np.testing.assert_allclose(out, expected.transpose(2, 0, 1), atol=1e-5)
 
 
-def test_xray_keeps_its_proportions(tmp_path: Path) -> None:
-    """12 bits, inverted, twice as wide as high: bars above and below, as black as air."""
+def test_xray_keeps_its_aspect_ratio(tmp_path: Path) -> None:
+    """12 bits, inverted, twice as wide as high: black bars above and below."""
     stored = 4095 - np.tile(np.arange(0, 4000, 40, dtype=np.uint16), (50, 1))
     path = write_image(tmp_path / "a.dcm", stored, 12, PhotometricInterpretation="MONOCHROME1")
-    out = load_chain("xray", size=[100, 100], mean=0, sd=1)(path)[0].numpy()
+    out = load_chain("xray", size=[100, 100], mean=0, std=1)(path)[0].numpy()
     np.testing.assert_allclose(out[25:75], np.tile(np.arange(100) / 99, (50, 1)), atol=1e-5)
     assert not out[:25].any()
     assert not out[75:].any()
 
 
-def test_fundus_is_centred(disc: Path) -> None:
-    out = load_chain("fundus", size=[80, 80], margin=0, mean=0, sd=1)(str(disc))[0].numpy()
+def test_fundus_is_centered(disc: Path) -> None:
+    out = load_chain("fundus", size=[80, 80], margin=0, mean=0, std=1)(str(disc))[0].numpy()
     rows, columns = np.indices((80, 80))
     inside = (rows - 39.5) ** 2 + (columns - 39.5) ** 2 < 38**2
     assert (np.abs(out[inside] - 200 / 255) < 0.02).all()
@@ -79,11 +79,11 @@ def test_stain_is_a_knob(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     stains = np.exp(-rng.gamma(2, 0.4, (60, 60, 2)) @ np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]]))
     Image.fromarray((240 * stains).astype(np.uint8)).save(tmp_path / "tile.png")
-    plain, normalised = (load_chain("histology_tile", size=[60, 60], stain=s) for s in ("none", "macenko"))
-    raw = (np.asarray(Image.open(tmp_path / "tile.png")) / 255 - MEAN) / SD
+    plain, normalized = (load_chain("histology_tile", size=[60, 60], stain=s) for s in ("none", "macenko"))
+    raw = (np.asarray(Image.open(tmp_path / "tile.png")) / 255 - MEAN) / STD
     np.testing.assert_allclose(plain(tmp_path / "tile.png").numpy(), raw.transpose(2, 0, 1), atol=1e-5)
-    assert (normalised(tmp_path / "tile.png") - plain(tmp_path / "tile.png")).abs().max() > 0.1
-    assert plain.fingerprint() != normalised.fingerprint()
+    assert (normalized(tmp_path / "tile.png") - plain(tmp_path / "tile.png")).abs().max() > 0.1
+    assert plain.fingerprint() != normalized.fingerprint()
 
 
 ODD: dict[str, tuple[Image.Image, dict[str, Any]]] = {
@@ -91,8 +91,8 @@ ODD: dict[str, tuple[Image.Image, dict[str, Any]]] = {
     "palette.png": (Image.new("P", (40, 30), 0), {}),
     "alpha.png": (Image.new("RGBA", (40, 30), (0, 0, 0, 155)), {}),
     "bits.png": (Image.new("1", (40, 30), 1), {}),
-    "grey.jpg": (Image.new("L", (40, 30), 100), {"quality": 98}),
-    "grey_alpha.png": (Image.new("LA", (40, 30), (100, 255)), {}),
+    "gray.jpg": (Image.new("L", (40, 30), 100), {"quality": 98}),
+    "gray_alpha.png": (Image.new("LA", (40, 30), (100, 255)), {}),
     "deep.png": (Image.new("I;16", (40, 30), 100 * 257), {}),
     "deep.tif": (Image.new("I;16", (40, 30), 100 * 257), {}),
 }
@@ -105,6 +105,6 @@ def test_odd_files(name: str, file: str, tmp_path: Path) -> None:
     if image.mode == "P":
         image.putpalette([100, 100, 100])
     image.save(tmp_path / file, **options)
-    out = load_chain(name, size=[30, 40], mean=0, sd=1)(str(tmp_path / file))
+    out = load_chain(name, size=[30, 40], mean=0, std=1)(str(tmp_path / file))
     assert out.shape == (CHAINS[name], 30, 40)
     assert (255 * out - (255 if file == "bits.png" else 100)).abs().max() < 2.1

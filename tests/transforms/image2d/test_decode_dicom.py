@@ -1,4 +1,4 @@
-"""DICOM images: every kind against pixels computed here from the standard, or by pydicom or GDCM."""
+"""DICOM images against pixels computed from the standard, or by pydicom or GDCM."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from monai_pipelines.transforms.image2d.decode import decode_image
 from tests.dicom_files import write_image
 
 ROWS, COLUMNS = np.indices((24, 31))
-GREY = (5 * ROWS + 4 * COLUMNS).astype(np.uint8)
+GRAY = (5 * ROWS + 4 * COLUMNS).astype(np.uint8)
 STORED = (100 + 90 * ROWS + 50 * COLUMNS).astype(np.uint16)  # 100..3670 of 12 bits
 RGB = np.stack([8 * COLUMNS, 10 * ROWS, 240 - 3 * ROWS - 2 * COLUMNS], axis=-1).astype(np.uint8)
 
@@ -37,17 +37,17 @@ def file(name: str) -> Path:
     return Path(str(get_testdata_file(name)))
 
 
-# ---- grey values
+# ---- gray values
 
 
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
 @pytest.mark.parametrize("bits", [8, 12, 16])
 def test_bits_and_inversion(tmp_path: Path, bits: int, photometric: str) -> None:
-    """Without a window: the full range of 8 bits; of more, from the least to the greatest value."""
-    stored = GREY if bits == 8 else STORED
-    grey = GREY / 255 if bits == 8 else (STORED - 100.0) / (3670 - 100)
+    """Without a window: the full range of 8 bits, else minimum to maximum."""
+    stored = GRAY if bits == 8 else STORED
+    gray = GRAY / 255 if bits == 8 else (STORED - 100.0) / (3670 - 100)
     path = write_image(tmp_path / "a.dcm", stored, bits, PhotometricInterpretation=photometric)
-    expected = 1 - grey if photometric == "MONOCHROME1" else grey
+    expected = 1 - gray if photometric == "MONOCHROME1" else gray
     np.testing.assert_allclose(shown(path), expected, atol=1e-6)
 
 
@@ -59,14 +59,14 @@ def test_signed(tmp_path: Path, dtype: type, bits: int) -> None:
     np.testing.assert_allclose(shown(path), (stored - float(low)) / (float(high) - low), atol=1e-6)
 
 
-def _reference_window(values: np.ndarray, function: str, centre: float, width: float) -> np.ndarray:
+def _reference_window(values: np.ndarray, function: str, center: float, width: float) -> np.ndarray:
     """PS3.3 C.11.2.1.2.1, C.11.2.1.3.1 and .2, pixel by pixel, y from 0 to 1."""
 
     def y(x: float) -> float:
         if function == "SIGMOID":
             with np.errstate(over="ignore"):
-                return 1 / (1 + np.exp(-4 * (x - centre) / width))
-        c, w = (centre, width) if function == "LINEAR_EXACT" else (centre - 0.5, width - 1)
+                return 1 / (1 + np.exp(-4 * (x - center) / width))
+        c, w = (center, width) if function == "LINEAR_EXACT" else (center - 0.5, width - 1)
         if x <= c - w / 2:
             return 0
         return 1 if x > c + w / 2 else (x - c) / w + 0.5
@@ -89,7 +89,7 @@ def test_window(
     np.testing.assert_allclose(shown(path), expected, atol=1e-6)
 
 
-def test_window_as_pydicom_has_it() -> None:
+def test_window_agrees_with_pydicom() -> None:
     path = file("693_J2KI.dcm")
     header = pydicom.dcmread(path)
     values = pixel_array(header) * float(header.RescaleSlope) + float(header.RescaleIntercept)
@@ -106,7 +106,7 @@ def test_first_of_several_windows(tmp_path: Path) -> None:
 
 
 def test_hand_worked_window(tmp_path: Path) -> None:
-    """Level 100.5, width 101: 50 is black, 100 grey, 150 white; inverted for MONOCHROME1."""
+    """Level 100.5, width 101: 50 is black, 100 gray, 150 white; inverted for MONOCHROME1."""
     stored = np.array([[0, 50, 75, 100, 150, 4000]], np.uint16)
     tags = {"WindowCenter": 100.5, "WindowWidth": 101, "PhotometricInterpretation": "MONOCHROME1"}
     path = write_image(tmp_path / "a.dcm", stored, 12, **tags)
@@ -123,7 +123,7 @@ def _lut(descriptor: list[int], entries: np.ndarray) -> Dataset:
 @pytest.mark.parametrize("entry_bits", [8, 12, 16])
 @pytest.mark.parametrize("in_words", [False, True])
 def test_voi_lut(tmp_path: Path, entry_bits: int, in_words: bool) -> None:
-    """Values below and above the LUT get its ends. It comes before a window. 8-bit entries are bytes or words."""
+    """Values beyond the LUT get its ends; it takes precedence over a window; 8-bit entries are bytes or words."""
     first, count = 300, 3001
     curve = (2**entry_bits - 1) * (np.arange(count) / (count - 1)) ** 2
     entries = curve.astype(np.uint8 if entry_bits == 8 and not in_words else np.uint16)
@@ -133,7 +133,7 @@ def test_voi_lut(tmp_path: Path, entry_bits: int, in_words: bool) -> None:
     np.testing.assert_allclose(shown(path), entries[np.array(index)] / (2**entry_bits - 1), atol=1e-6)
 
 
-def test_modality_lut_comes_before_the_window(tmp_path: Path) -> None:
+def test_modality_lut_precedes_the_window(tmp_path: Path) -> None:
     entries = (2 * np.arange(4096) + 7).astype(np.uint16)
     item = _lut([4096, 0, 16], entries)
     item.ModalityLUTType = "OD"
@@ -144,7 +144,7 @@ def test_modality_lut_comes_before_the_window(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
 @pytest.mark.parametrize(("limit", "padded"), [(None, [4095]), (4090, [4095, 4093, 4090])])
-def test_padding_is_black_and_does_not_stretch(
+def test_padding_is_black_and_ignored_by_stretching(
     tmp_path: Path, photometric: str, limit: int | None, padded: list[int]
 ) -> None:
     stored = STORED.copy()
@@ -152,8 +152,8 @@ def test_padding_is_black_and_does_not_stretch(
     tags: dict[str, Any] = {"PixelPaddingValue": 4095} | ({"PixelPaddingRangeLimit": limit} if limit else {})
     path = write_image(tmp_path / "a.dcm", stored, 12, PhotometricInterpretation=photometric, **tags)
     inside = np.isin(stored, padded, invert=True)
-    grey = (stored - float(stored[inside].min())) / (3670.0 - stored[inside].min())
-    expected = np.where(inside, 1 - grey if photometric == "MONOCHROME1" else grey, 0)
+    gray = (stored - float(stored[inside].min())) / (3670.0 - stored[inside].min())
+    expected = np.where(inside, 1 - gray if photometric == "MONOCHROME1" else gray, 0)
     np.testing.assert_allclose(shown(path), expected, atol=1e-6)
 
 
@@ -179,7 +179,7 @@ def test_transfer_syntaxes_that_pydicom_cannot_decode(name: str, capfd: pytest.C
     np.testing.assert_allclose(shown(file(f"{name}.dcm")), expected, atol=1e-6)
 
 
-# ---- colours
+# ---- colors
 
 
 @pytest.mark.parametrize("planar", [0, 1])
@@ -212,9 +212,9 @@ def test_palette(tmp_path: Path, entry_bits: int) -> None:
     index = (6 * ROWS + 4 * COLUMNS).astype(np.uint8)
     assert index.max() > 209
     tags: dict[str, Any] = {"PhotometricInterpretation": "PALETTE COLOR"}
-    for colour, table in zip(("Red", "Green", "Blue"), tables, strict=True):
-        tags[f"{colour}PaletteColorLookupTableDescriptor"] = [200, 10, entry_bits]
-        tags[f"{colour}PaletteColorLookupTableData"] = table.tobytes()
+    for color, table in zip(("Red", "Green", "Blue"), tables, strict=True):
+        tags[f"{color}PaletteColorLookupTableDescriptor"] = [200, 10, entry_bits]
+        tags[f"{color}PaletteColorLookupTableData"] = table.tobytes()
     path = write_image(tmp_path / "a.dcm", index, **tags)
     expected = tables.T[np.clip(index.astype(int) - 10, 0, 199)]
     if entry_bits == 8:
@@ -236,8 +236,8 @@ def test_jpeg_inside_and_truncated(tmp_path: Path) -> None:
     Image.fromarray(np.kron(RGB, np.ones((8, 8, 1), np.uint8))).save(tmp_path / "a.jpg", quality=95, subsampling=0)
     data = (tmp_path / "a.jpg").read_bytes()
     _as_jpeg(tmp_path / "a.dcm", data)
-    found = decode_image(tmp_path / "a.dcm").pixels
-    assert np.abs(found[4::8, 4::8].astype(int) - RGB).max() <= 12
+    pixels = decode_image(tmp_path / "a.dcm").pixels
+    assert np.abs(pixels[4::8, 4::8].astype(int) - RGB).max() <= 12
     for tail in (b"", bytes(2000)):
         _as_jpeg(tmp_path / "a.dcm", data[: len(data) // 2] + tail)
         with pytest.raises(ScanError, match="truncated JPEG: its end is missing"):
@@ -248,8 +248,8 @@ def test_jpeg_inside_and_truncated(tmp_path: Path) -> None:
     "name",
     ["SC_rgb_jpeg_gdcm", "SC_rgb_rle", "SC_rgb_gdcm_KY", "SC_rgb_jls_lossy_line", "SC_ybr_full_422_uncompressed"],
 )
-def test_colour_bars(name: str) -> None:
-    """One picture in many coats: 10 rows each of red, green, blue and mixtures."""
+def test_color_bars(name: str) -> None:
+    """One picture in many encodings: 10 rows each of red, green, blue and mixtures."""
     expected = decode_image(file("SC_rgb_rle.dcm")).pixels.astype(int)
     assert expected[5, 50].tolist() == [255, 0, 0]
     assert np.abs(decode_image(file(f"{name}.dcm")).pixels.astype(int) - expected).mean() < 2
@@ -260,22 +260,22 @@ def test_colour_bars(name: str) -> None:
 
 @pytest.mark.parametrize("tag", ["PixelSpacing", "ImagerPixelSpacing"])
 def test_spacing(tmp_path: Path, tag: str) -> None:
-    path = write_image(tmp_path / "a.dcm", GREY, **{tag: [0.2, 0.1]})
+    path = write_image(tmp_path / "a.dcm", GRAY, **{tag: [0.2, 0.1]})
     assert decode_image(path).spacing_mm == (0.2, 0.1)
-    assert decode_image(write_image(tmp_path / "b.dcm", GREY)).spacing_mm is None
+    assert decode_image(write_image(tmp_path / "b.dcm", GRAY)).spacing_mm is None
 
 
-def test_found_without_suffix(tmp_path: Path) -> None:
-    np.testing.assert_allclose(shown(write_image(tmp_path / "IM0001", GREY)), GREY / 255, atol=1e-6)
+def test_detected_without_suffix(tmp_path: Path) -> None:
+    np.testing.assert_allclose(shown(write_image(tmp_path / "IM0001", GRAY)), GRAY / 255, atol=1e-6)
 
 
 def test_frames() -> None:
-    with pytest.raises(ScanError, match="wanted one image, got 2 frames; save the one you want as a file of its own"):
+    with pytest.raises(ScanError, match="wanted one image, got 2 frames; save the frame you want as a separate file"):
         decode_image(file("SC_rgb_rle_2frame.dcm"))
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"), [("test-SR", "no image in it"), ("MR_truncated", r"truncated\? .*8130 vs 8192")]
+    ("name", "reason"), [("test-SR", "no image: not DICOM"), ("MR_truncated", r"truncated\? .*8130 vs 8192")]
 )
 def test_no_image(name: str, reason: str) -> None:
     with pytest.raises(ScanError, match=reason):
@@ -283,20 +283,20 @@ def test_no_image(name: str, reason: str) -> None:
 
 
 def test_undecodable_pixels(capfd: pytest.CaptureFixture) -> None:
-    with pytest.raises(ScanError, match=r"neither pydicom nor GDCM decodes its pixels \(JPEG 2000"):
+    with pytest.raises(ScanError, match="neither pydicom nor GDCM decodes JPEG 2000"):
         decode_image(file("JPEG2000-embedded-sequence-delimiter.dcm"))
 
 
 @pytest.mark.parametrize(
     ("tags", "reason"),
     [
-        ({"WindowCenter": 50, "WindowWidth": 0}, "WindowWidth 0.* is no width"),
-        ({"Rows": 60_000, "Columns": 60_000}, "60000 x 60000 pixels, wanted 100,000,000 at most"),
+        ({"WindowCenter": 50, "WindowWidth": 0}, "invalid WindowWidth 0"),
+        ({"Rows": 60_000, "Columns": 60_000}, "wanted at most 100,000,000 pixels, got 60000 x 60000"),
         ({"Rows": 25}, "unreadable, truncated"),
     ],
 )
-def test_errors_do_not_tell_the_patient(tmp_path: Path, tags: dict[str, Any], reason: str) -> None:
-    path = write_image(tmp_path / "a.dcm", GREY, **tags)
+def test_errors_have_no_patient_data(tmp_path: Path, tags: dict[str, Any], reason: str) -> None:
+    path = write_image(tmp_path / "a.dcm", GRAY, **tags)
     with pytest.raises(ScanError, match=reason) as error:
         decode_image(path)
     assert "secret" not in str(error.value).lower()
@@ -306,7 +306,7 @@ def test_errors_do_not_tell_the_patient(tmp_path: Path, tags: dict[str, Any], re
 
 
 @pytest.mark.parametrize(("implicit", "little"), [(True, True), (False, True), (False, False)])
-def test_a_bare_data_set_is_read_as_it_was_written(tmp_path: Path, implicit: bool, little: bool) -> None:
+def test_data_set_without_file_meta(tmp_path: Path, implicit: bool, little: bool) -> None:
     whole = write_image(tmp_path / "a.dcm", STORED, 12, WindowCenter=1500, WindowWidth=2000)
     bare = Dataset()
     bare.update(pydicom.dcmread(whole))

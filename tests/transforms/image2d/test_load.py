@@ -13,48 +13,48 @@ from monai_pipelines.transforms import LoadImage2D, LoadXray
 from tests.dicom_files import write_image
 
 ROWS, COLUMNS = np.indices((30, 44))
-GREY = (4 * ROWS + 3 * COLUMNS).astype(np.uint8)
-DEEP = (GREY.astype(np.uint16) * 257 - 100 * (GREY > 0)).astype(np.uint16)
-RGB = np.stack([5 * COLUMNS, 8 * ROWS, GREY], axis=-1).astype(np.uint8)
+GRAY = (4 * ROWS + 3 * COLUMNS).astype(np.uint8)
+DEEP = (GRAY.astype(np.uint16) * 257 - 100 * (GRAY > 0)).astype(np.uint16)
+RGB = np.stack([5 * COLUMNS, 8 * ROWS, GRAY], axis=-1).astype(np.uint8)
 
 
 @pytest.fixture
 def mixed(tmp_path: Path) -> dict[str, Path]:
-    """A folder as people have it; each kind with the grey it shows."""
+    """A folder of mixed file types."""
     Image.fromarray(RGB).save(tmp_path / "rgb.png")
-    Image.fromarray(GREY).save(tmp_path / "grey.tif")
+    Image.fromarray(GRAY).save(tmp_path / "gray.tif")
     Image.fromarray(DEEP).save(tmp_path / "deep.png")
     write_image(
-        tmp_path / "inverted.dcm", 4095 - 16 * GREY.astype(np.uint16), 12, PhotometricInterpretation="MONOCHROME1"
+        tmp_path / "inverted.dcm", 4095 - 16 * GRAY.astype(np.uint16), 12, PhotometricInterpretation="MONOCHROME1"
     )
     return {path.stem: path for path in tmp_path.iterdir()}
 
 
-SHOWN = {
+GRAYS = {  # of the files in `mixed`
     "rgb": RGB @ np.array([0.299, 0.587, 0.114]) / 255,
-    "grey": GREY / 255,
+    "gray": GRAY / 255,
     "deep": DEEP / 65535,
-    "inverted": GREY / GREY.max(),
+    "inverted": GRAY / GRAY.max(),
 }
 
 
-def test_xrays_come_in_one_dtype(mixed: dict[str, Path]) -> None:
+def test_xrays_have_one_dtype(mixed: dict[str, Path]) -> None:
     for name, path in mixed.items():
         out = LoadXray()(path)
         assert (out.shape, out.dtype) == ((1, 30, 44), torch.float32)
-        np.testing.assert_allclose(out[0].numpy(), SHOWN[name], atol=0.51 / 255 if name == "rgb" else 1e-6)
+        np.testing.assert_allclose(out[0].numpy(), GRAYS[name], atol=0.51 / 255 if name == "rgb" else 1e-6)
 
 
-def test_photographs_come_in_one_dtype(mixed: dict[str, Path]) -> None:
+def test_photographs_have_one_dtype(mixed: dict[str, Path]) -> None:
     for name, path in mixed.items():
-        grey, colour = LoadImage2D(channels=1)(path), LoadImage2D()(path)
-        assert (grey.shape, colour.shape) == ((1, 30, 44), (3, 30, 44))
-        assert grey.dtype == colour.dtype == torch.uint8
-        np.testing.assert_allclose(grey[0].numpy(), 255 * SHOWN[name], atol=0.51)
+        gray, color = LoadImage2D(channels=1)(path), LoadImage2D()(path)
+        assert (gray.shape, color.shape) == ((1, 30, 44), (3, 30, 44))
+        assert gray.dtype == color.dtype == torch.uint8
+        np.testing.assert_allclose(gray[0].numpy(), 255 * GRAYS[name], atol=0.51)
         if name == "rgb":
-            np.testing.assert_array_equal(colour.numpy(), RGB.transpose(2, 0, 1))
+            np.testing.assert_array_equal(color.numpy(), RGB.transpose(2, 0, 1))
         else:
-            assert torch.equal(colour, grey.expand(3, -1, -1))
+            assert torch.equal(color, gray.expand(3, -1, -1))
 
 
 @pytest.mark.parametrize("load", [LoadImage2D(), LoadXray()], ids=["photo", "xray"])
@@ -66,8 +66,8 @@ def test_result_is_writable_and_contiguous(load: LoadImage2D | LoadXray, mixed: 
         assert load(path).any()
 
 
-def test_meta_tells_spacing_and_file_type_but_neither_name_nor_patient(tmp_path: Path) -> None:
-    path = write_image(tmp_path / "doe_john.dcm", GREY, PixelSpacing=[0.2, 0.1])
+def test_meta_has_spacing_and_file_type_but_no_name_or_patient(tmp_path: Path) -> None:
+    path = write_image(tmp_path / "doe_john.dcm", GRAY, PixelSpacing=[0.2, 0.1])
     out = LoadXray()(path)
     np.testing.assert_allclose(out.affine, np.diag([0.2, 0.1, 1, 1]))
     assert out.meta["file_type"] == "dicom"
@@ -82,7 +82,7 @@ def test_path_as_text_and_errors(tmp_path: Path, mixed: dict[str, Path]) -> None
     assert isinstance(LoadImage2D()(str(mixed["rgb"])), MetaTensor)
     with pytest.raises(ScanError, match=r"none\.png: wanted an image file"):
         LoadImage2D()(tmp_path / "none.png")
-    with pytest.raises(ValueError, match=r"LoadImage2D: channels must be 1 \(grey\) or 3 \(RGB\), got 4"):
+    with pytest.raises(ValueError, match=r"LoadImage2D: channels must be 1 \(gray\) or 3 \(RGB\), got 4"):
         LoadImage2D(channels=4)
 
 

@@ -7,11 +7,11 @@ from monai.data import MetaTensor
 
 from monai_pipelines.transforms import MeasureImage, MeasureImaged
 
-NAMES = ["mean colour", "colour histogram", "size and file type"]
+NAMES = ["mean color", "color histogram", "size and file type"]
 
 
 def _reference_features(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and histogram; uint8 by 255, but in 16 steps of 16 values."""
+    """Mean and histogram; uint8 divided by 255, in 16 bins of 16 values."""
     values = image.astype(float)
     mean = values.reshape(len(image), -1).mean(axis=1) / (255 if image.dtype == np.uint8 else 1)
     edges = np.linspace(0, 256, 17) if image.dtype == np.uint8 else np.linspace(0, 1, 17)
@@ -25,14 +25,14 @@ def test_features(channels: int, dtype: type) -> None:
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (channels, 37, 51)).astype(dtype)
     if dtype is np.float32:
-        image = (image // 16 * 16 / 256).astype(np.float32)  # on the edges of the steps
+        image = (image // 16 * 16 / 256).astype(np.float32)  # on the edges of the bins
         image[:, 0] = 1
     features = MeasureImage()(image)
     mean, histogram = _reference_features(image)
     assert list(features) == NAMES
     assert all(vector.dtype == torch.float32 and vector.ndim == 1 for vector in features.values())
-    np.testing.assert_allclose(features["mean colour"], mean, rtol=1e-5)
-    np.testing.assert_allclose(features["colour histogram"], histogram, rtol=1e-5)
+    np.testing.assert_allclose(features["mean color"], mean, rtol=1e-5)
+    np.testing.assert_allclose(features["color histogram"], histogram, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -47,10 +47,10 @@ def test_size_and_file_type(file_type: str | None, place: int) -> None:
 
 
 def test_hand_worked_histogram() -> None:
-    """Of four pixels one is in the first step (0..15), two in the second (16..31), one in the last (240..255)."""
+    """Of four pixels one is in the first bin (0..15), two in the second (16..31), one in the last (240..255)."""
     features = MeasureImage()(np.array([[[15, 16], [31, 255]]], np.uint8))
-    assert features["colour histogram"].tolist() == [0.25, 0.5, *[0] * 13, 0.25]
-    assert features["mean colour"].tolist() == pytest.approx([317 / 4 / 255])
+    assert features["color histogram"].tolist() == [0.25, 0.5, *[0] * 13, 0.25]
+    assert features["mean color"].tolist() == pytest.approx([317 / 4 / 255])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -12,18 +12,18 @@ SIZES = [((40, 60), (20, 30)), ((61, 47), (24, 24)), ((300, 200), (17, 40)), ((2
 
 
 def image(size: tuple[int, int], channels: int = 3) -> torch.Tensor:
-    """Noise over a slope: every mistake in place or weight shows."""
+    """Noise over a slope: any error in position or weight shows."""
     rng = np.random.default_rng(0)
     slope = np.add.outer(np.linspace(0, 120, size[0]), np.linspace(0, 60, size[1]))
     return torch.from_numpy((slope + rng.uniform(0, 70, (channels, *size))).astype(np.uint8))
 
 
 def _reference_weights(source: int, wanted: int) -> np.ndarray:
-    """(wanted, source): a triangle around each new centre, as wide as the reduction, cut at the border."""
+    """(wanted, source): a triangle around each new center, as wide as the reduction, cut at the border."""
     step = source / wanted
     width = max(step, 1)
-    centres = (np.arange(wanted) + 0.5) * step
-    distance = np.abs(np.arange(source) + 0.5 - centres[:, None]) / width
+    centers = (np.arange(wanted) + 0.5) * step
+    distance = np.abs(np.arange(source) + 0.5 - centers[:, None]) / width
     weights = np.clip(1 - distance, 0, None)
     return weights / weights.sum(axis=1, keepdims=True)
 
@@ -35,7 +35,7 @@ def _reference_resized(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 @pytest.mark.parametrize(("source", "size"), SIZES)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_as_the_triangle_filter_and_pillow(source: tuple[int, int], size: tuple[int, int], channels: int) -> None:
+def test_agrees_with_triangle_filter_and_pillow(source: tuple[int, int], size: tuple[int, int], channels: int) -> None:
     x = image(source, channels)
     expected = _reference_resized(x.numpy(), size)
     smooth = ResizeImage(size)(x.float() / 255)
@@ -71,7 +71,7 @@ def test_gpu_equals_cpu(dtype: torch.dtype) -> None:
     assert difference.abs().max() <= (1 if dtype == torch.uint8 else 1e-3)
 
 
-def test_fine_grating_becomes_grey() -> None:
+def test_fine_grating_becomes_gray() -> None:
     """Without anti-aliasing a grating of one pixel would be all black or all white."""
     grating = (torch.arange(200) % 2 * 255).to(torch.uint8).expand(1, 200, 200)
     out = ResizeImage((40, 40))(grating)[..., 2:-2]
@@ -86,7 +86,7 @@ def test_hand_worked_reduction() -> None:
 
 
 @pytest.mark.parametrize("fit", ["stretch", "pad", "crop"])
-def test_right_size_comes_back_as_it_is(fit: str) -> None:
+def test_right_size_is_returned_unchanged(fit: str) -> None:
     for x in (image((20, 31)), image((20, 31)).float() / 255):
         out = ResizeImage((20, 31), fit)(x)
         assert out.dtype == x.dtype
@@ -137,17 +137,17 @@ def test_crop(source: tuple[int, int], size: tuple[int, int], inner: tuple[int, 
 @pytest.mark.parametrize("fit", ["stretch", "pad", "crop"])
 @pytest.mark.parametrize(("source", "size"), SIZES)
 def test_affine_follows(source: tuple[int, int], size: tuple[int, int], fit: str) -> None:
-    """Brightness that is its own place: where a pixel says it is, there the affine puts it."""
+    """Brightness encodes position: the affine must agree."""
     rows, columns = np.indices(source) / 1000
     places = MetaTensor(torch.from_numpy(np.stack([rows, columns])), affine=torch.diag(torch.tensor([2.0, 3, 1, 1])))
     out = ResizeImage(size, fit, fill=1)(places)
     place_mm = out.affine.numpy()[:2, :2] @ np.indices(size).reshape(2, -1) + out.affine.numpy()[:2, 3:]
-    told_mm = out.numpy().reshape(2, -1) * 1000 * np.array([[2], [3]])
+    encoded_mm = out.numpy().reshape(2, -1) * 1000 * np.array([[2], [3]])
     extent = np.array(source)[:, None] * [[2], [3]]
     reach = 2 * extent / np.array(size)[:, None] + [[2], [3]]  # the border pulls inwards
     inside = ((place_mm > reach) & (place_mm < extent - reach)).all(axis=0)
     assert inside.sum() > 10 or source == (300, 200)
-    np.testing.assert_allclose(place_mm[:, inside], told_mm[:, inside], atol=0.3)  # the sampled triangle leans a little
+    np.testing.assert_allclose(place_mm[:, inside], encoded_mm[:, inside], atol=0.3)  # the sampled triangle is skewed
 
 
 def test_errors() -> None:

@@ -15,7 +15,7 @@ from monai_pipelines.transforms.image2d.retina import find_disc
 
 def photo(
     size: tuple[int, int] = (300, 400),
-    centre: tuple[float, float] = (150, 200),
+    center: tuple[float, float] = (150, 200),
     radius: float = 120,
     dark: float = 0,
     bright: float = 150,
@@ -24,22 +24,22 @@ def photo(
     """A reddish disc, brighter at one side, with vessels and noise, (3, H, W) uint8."""
     rng = np.random.default_rng(seed)
     rows, columns = np.indices(size)
-    inside = (rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 < radius**2
-    shade = bright * (1 - 0.4 * (columns - centre[1]) / radius) * (1 - 0.3 * (np.sin(columns / 7) > 0.95))
-    grey = np.where(inside, shade, dark) + rng.normal(0, 2, size)
-    return np.clip(np.stack([grey, 0.6 * grey, 0.3 * grey]), 0, 255).astype(np.uint8)
+    inside = (rows - center[0]) ** 2 + (columns - center[1]) ** 2 < radius**2
+    shade = bright * (1 - 0.4 * (columns - center[1]) / radius) * (1 - 0.3 * (np.sin(columns / 7) > 0.95))
+    gray = np.where(inside, shade, dark) + rng.normal(0, 2, size)
+    return np.clip(np.stack([gray, 0.6 * gray, 0.3 * gray]), 0, 255).astype(np.uint8)
 
 
 def assert_found(image: np.ndarray, row: float, column: float, radius: float, within: float = 1.5) -> None:
-    found = find_disc(torch.from_numpy(image))
-    assert found is not None
-    assert np.abs(np.array(found) - (row, column, radius)).max() < within, found
+    disc = find_disc(torch.from_numpy(image))
+    assert disc is not None
+    assert np.abs(np.array(disc) - (row, column, radius)).max() < within, disc
 
 
 @pytest.mark.parametrize("dark", [0, 8])
 @pytest.mark.parametrize("bright", [60, 150, 240])
 @pytest.mark.parametrize(
-    ("size", "centre", "radius"),
+    ("size", "center", "radius"),
     [
         ((300, 400), (150, 200), 120),
         ((300, 400), (130, 150), 100),
@@ -49,17 +49,17 @@ def assert_found(image: np.ndarray, row: float, column: float, radius: float, wi
         ((300, 400), (150, 120), 160),  # cut at three sides
     ],
 )
-def test_disc(size: tuple[int, int], centre: tuple[float, float], radius: float, bright: float, dark: float) -> None:
-    assert_found(photo(size, centre, radius, dark, bright), *centre, radius)
+def test_disc(size: tuple[int, int], center: tuple[float, float], radius: float, bright: float, dark: float) -> None:
+    assert_found(photo(size, center, radius, dark, bright), *center, radius)
 
 
-def test_large_photograph_is_searched_small() -> None:
+def test_large_photograph_is_searched_at_reduced_size() -> None:
     assert_found(photo((1500, 2000), (740, 1010), 700), 740, 1010, 700, within=6)
 
 
-def test_notch_bars_and_glare_do_not_move_it() -> None:
+def test_notch_bars_and_glare_are_outliers() -> None:
     image = photo()
-    image[:, 40:60, 280:300] = 150  # a notch outside, as cameras mark the upper side
+    image[:, 40:60, 280:300] = 150  # a notch outside, a camera's mark of the upper side
     assert_found(image, 150, 200, 120)
     barred = photo((300, 400), (150, 200), 170)
     barred[:, :35] = barred[:, 270:] = 0  # bars within the photograph
@@ -83,7 +83,7 @@ def test_square_around_the_disc() -> None:
     assert torch.equal(out.as_tensor(), image.as_tensor()[:, top : top + side, left : left + side])
 
 
-def test_cut_disc_is_filled_up_with_black() -> None:
+def test_cut_disc_is_padded_with_black() -> None:
     image = photo((300, 400), (150, 200), 180)
     out = CropRetina(margin=0)(image).numpy()
     assert abs(out.shape[1] - 360) <= 2
@@ -100,8 +100,8 @@ def test_square_within_the_disc_has_no_rim(radius: float) -> None:
     assert out[0].min() > 40
 
 
-def test_squeezed_disc_keeps_all_of_it() -> None:
-    """480 x 400 of a disc cut at top and bottom, squeezed to 240 x 400: no circle, so the square around it."""
+def test_squeezed_disc_is_kept_whole() -> None:
+    """480 x 400 of a disc cut at top and bottom, squeezed to 240 x 400: no circle, so the enclosing square."""
     image = np.ascontiguousarray(photo((400, 640), (200, 320), 240)[:, :, ::2])
     out = CropRetina(margin=0)(image).numpy()
     assert out.shape == (3, 400, 400)
@@ -118,13 +118,13 @@ def test_centre_outside_gives_the_square_around_the_region(margin: float) -> Non
     assert out.any()
 
 
-def test_long_stripe_passes_whole() -> None:
+def test_long_stripe_is_unchanged() -> None:
     stripe = photo((2, 2000), (1, 1000), 300)
     np.testing.assert_array_equal(CropRetina()(stripe), stripe)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_photograph_without_border_passes_whole(seed: int) -> None:
+def test_photograph_without_border_is_unchanged(seed: int) -> None:
     image = photo((300, 340), (150, 170), 400, seed=seed)
     assert find_disc(torch.from_numpy(image)) is None
     out = CropRetina()(image)
@@ -137,14 +137,14 @@ def test_floating_point_gives_the_same() -> None:
 
 
 def test_no_disc() -> None:
-    with pytest.raises(ScanError, match="no disc: 90% of it is darker than 4% of white"):
+    with pytest.raises(ScanError, match="no disc: 90% of the image is darker than 4% of white"):
         CropRetina()(np.zeros((3, 100, 100), np.uint8))
     speck = np.random.default_rng(0).integers(0, 256, (1, 200, 200), dtype=np.uint8)
     with pytest.raises(ScanError, match=r"no disc: the largest bright region is \d\.\d% of the image"):
         CropRetina()(speck * (np.indices((200, 200)).sum(axis=0) % 9 == 0))
     uniform = [np.full((3, 100, 100), level, np.uint8) for level in (128, 255)]
     for image in (*uniform, np.full((3, 100, 100), np.nan, np.float32), np.full((3, 1, 200), 90, np.uint8)):
-        with pytest.raises(ScanError, match="no disc: it is equally bright all over, or not a number somewhere"):
+        with pytest.raises(ScanError, match="no disc: the image is uniform or contains NaN"):
             CropRetina()(image)
     with pytest.raises(ValueError, match=r"margin must lie in -0.4..1 \(of the diameter\), got 2"):
         CropRetina(2)
@@ -154,7 +154,7 @@ def test_no_disc() -> None:
 
 @pytest.mark.parametrize("kind", ["normal", "disease"])
 def test_real_photographs(shared_data: Path, kind: str) -> None:
-    """In a black border; healthy eyes fill their 400 pixels, of the others most are cut at top and bottom."""
+    """In a black border; healthy eyes fill their 400 pixels, most others are cut at top and bottom."""
     files = sorted((shared_data / "fundus" / kind).iterdir())
     assert len(files) == 150
     sides = []
@@ -165,8 +165,8 @@ def test_real_photographs(shared_data: Path, kind: str) -> None:
         assert (out.amax(0) > 60).sum() >= 0.98 * lit
         side = out.shape[-1]
         assert out.shape == (3, side, side)
-        centre = out.affine[:2, 3].numpy() + (side - 1) / 2 - (60, 130)
-        assert np.abs(centre - 199.5).max() < (3 if kind == "normal" else 20)
+        center = out.affine[:2, 3].numpy() + (side - 1) / 2 - (60, 130)
+        assert np.abs(center - 199.5).max() < (3 if kind == "normal" else 20)
         sides.append(side)
     if kind == "normal":
         assert np.abs(np.array(sides) - 1.04 * 400).max() < 8

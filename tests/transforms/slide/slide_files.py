@@ -11,21 +11,21 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 GLASS = (244, 240, 243)
-HAEMATOXYLIN, EOSIN = np.array([0.56, 0.72, 0.41]), np.array([0.22, 0.80, 0.56])
+HEMATOXYLIN, EOSIN = np.array([0.56, 0.72, 0.41]), np.array([0.22, 0.80, 0.56])
 
 
-def disc(shape: tuple[int, int], centre: tuple[float, float], radius: float) -> np.ndarray:
+def disc(shape: tuple[int, int], center: tuple[float, float], radius: float) -> np.ndarray:
     rows, columns = np.indices(shape)
-    return (rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 < radius**2
+    return (rows - center[0]) ** 2 + (columns - center[1]) ** 2 < radius**2
 
 
 def stained(tissue: np.ndarray, light: tuple[int, ...] = GLASS, density: float = 1.0, seed: int = 0) -> np.ndarray:
-    """Textured tissue (h, w), dark and blue in its left half, pale and pink in its right one, on glass; RGB."""
+    """RGB of textured tissue (h, w) on glass, dark and blue in the left half, pale and pink in the right."""
     rng = np.random.default_rng(seed)
     texture = np.clip(1 + gaussian_filter(rng.standard_normal(tissue.shape), 1) * 1.2, 0.5, 1.6)
     left = np.arange(tissue.shape[1]) < np.nonzero(tissue.any(0))[0].mean() if tissue.any() else np.zeros(1, bool)
     amount = density * texture * tissue
-    od = amount[..., None] * np.where(left[None, :, None], HAEMATOXYLIN, 0.4 * EOSIN)
+    od = amount[..., None] * np.where(left[None, :, None], HEMATOXYLIN, 0.4 * EOSIN)
     noise = rng.normal(0, 1, (*tissue.shape, 3))
     return np.clip(np.array(light) * np.exp(-od) + noise, 0, 255).astype(np.uint8)
 

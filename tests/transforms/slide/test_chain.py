@@ -1,4 +1,4 @@
-"""The chain slide_tiles: from a file to a bag, in two halves, and drawn."""
+"""The chain slide_tiles: from a file to a bag, in two parts, and its picture."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from monai.data import MetaTensor
 
 from monai_pipelines import load_chain
 from monai_pipelines.chains import Chain
-from monai_pipelines.commands.show import draw_chain
 from monai_pipelines.errors import ScanError
+from monai_pipelines.report.chains import draw_chain
 from monai_pipelines.slides import Slide, Tiles
 from monai_pipelines.transforms import NormalizeStain
 from tests.transforms.slide.slide_files import disc, pyramid, stained, write_slide
@@ -78,7 +78,7 @@ def test_plan_once_and_read_later(path: str) -> None:
         assert torch.equal(tile.as_tensor(), everything[where[tuple(corner)]].as_tensor())
 
 
-def test_stain_is_normalised_tile_by_tile(path: str) -> None:
+def test_stain_is_normalized_tile_by_tile(path: str) -> None:
     plain = load_chain("slide_tiles", tile_px=128)(path)
     changed = load_chain("slide_tiles", tile_px=128, stain="macenko")(path)
     assert changed.meta["coords"].tolist() == plain.meta["coords"].tolist()
@@ -97,7 +97,7 @@ def test_spawned_process_gives_the_same(path: str) -> None:
     assert np.array_equal(there[1], here[1])
 
 
-def test_errors_reach_the_caller_as_they_are(path: str, tmp_path: Path) -> None:
+def test_errors_reach_the_caller_unchanged(path: str, tmp_path: Path) -> None:
     chain = load_chain("slide_tiles")
     unknown = write_slide(tmp_path / "unknown.tif", [stained(TISSUE)], None)
     empty = write_slide(tmp_path / "empty.tif", [stained(np.zeros((300, 400), bool))])
@@ -125,13 +125,13 @@ def test_real_slides(shared_data: Path) -> None:
     few = load_chain("slide_tiles", slide_mpp=0.25, num_tiles=3)(wsi / "TCGA-CR-7395-01A-01-TS1.svs")
     assert few.shape == (3, 3, 256, 256)
     assert few.meta["level0_px"] == 512
-    for refused in ("pathml_small_dicom.dcm", "test3-DAPI-2-_387_.ndpi"):
+    for unusable in ("pathml_small_dicom.dcm", "test3-DAPI-2-_387_.ndpi"):
         with pytest.raises(ScanError):
-            load_chain("slide_tiles")(wsi / refused)
+            load_chain("slide_tiles")(wsi / unusable)
 
 
 def test_picture(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slide, tissue with its outline, a square for each tile, and at most 25 tiles read."""
+    """Slide, tissue outline, a square for each tile, and at most 25 tiles read."""
     figures: list[Figure] = []
     save = Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda self, *args: (figures.append(self), save(self, *args)))

@@ -1,0 +1,69 @@
+"""``sweep``: one training repeated with several seeds."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import track
+
+logger = logging.getLogger(__name__)
+
+_LAST_LINES = 15  # of the log of a seed that failed
+
+
+def sweep(
+    out: Annotated[Path, typer.Argument(help="Folder for seed-0, seed-1, ... and index.html.")],
+    arguments: Annotated[list[str], typer.Argument(help="After --: those of python -m monai.bundle run.")],
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds: 0, 1, ...")] = 3,
+) -> None:
+    """Train and evaluate a bundle with several seeds and show mean and spread in index.html.
+
+    Seeds that are already evaluated are skipped. Folders that follow output_dir, such as cache_dir, are shared if named
+    in ARGUMENTS.
+    """
+    typer.echo(f"wrote {sweep_seeds(out, range(seeds), arguments)}")
+
+
+def sweep_seeds(output_dir: str | PathLike[str], seeds: Sequence[int], arguments: Sequence[str]) -> Path:
+    """Train and evaluate a bundle once per seed, then write an index page with mean and spread.
+
+    A seed whose ``metrics.json`` is newer than its ``best.pt`` is skipped.
+
+    Args:
+        output_dir: each run goes to ``seed-<seed>`` in it, its output to ``log.txt`` there.
+        seeds: the seeds.
+        arguments: of ``python -m monai.bundle run``, without ``--seed`` and ``--output_dir``.
+
+    Returns:
+        the page.
+
+    Raises:
+        RuntimeError: a training or evaluation failed; with the last lines of its log.
+    """
+    from monai_pipelines.report.index import write_index
+
+    for seed in track(seeds, f"{len(seeds)} seeds"):
+        folder = Path(output_dir) / f"seed-{seed}"
+        weights, metrics = folder / "best.pt", folder / "metrics.json"
+        if weights.is_file() and metrics.is_file() and metrics.stat().st_mtime > weights.stat().st_mtime:
+            logger.info("seed %d: already evaluated", seed)
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "monai.bundle", "run", *arguments]
+        command += ["--seed", str(seed), "--output_dir", str(folder)]
+        with (folder / "log.txt").open("w", encoding="utf-8") as log:
+            for part, options in (("training", []), ("evaluation", ["--run_id", "evaluate"])):
+                logger.info("seed %d: %s, see %s", seed, part, log.name)
+                status = subprocess.run([*command, *options], stdout=log, stderr=subprocess.STDOUT).returncode
+                if status:
+                    lines = Path(log.name).read_text("utf-8", errors="replace").splitlines()[-_LAST_LINES:]
+                    message = f"seed {seed}: {part} failed with status {status}; end of {log.name}:"
+                    raise RuntimeError("\n".join([message, *lines]))
+    return write_index(output_dir)

@@ -1,0 +1,73 @@
+"""MONAI's trainer of a `Model`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from monai.engines import SupervisedTrainer
+from torch.utils.data import WeightedRandomSampler
+
+from monai_pipelines.chains import Chain
+from monai_pipelines.data.sampling import BalancedBatchSampler
+from monai_pipelines.engines.evaluator import compare_metrics
+from monai_pipelines.handlers import ClassificationMetrics
+from monai_pipelines.model import Model
+
+
+class ModelSupervisedTrainer(SupervisedTrainer):
+    """MONAI's `SupervisedTrainer` of a `Model`, with the metrics of the whole epoch.
+
+    Args:
+        model: what is trained.
+        max_epochs, train_data_loader, optimizer, loss_function, train_handlers: of `SupervisedTrainer`; a loss that is
+            a module is moved to the model's device.
+        augmentation: random chain, done to each batch on the device before the model's input is finished.
+        key_metric: of the metrics, the one that MONAI follows.
+
+    Raises:
+        ValueError: batches that are balanced and a loss that has class weights: rare classes would count twice.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        max_epochs: int,
+        train_data_loader: Any,
+        optimizer: torch.optim.Optimizer,
+        loss_function: Any,
+        augmentation: Chain | None = None,
+        key_metric: str = "roc_auc",
+        train_handlers: Sequence[Any] | None = None,
+    ) -> None:
+        _check_counted_once(train_data_loader, loss_function)
+        if isinstance(loss_function, torch.nn.Module):
+            loss_function.to(model.device)
+        self.model, self.optimizer = model, optimizer  # a resume in super().__init__ loads its state
+        super().__init__(
+            device=model.device,
+            max_epochs=max_epochs,
+            train_data_loader=train_data_loader,
+            network=model.network,
+            optimizer=optimizer,
+            loss_function=loss_function,
+            prepare_batch=model.prepare if augmentation is None else model.prepare.augmented(augmentation),
+            inferer=model.inferer,
+            key_train_metric={key_metric: ClassificationMetrics(loss_function)},
+            metric_cmp_fn=compare_metrics(key_metric),
+            train_handlers=train_handlers,
+            decollate=False,
+        )
+
+
+def _check_counted_once(loader: Any, loss_function: Any) -> None:
+    balanced = isinstance(getattr(loader, "batch_sampler", None), BalancedBatchSampler)
+    weighted = isinstance(getattr(loader, "sampler", None), WeightedRandomSampler)
+    loss = getattr(loss_function, "loss", loss_function)  # of a loss with a further term
+    if (balanced or weighted) and isinstance(getattr(loss, "weight", None), torch.Tensor):
+        sampling = "balanced" if balanced else "weighted"
+        raise ValueError(
+            f"sampling: {sampling} together with class_weights in the loss counts rare classes twice: "
+            "set --class_weights none, or --sampling shuffle"
+        )

@@ -1,0 +1,36 @@
+"""The model as one value: what is trained, stored and used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from monai_pipelines.chains import Chain
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A network, and everything that its inputs and outputs mean.
+
+    Attributes:
+        network: gives logits; stands on ``device``.
+        chain: makes the network's input from a file; stored with the weights, so that training and inference prepare
+            alike.
+        classes: class names by index; of two, the second is the positive one.
+        device: where it is trained and used.
+        inferer: one of MONAI's or of `monai_pipelines.inferers`.
+        prepare: from a batch to the network's input and the label on the device, such as
+            `monai_pipelines.data.PrepareImages`.
+        multilabel: any number of classes at once, instead of exactly one.
+    """
+
+    network: torch.nn.Module
+    chain: Chain
+    classes: Sequence[str]
+    device: torch.device
+    inferer: Any
+    prepare: Any
+    multilabel: bool = False

@@ -1,0 +1,127 @@
+"""GeoJSON in and out: outlines that a pathologist drew, and tiles with values for QuPath."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from monai_pipelines.errors import ScanError
+
+__all__ = ["read_outlines", "write_geojson"]
+
+Ring = NDArray[np.float64]
+
+
+def read_outlines(path: str | PathLike[str]) -> list[list[Ring]]:
+    """Read the polygons of a GeoJSON file.
+
+    Args:
+        path: GeoJSON in level-0 pixels: a FeatureCollection, a list of features as QuPath exports them, a feature or a
+            geometry; Polygon and MultiPolygon, with holes.
+
+    Returns:
+        for each polygon its rings (P, 2) of x and y: the outline, then holes.
+
+    Raises:
+        ScanError: the file is not GeoJSON, or has no outline.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> file = Path(mkdtemp()) / "tumour.geojson"
+        >>> _ = file.write_text('[{"type": "Polygon", "coordinates": [[[0, 0], [64, 0], [64, 32], [0, 0]]]}]')
+        >>> read_outlines(file)[0][0].shape
+        (4, 2)
+    """
+    try:
+        polygons = list(_polygons(json.loads(Path(path).read_text(encoding="utf-8"))))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ScanError(path, f"wanted outlines as GeoJSON, got {error!r}; export them again") from None
+    if not polygons:
+        raise ScanError(path, "wanted an outline or more (Polygon, MultiPolygon), got none; leave the annotation empty")
+    return polygons
+
+
+def write_geojson(
+    file: str | PathLike[str],
+    coords: ArrayLike,
+    level0_px: int,
+    values: Mapping[str, ArrayLike],
+    classification: str,
+    colors: NDArray[np.uint8],
+) -> None:
+    """Write tiles as GeoJSON for QuPath (0.4 and newer): drop the file on the slide.
+
+    Each tile is a square in level-0 pixels, an object of QuPath's type "tile" with measurements (Measure > Show
+    measurement maps) and a color.
+
+    Args:
+        file: written, UTF-8.
+        coords: (N, 2) level-0 (x, y) of the tiles' upper left corners.
+        level0_px: side of a tile in level-0 pixels.
+        values: name -> (N,) measurement.
+        classification: class of the tiles, by which QuPath shows or hides all of them.
+        colors: (N, 3) uint8.
+
+    Raises:
+        ValueError: the number of values or colors differs from that of the tiles.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> file, colors = Path(mkdtemp()) / "attention.geojson", np.zeros((2, 3), np.uint8)
+        >>> write_geojson(file, [[0, 0], [512, 0]], 512, {"attention": [0.9, 0.1]}, "Attention", colors)
+        >>> json.loads(file.read_text())["features"][1]["geometry"]["coordinates"]
+        [[[512, 0], [1024, 0], [1024, 512], [512, 512], [512, 0]]]
+
+    Reference: GeoJSON, RFC 7946 (whose degrees QuPath replaces by pixels).
+    """
+    corners = np.asarray(coords).tolist()
+    columns = {name: np.asarray(column, dtype=np.float64) for name, column in values.items()}
+    lengths = {name: len(column) for name, column in columns.items()} | {"colors": len(colors)}
+    if {*lengths.values()} != {len(corners)}:
+        got = ", ".join(f"{length} of {name}" for name, length in lengths.items())
+        raise ValueError(f"write_geojson: wanted values and colors for {len(corners)} tiles, got {got}")
+    side = level0_px
+    features = [
+        {
+            "type": "Feature",
+            "geometry": {
+                "type": "Polygon",
+                "coordinates": [[[x, y], [x + side, y], [x + side, y + side], [x, y + side], [x, y]]],
+            },
+            "properties": {
+                "objectType": "tile",
+                "classification": {"name": classification},
+                "color": color,
+                "measurements": {name: float(f"{column[k]:.6g}") for name, column in columns.items()},
+            },
+        }
+        for k, ((x, y), color) in enumerate(zip(corners, colors.tolist(), strict=True))
+    ]
+    text = json.dumps({"type": "FeatureCollection", "features": features}, separators=(",", ":"))
+    Path(file).write_text(text + "\n", encoding="utf-8")
+
+
+def _polygons(part: Any) -> Iterator[list[Ring]]:
+    if isinstance(part, list):
+        for feature in part:
+            yield from _polygons(feature)
+        return
+    kind = part["type"]
+    if kind == "FeatureCollection":
+        yield from _polygons(part["features"])
+    elif kind == "Feature":
+        yield from _polygons(part["geometry"])
+    elif kind == "Polygon":
+        yield _rings(part["coordinates"])
+    elif kind == "MultiPolygon":
+        yield from map(_rings, part["coordinates"])
+
+
+def _rings(rings: Sequence[Any]) -> list[Ring]:
+    return [np.array([point[:2] for point in ring], dtype=np.float64) for ring in rings]
