@@ -40,7 +40,7 @@ def features(
     knobs = read_knobs(knob)
     if wrong := sorted(knobs.keys() & {"mpp", "tile_px", "name", "steps"}):
         raise typer.BadParameter(
-            f"--knob wants a knob of slide_tiles, got {', '.join(wrong)} (--mpp and --tile-px are options of their own)"
+            f"--knob wants a knob of slide_tiles, got {', '.join(wrong)} (--mpp and --tile-px have options)"
         )
     chain = load_chain("slide_tiles", mpp=mpp, tile_px=tile_px, **knobs)
     rows = extract_features(

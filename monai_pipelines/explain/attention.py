@@ -18,8 +18,6 @@ from scipy.stats import rankdata
 
 from monai_pipelines.report.figures import plain
 
-__all__ = ["attention_figure", "heat_colors", "tiles_figure"]
-
 Scale = Literal["mean", "rank"]
 
 _COLUMNS = 8  # tiles in a row of the sheet

@@ -19,8 +19,6 @@ from monai_pipelines.report.words import METHODS
 if TYPE_CHECKING:  # imports torch
     from monai_pipelines.explain import Explanation
 
-__all__ = ["cell_mm", "overlay_figure", "resolution"]
-
 _COLORMAP = "plasma"
 _OPACITY = 0.8  # where the map is 1
 

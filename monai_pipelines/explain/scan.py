@@ -157,7 +157,7 @@ def _on_grid(map_: NDArray[np.float32], shown: MetaTensor, scan: MetaTensor) -> 
     """The map at the pixels of the scan, linear; 0 where the network saw nothing of it."""
     dims = map_.ndim
     to_map = (np.linalg.inv(np.asarray(shown.affine, float)) @ np.asarray(scan.affine, float))[:dims]
-    bordered = np.pad(map_, 1, mode="edge")  # half of the outer pixels lies beyond their centres
+    bordered = np.pad(map_, 1, mode="edge")  # half of the outer pixels lies beyond their centers
     size = tuple(scan.shape[1:])
     return affine_transform(bordered, to_map[:, :dims], to_map[:, -1] + 1, output_shape=size, order=1, cval=0)
 

@@ -120,7 +120,7 @@ def _level0_px(of_file: Mapping[str, Any], of_coords: Mapping[str, Any], coords:
 
 
 def _step(coords: NDArray[np.int64]) -> int | None:
-    """The most frequent gap between neighbors in a row or column: each piece of tissue may have its own grid."""
+    """The most frequent gap between neighbors in a row or column: each piece of tissue may have a different grid."""
     steps_along = []
     for along in (0, 1):
         gaps = np.diff(coords[np.lexsort((coords[:, along], coords[:, 1 - along]))], axis=0)

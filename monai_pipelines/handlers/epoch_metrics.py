@@ -22,7 +22,7 @@ Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 class ClassificationMetrics(Metric):
     """Metrics of all logits and labels of an epoch: one logit, several classes, or several labels (N, C) each.
 
-    Attached under any name it reports all of `classification_metrics` under their own names, and keeps
+    Attached under any name it reports every metric of `classification_metrics`, and keeps
     ``(logits, label)``, (N, C) or (N, 1) and (N,) or (N, C) on the CPU, in
     ``engine.state.metric_details["predictions"]``.
 

@@ -13,8 +13,6 @@ from scipy.stats import binomtest
 from monai_pipelines.metrics.calibration_error import bin_indices
 from monai_pipelines.metrics.classification import checked_predictions
 
-__all__ = ["fit_temperature", "reliability", "temper"]
-
 TEMPERATURES = (0.05, 20.0)  # lowest and highest
 
 

@@ -10,8 +10,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from monai_pipelines.metrics.weighted import WeightedMetrics
 
-__all__ = ["Threshold", "classification_metrics", "per_class_metrics", "predicted_classes"]
-
 Threshold = float | Sequence[float] | None
 
 

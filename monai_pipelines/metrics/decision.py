@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["net_benefit"]
-
 
 def net_benefit(
     prob: ArrayLike, label: ArrayLike, thresholds: ArrayLike

@@ -12,8 +12,6 @@ from scipy.stats import norm, rankdata
 
 from monai_pipelines.metrics.weighted import group_indices
 
-__all__ = ["DeLong", "delong_test"]
-
 _ROUNDING = 1e-12
 
 

@@ -15,8 +15,6 @@ from scipy.special import expit, logit, stdtrit
 from monai_pipelines.metrics.classification import Threshold, weighted_metrics
 from monai_pipelines.metrics.weighted import MetricValues, WeightedMetrics, group_indices
 
-__all__ = ["Intervals", "mean_interval", "metric_intervals", "resampled_metrics"]
-
 CHUNK = 16  # resamples at a time: a row of their weights fills two cache lines
 BOUNDS = {"mcc": (-1, 1), "kappa": (-1, 1), "kappa_quadratic": (-1, 1), "log_loss": (0, math.inf)}
 LOGARITHMIC = ("brier", "log_loss")

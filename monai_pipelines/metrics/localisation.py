@@ -10,8 +10,6 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import map_coordinates
 from sklearn.metrics import roc_auc_score
 
-__all__ = ["annotated_fraction", "tile_auc"]
-
 CELLS = 16  # along the side of a tile, for filling outlines
 
 Ring = NDArray[np.float64]

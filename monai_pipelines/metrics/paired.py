@@ -14,8 +14,6 @@ from monai_pipelines.metrics.classification import classification_metrics
 from monai_pipelines.metrics.delong import delong_test
 from monai_pipelines.metrics.intervals import resampled_metrics
 
-__all__ = ["compare_predictions"]
-
 _ROUNDING = 1e-12
 
 

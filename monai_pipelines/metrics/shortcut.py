@@ -10,8 +10,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-__all__ = ["shortcut_baseline", "shortcut_baselines"]
-
 ALL = "all of them"
 
 

@@ -9,8 +9,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from monai_pipelines.metrics.classification import checked_predictions
 
-__all__ = ["check_rule", "choose_threshold"]
-
 
 def choose_threshold(prob: ArrayLike, label: ArrayLike, rule: str = "youden") -> float | list[float] | None:
     """Choose the lowest probability for which the second of two classes, or each label of several, is predicted.

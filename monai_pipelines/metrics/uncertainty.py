@@ -11,8 +11,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from monai_pipelines.metrics.classification import Threshold, checked_predictions, classification_metrics
 
-__all__ = ["RiskCoverage", "referral_table", "risk_coverage", "uncertainty"]
-
 
 class RiskCoverage(NamedTuple):
     """Share of wrong cases among the most certain ones, for every number of them."""

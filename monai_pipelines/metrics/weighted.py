@@ -13,8 +13,6 @@ from monai_pipelines.metrics.calibration_error import NUM_BINS, bin_gaps, expect
 from monai_pipelines.metrics.confusion_counts import Array, ClassCounts, mean_of_defined, multiclass_metrics
 from monai_pipelines.metrics.roc_auc import Ranking, ranking_metrics
 
-__all__ = ["MetricValues", "WeightedMetrics", "group_indices"]
-
 NAMES = (
     *("accuracy", "balanced_accuracy", "precision", "recall", "specificity", "npv", "f1", "mcc", "kappa"),
     *("kappa_quadratic", "roc_auc", "roc_auc_micro", "average_precision", "average_precision_micro"),

@@ -1,4 +1,4 @@
-"""Synthetic patients with known truth: what the demo trains on and the tests measure with."""
+"""Synthetic patients with known truth, for demos and tests."""
 
 from monai_pipelines.phantoms.anatomy import Lesion
 from monai_pipelines.phantoms.cohort import write_lung_ct_cohort

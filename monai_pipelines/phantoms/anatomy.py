@@ -1,4 +1,4 @@
-"""Draws the anatomy of a made-up chest: lungs, bones, vessels, airways, gas and lesions, in RAS mm."""
+"""Draws the anatomy of a synthetic chest: lungs, bones, vessels, airways, gas and lesions, in RAS mm."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Lesion:
 
 
 class Lung(NamedTuple):
-    """One lung and what dents it; `side` is 1 for the right lung, -1 for the left; centres are mirrored to x > 0."""
+    """One lung and the organs that dent it; `side` is 1 on the right, -1 on the left; centers are mirrored to x > 0."""
 
     side: int
     half_mm: np.ndarray
@@ -96,7 +96,7 @@ class Spot(NamedTuple):
 class Plate(NamedTuple):
     """A thin disc of collapsed lung."""
 
-    centre_mm: np.ndarray
+    center_mm: np.ndarray
     normal: np.ndarray
     radius_mm: float
     half_mm: float
@@ -104,7 +104,7 @@ class Plate(NamedTuple):
 
 
 class Patient(NamedTuple):
-    """Everything about a patient; a scan adds only the scanner, the position and the noise."""
+    """A patient; a scan adds only scanner, position and noise."""
 
     lungs: tuple[Lung, Lung]
     body_half_mm: np.ndarray
@@ -125,15 +125,15 @@ class Patient(NamedTuple):
     spots: list[Spot]
 
 
-def ellipsoid(x: np.ndarray, y: np.ndarray, z: np.ndarray, centre_mm: np.ndarray, half_mm: np.ndarray) -> np.ndarray:
+def ellipsoid(x: np.ndarray, y: np.ndarray, z: np.ndarray, center_mm: np.ndarray, half_mm: np.ndarray) -> np.ndarray:
     """Negative inside an ellipsoid; its size never exceeds the distance in mm."""
-    (cx, cy, cz), (hx, hy, hz) = centre_mm.tolist(), half_mm.tolist()
+    (cx, cy, cz), (hx, hy, hz) = center_mm.tolist(), half_mm.tolist()
     rho = np.sqrt(((x - cx) / hx) ** 2 + ((y - cy) / hy) ** 2 + ((z - cz) / hz) ** 2)
     return (rho - 1) * min(hx, hy, hz)
 
 
 def chain(points_mm: np.ndarray, radius_mm: float | np.ndarray) -> Tubes:
-    """Tubes from point to point, (N, 3), with one radius or one a point."""
+    """Tubes from point to point, (N, 3), with one radius or one per point."""
     radius = np.broadcast_to(radius_mm, len(points_mm)).astype(float)
     return Tubes(points_mm[:-1], points_mm[1:], radius[:-1], radius[1:])
 
@@ -148,10 +148,10 @@ def join(parts: list[Tubes]) -> Tubes:
 
 
 def draw_patient(rng: np.random.Generator, diseased: bool, lesion_mm: tuple[float, float]) -> Patient:
-    """Draw a patient; the lesions come last, so that everything else is alike in both classes.
+    """Draw a patient; the lesions come last, so that all else is the same in both classes.
 
     Raises:
-        ValueError: when `lesion_mm` does not rise from above 0.
+        ValueError: `lesion_mm` does not rise from above 0.
     """
     if not 0 < lesion_mm[0] < lesion_mm[1]:
         raise ValueError(f"lung phantoms: lesion_mm must rise from above 0, got {tuple(lesion_mm)} (swapped?)")
@@ -159,11 +159,11 @@ def draw_patient(rng: np.random.Generator, diseased: bool, lesion_mm: tuple[floa
     body_half = half + rng.uniform([22, 26], [36, 36])
     carina = np.array([0, -15, rng.uniform(31, 39)])
     lungs = _draw_lungs(rng, half)
-    vessels, airways, calibre = [], [], rng.uniform(0.6, 1.9)
+    vessels, airways, caliber = [], [], rng.uniform(0.6, 1.9)
     num_generations, most_thick = int(rng.integers(6, 9)), int(rng.integers(0, 7))
     for lung in lungs:
         hilum = np.array([lung.side * (lung.mediastinum_mm + 6), -12, 5 if lung.side > 0 else 12])
-        tree = _grow(rng, lung, hilum, int(rng.integers(5, 9)), 5.5 * calibre, num_generations)
+        tree = _grow(rng, lung, hilum, int(rng.integers(5, 9)), 5.5 * caliber, num_generations)
         vessels.append(join([tree, *(_thick_vessel(rng, lung) for _ in range(rng.integers(0, most_thick + 1)))]))
         airways.append(_grow(rng, lung, hilum + [0, -6, 4], 3, 4.0, 4))
     return Patient(
@@ -246,18 +246,18 @@ def _draw_aorta(rng: np.random.Generator, half_mm: np.ndarray, carina_mm: np.nda
 
 def _draw_main_airways(rng: np.random.Generator, carina_mm: np.ndarray, mediastinum_mm: float) -> Tubes:
     """Windpipe and main bronchi."""
-    calibre = rng.uniform(7.5, 10)
-    parts = [chain(carina_mm + [[0, 12, 200], [0, 8, 80], [0, 0, 0]], calibre)]
+    caliber = rng.uniform(7.5, 10)
+    parts = [chain(carina_mm + [[0, 12, 200], [0, 8, 80], [0, 0, 0]], caliber)]
     for side in (1, -1):
         hilum = np.array([side * (mediastinum_mm + 6), -18, 9 if side > 0 else 16])
-        parts.append(chain(np.stack([carina_mm, hilum]), np.array([0.75, 0.6]) * calibre))
+        parts.append(chain(np.stack([carina_mm, hilum]), np.array([0.75, 0.6]) * caliber))
     return join(parts)
 
 
 def _grow(
     rng: np.random.Generator, lung: Lung, root_mm: np.ndarray, num_roots: int, radius_mm: float, num_generations: int
 ) -> Tubes:
-    """A branching tree from the hilum, kept in the lung."""
+    """A branching tree from the hilum, within the lung."""
     ways = _unit(lung.points(rng, 20 * num_roots, 8) - root_mm)
     way = ways[lung.shape(*(root_mm + 25 * ways).T) < -4][:num_roots]
     tip = np.repeat(root_mm[None], len(way), axis=0)
@@ -268,9 +268,9 @@ def _grow(
         elsewhere = _unit(lung.points(rng, len(tip), 8) - tip)
         way = np.where(lung.shape(*(tip + length * way).T)[:, None] < -4, way, elsewhere)
         end = tip + length * way
-        kept = lung.shape(*end.T) < -4
-        parts.append(Tubes(tip[kept], end[kept], radius[kept], 0.9 * radius[kept]))
-        tip, way, radius = end[kept], way[kept], 0.9 * radius[kept]
+        inside = lung.shape(*end.T) < -4
+        parts.append(Tubes(tip[inside], end[inside], radius[inside], 0.9 * radius[inside]))
+        tip, way, radius = end[inside], way[inside], 0.9 * radius[inside]
         turn = way + rng.normal(size=way.shape) * 0.25
         fork = _unit(np.cross(way, rng.normal(size=way.shape))) * rng.uniform(0.3, 0.8, (len(way), 1))
         share = rng.uniform(0.72, 0.95, len(way))
@@ -292,7 +292,7 @@ def _thick_vessel(rng: np.random.Generator, lung: Lung) -> Tubes:
 
 
 def _draw_gas(rng: np.random.Generator, lung: Lung) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Centres and half axes of the gas in stomach and bowel."""
+    """Centers and half axes of the gas in stomach and bowel."""
     stomach = lung.dome_mm * [lung.side, 1, 1] + rng.uniform([-5, 0, 0], [15, 15, 30])
     gas = [(stomach, rng.uniform([22, 22, 14], [42, 42, 30]))]
     for _ in range(rng.integers(1, 5)):
@@ -302,11 +302,11 @@ def _draw_gas(rng: np.random.Generator, lung: Lung) -> list[tuple[np.ndarray, np
 
 
 def _draw_plate(rng: np.random.Generator, lung: Lung) -> Plate:
-    """Low and at the back, where lungs collapse."""
+    """A plate low and at the back, where lungs collapse."""
     places = lung.points(rng, 20, 4)
-    centre = places[np.argmin(places[:, 1] + places[:, 2])]
+    center = places[np.argmin(places[:, 1] + places[:, 2])]
     return Plate(
-        centre, _unit(rng.normal(size=3) * [0.3, 0.5, 1]), rng.uniform(15, 50), rng.uniform(2, 5), rng.uniform(-400, 40)
+        center, _unit(rng.normal(size=3) * [0.3, 0.5, 1]), rng.uniform(15, 50), rng.uniform(2, 5), rng.uniform(-400, 40)
     )
 
 
@@ -317,17 +317,17 @@ def _draw_spots(rng: np.random.Generator, lungs: tuple[Lung, Lung], lesion_mm: t
     for _ in range(rng.integers(1, 5)):
         kind = KINDS[rng.integers(len(KINDS))]
         diameter, lung = rng.uniform(*lesion_mm), lungs[rng.integers(2)]
-        centres = lung.points(rng, 100, 4)
+        centers = lung.points(rng, 100, 4)
         for spot in spots:
-            apart_mm = np.linalg.norm(centres - spot.lesion.position_mm, axis=1)
-            centres = centres[apart_mm > (diameter + spot.lesion.diameter_mm) / 2]
-        if not len(centres):
+            apart_mm = np.linalg.norm(centers - spot.lesion.position_mm, axis=1)
+            centers = centers[apart_mm > (diameter + spot.lesion.diameter_mm) / 2]
+        if not len(centers):
             continue
-        surface = np.moveaxis(centres[:, None] + sphere * diameter / 2, -1, 0)
+        surface = np.moveaxis(centers[:, None] + sphere * diameter / 2, -1, 0)
         inside = np.mean(lung.shape(*surface) < 0, axis=1)
-        centre = centres[np.argmin(np.abs(inside - rng.choice([0.8, 1.0])))]
+        center = centers[np.argmin(np.abs(inside - rng.choice([0.8, 1.0])))]
         hu = rng.uniform(-600, -300) if kind == "ground_glass" else rng.uniform(0, 60)
         ripple = Ripple.draw(rng, (0.8 * diameter, 1.6 * diameter))
-        lesion = Lesion(kind, tuple(centre.tolist()), float(diameter))
+        lesion = Lesion(kind, tuple(center.tolist()), float(diameter))
         spots.append(Spot(lesion, lung, hu, ripple, 0.04 if kind == "nodule" else 0.12))
     return spots

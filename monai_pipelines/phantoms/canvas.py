@@ -93,10 +93,7 @@ class Canvas:
         strength = np.mean(radius_mm**2 / (shown_mm**2 + width_mm[:, None] ** 2 / 12), axis=1)
         reach_mm = (shown_mm.max(axis=1) + width_mm / 2)[:, None]
         ends = np.stack(
-            [
-                np.minimum(tubes.start_mm, tubes.end_mm) - reach_mm,
-                np.maximum(tubes.start_mm, tubes.end_mm) + reach_mm,
-            ]
+            [np.minimum(tubes.start_mm, tubes.end_mm) - reach_mm, np.maximum(tubes.start_mm, tubes.end_mm) + reach_mm]
         )
         ends = (ends - self._origin_mm) / self._step_mm - corner
         first = np.maximum(np.ceil(ends.min(axis=0)), 0).astype(int)

@@ -1,4 +1,4 @@
-"""Turns the patients of the chest CTs into patients for an X-ray: bones in detail, shoulders, large findings."""
+"""Turns patients of the chest CTs into patients for an X-ray: detailed bones, shoulders, large findings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STEP_MM = (3.2, 5.0, 3.2)
 
 
 class Deposit(NamedTuple):
-    """What a finding puts into a lung, with an edge this soft."""
+    """A finding in a lung; its edge is `edge_mm` wide."""
 
     kind: str
     lung: Lung
@@ -37,7 +37,7 @@ class Chest(NamedTuple):
 
 
 def draw_chest(rng: np.random.Generator, findings: Sequence[str]) -> Chest:
-    """Draw a patient with these findings; all else comes first, so that it is alike in every class."""
+    """Draw a patient with these findings; they come last, so that all else is the same in every class."""
     patient = draw_patient(rng, diseased=False, lesion_mm=(20, 40))
     girth = rng.uniform(0, 22)
     heart = rng.uniform(0.85, 1.2)
@@ -91,7 +91,7 @@ def paint_chest(chest: Chest) -> tuple[Canvas, list[tuple[str, tuple[slice, slic
 
 
 def _flatter(lung: Lung, heart: float) -> Lung:
-    """The lung with the wide, flat dome of a breath held in, and a heart of another size."""
+    """The lung with the wide, flat dome of full inspiration, and a heart of another size."""
     top_mm = float(lung.dome_mm[2] + lung.dome_half_mm[2]) - 6
     half = np.array([0.92 * lung.half_mm[0], 1.3 * lung.half_mm[1], 1.7 * lung.dome_half_mm[2]])
     dome = np.array([lung.dome_mm[0] - 8, lung.dome_mm[1], top_mm - half[2]])
@@ -120,7 +120,7 @@ def _breasts(patient: Patient, size_mm: float) -> list[Implicit]:
     return [
         partial(
             ellipsoid,
-            centre_mm=np.array([side * 0.52 * half_x, 0.9 * half_y, -12 - size_mm / 2]),
+            center_mm=np.array([side * 0.52 * half_x, 0.9 * half_y, -12 - size_mm / 2]),
             half_mm=np.array([0.4 * half_x, size_mm, 35 + size_mm]),
         )
         for side in (1, -1)
@@ -185,16 +185,16 @@ def _draw_opacities(rng: np.random.Generator, lungs: tuple[Lung, Lung]) -> list[
         lung = lungs[rng.integers(2)]
         ground_glass = rng.random() < 0.4
         half = rng.uniform(22, 52, 3) * (1.25 if ground_glass else 1.0)
-        centre = _place(rng, lung, 14)
+        center = _place(rng, lung, 14)
         ripple = Ripple.draw(rng, (35, 110))
-        shape = partial(_patch, centre, half, 0.35, ripple)
+        shape = partial(_patch, center, half, 0.35, ripple)
         hu = rng.uniform(-560, -400) if ground_glass else rng.uniform(-220, 20)
         deposits.append(Deposit("opacity", lung, shape, hu, 30.0 if ground_glass else 16.0))
     return deposits
 
 
 def _draw_nodules(rng: np.random.Generator, lungs: tuple[Lung, Lung]) -> list[Deposit]:
-    """One to three round nodules, 16 to 34 mm, in lung that no heart or liver hides."""
+    """One to three round nodules, 16 to 34 mm, not hidden by heart or liver."""
     deposits = []
     for _ in range(rng.integers(1, 4)):
         lung = lungs[rng.integers(2)]
@@ -215,25 +215,20 @@ def _draw_effusion(rng: np.random.Generator, lungs: tuple[Lung, Lung]) -> list[D
 
 
 def _place(rng: np.random.Generator, lung: Lung, depth_mm: float) -> np.ndarray:
-    """A point beside heart and spine and above the dome, as an X-ray shows the lungs."""
+    """A point beside heart and spine and above the dome, where an X-ray shows the lung."""
     points = lung.points(rng, 60, depth_mm)
     across = points[:, 0] * lung.side
     top_mm = lung.dome_mm[2] + lung.dome_half_mm[2]
     heart = lung.heart_mm[0] + 0.8 * lung.heart_half_mm[0]
-    shown = points[(points[:, 2] > top_mm - 5) & (across > np.where(points[:, 2] < 10, max(heart, 38), 38))]
-    return shown[0] if len(shown) else points[0]
+    visible = points[(points[:, 2] > top_mm - 5) & (across > np.where(points[:, 2] < 10, max(heart, 38), 38))]
+    return visible[0] if len(visible) else points[0]
 
 
 def _patch(
-    centre_mm: np.ndarray,
-    half_mm: np.ndarray,
-    roughness: float,
-    ripple: Ripple,
-    x: np.ndarray,
-    y: np.ndarray,
-    z: np.ndarray,
+    center_mm: np.ndarray, half_mm: np.ndarray, roughness: float, ripple: Ripple, *xyz: np.ndarray
 ) -> np.ndarray:
-    return ellipsoid(x, y, z, centre_mm, half_mm) + roughness * float(half_mm.min()) * ripple(x, y, z)
+    x, y, z = xyz
+    return ellipsoid(x, y, z, center_mm, half_mm) + roughness * float(half_mm.min()) * ripple(x, y, z)
 
 
 def _fluid(lung: Lung, level_mm: float, climb_mm: float, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:

@@ -15,11 +15,11 @@ from monai_pipelines.phantoms.anatomy import Lesion, draw_patient
 from monai_pipelines.phantoms.dicom import write_dicom_series
 from monai_pipelines.phantoms.scanners import SCANNERS, Scanner
 from monai_pipelines.phantoms.thorax import scan_patient
-from monai_pipelines.phantoms.writing import alike_in_classes, drawn, new_folder, write_csv
+from monai_pipelines.phantoms.writing import balanced_kinds, draw_all, new_folder, write_csv
 
 
 class _Plan(NamedTuple):
-    """One patient of the cohort: who, with which label, on which scanners."""
+    """One patient of the cohort."""
 
     patient: str
     label: int
@@ -38,29 +38,29 @@ def write_lung_ct_cohort(
     num_workers: int | None = None,
     progress: bool = True,
 ) -> Path:
-    """Write chest CTs of made-up patients, half of them diseased, as a classifier's data set.
+    """Write chest CTs of synthetic patients, half of them diseased, as a data set for a classifier.
 
     `directory` gets `table.csv` (columns image, label, patient, scanner; label 1 is disease), one DICOM
-    series a scan under `scans/`, and `truth/`: `<scan>_lungs.nii.gz`, the lungs with vessels, lesions and
+    series per scan under `scans/`, and `truth/`: `<scan>_lungs.nii.gz`, the lungs with vessels, lesions and
     the airways in them, and `lesions.csv` (RAS mm). One patient in eight is scanned twice, on two scanners.
-    The same arguments give the same bytes, whatever `num_workers` is.
+    The same arguments give the same bytes, for any `num_workers`.
 
     Args:
         directory: new or empty folder.
         num_patients: at least 2.
-        seed: of everything drawn.
+        seed: random seed.
         matrix: rows and columns of a slice.
-        slice_mm: distance between slices; None: each scanner's own.
+        slice_mm: distance between slices; None: that of each scanner.
         lesion_mm: smallest and largest lesion diameter.
-        num_workers: processes; None: one a core. More than one needs the usual `if __name__ == "__main__"`.
+        num_workers: processes; None: one per core. More than one needs the usual `if __name__ == "__main__"`.
         progress: show a progress bar.
 
     Returns:
         Path of the table.
 
     Raises:
-        FileExistsError: when the directory holds anything.
-        ValueError: for fewer than 2 patients, or `lesion_mm` that does not rise.
+        FileExistsError: the directory is not empty.
+        ValueError: fewer than 2 patients, or `lesion_mm` that does not rise.
 
     Example:
         >>> import tempfile
@@ -71,17 +71,15 @@ def write_lung_ct_cohort(
         'image,label,patient,scanner'
     """
     if num_patients < 2:
-        raise ValueError(f"write_lung_ct_cohort: num_patients must be at least 2, one a class, got {num_patients}")
+        raise ValueError(f"write_lung_ct_cohort: num_patients must be at least 2, one per class, got {num_patients}")
     if not 0 < lesion_mm[0] < lesion_mm[1]:
         raise ValueError(f"write_lung_ct_cohort: lesion_mm must rise from above 0, got {lesion_mm} (swapped?)")
-    folder = new_folder(directory, "write_lung_ct_cohort")
-    (folder / "truth").mkdir()
-
+    folder = new_folder(directory, "write_lung_ct_cohort", "truth")
     plans = _plan(num_patients, seed)
     write = partial(_write_patient, folder=folder, matrix=matrix, slice_mm=slice_mm, lesion_mm=lesion_mm)
     rows: list[list[object]] = []
     lesion_rows: list[list[object]] = []
-    for plan, scans in zip(plans, drawn(write, plans, num_workers, progress), strict=True):
+    for plan, scans in zip(plans, draw_all(write, plans, num_workers, progress), strict=True):
         for scanner, (image, lesions) in zip(plan.scanners, scans, strict=True):
             rows.append([image, plan.label, plan.patient, scanner.name])
             lesion_rows += [
@@ -94,12 +92,12 @@ def write_lung_ct_cohort(
 
 
 def _plan(num_patients: int, seed: int) -> list[_Plan]:
-    """Labels half and half, scanners alike in both classes, one patient in eight scanned twice."""
+    """Half of the labels 1, scanners balanced in both classes, one patient in eight scanned twice."""
     root = np.random.SeedSequence(seed)
     rng = np.random.default_rng(root)
     labels = rng.permutation(np.arange(num_patients) % 2)
     twice = rng.permutation(np.arange(num_patients) % 8 == 0)
-    first = alike_in_classes(rng, labels, len(SCANNERS))
+    first = balanced_kinds(rng, labels, len(SCANNERS))
     second = (first + rng.integers(1, len(SCANNERS), num_patients)) % len(SCANNERS)
     return [
         _Plan(

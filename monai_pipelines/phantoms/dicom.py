@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from pydicom.valuerep import DSfloat
 
 from monai_pipelines.phantoms.scanners import SCANNERS, Scanner
@@ -23,12 +23,12 @@ def write_dicom_series(
     patient_id: str = "phantom",
     scan_id: str = "scan",
 ) -> Path:
-    """Write a volume as a CT series, one file a slice along the last axis.
+    """Write a volume as a CT series, one file per slice along the last axis.
 
-    Positions are turned from RAS to DICOM's LPS. All bytes follow from the arguments.
+    Positions are converted from RAS to DICOM's LPS. The arguments determine every byte.
 
     Args:
-        directory: folder to write to, made when missing.
+        directory: folder to write to, created if missing.
         hu: (X, Y, Z) integers in HU; X runs along a DICOM row, Y along a column.
         affine: (4, 4) voxel indices -> RAS mm; the three axes at right angles, oblique allowed.
         scanner: gives names, slice thickness, pixel format, instance and file order.
@@ -39,7 +39,7 @@ def write_dicom_series(
         The directory.
 
     Raises:
-        ValueError: for a volume not 3D, axes not at right angles, or HU beyond the scanner's pixel format.
+        ValueError: a volume that is not 3D, axes not at right angles, or HU beyond the scanner's pixel format.
 
     Example:
         >>> import tempfile
@@ -72,15 +72,13 @@ def write_dicom_series(
     for index in range(num_slices):
         number = num_slices - index if scanner.head_first else index + 1
         position = lps[:3, :3] @ [0, 0, index] + lps[:3, 3]
-        header.SOPInstanceUID = phantom_uid(patient_id, scan_id, f"slice {index}")
-        header.file_meta.MediaStorageSOPInstanceUID = header.SOPInstanceUID
+        uid = phantom_uid(patient_id, scan_id, f"slice {index}")
+        header.file_meta.MediaStorageSOPInstanceUID = header.SOPInstanceUID = uid
         header.InstanceNumber = number
         header.ImagePositionPatient = decimals(position)
         header.SliceLocation = decimals([position @ axes[:, 2]])[0]
         header.PixelData = stored[:, :, index].T.tobytes()
-        name = (
-            hashlib.md5(header.SOPInstanceUID.encode()).hexdigest()[:12] if scanner.hashed_names else f"IM{number:04d}"
-        )
+        name = hashlib.md5(uid.encode()).hexdigest()[:12] if scanner.hashed_names else f"IM{number:04d}"
         header.save_as(folder / f"{name}{scanner.suffix}", enforce_file_format=True)
     return folder
 
@@ -88,37 +86,21 @@ def write_dicom_series(
 def _header(
     shape: tuple[int, ...], axes: np.ndarray, spacing_mm: np.ndarray, scanner: Scanner, patient_id: str, scan_id: str
 ) -> Dataset:
-    header = Dataset()
-    header.file_meta = FileMetaDataset()
-    header.file_meta.MediaStorageSOPClassUID = CTImageStorage
-    header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    header.SOPClassUID = CTImageStorage
+    header = base_header(CTImageStorage, patient_id, scan_id)
     header.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
-    header.StudyDate = header.SeriesDate = header.AcquisitionDate = header.ContentDate = "20000101"
-    header.StudyTime = header.SeriesTime = header.AcquisitionTime = header.ContentTime = "120000"
-    header.AccessionNumber = ""
+    header.AcquisitionDate, header.AcquisitionTime, header.AcquisitionNumber = "20000101", "120000", 1
     header.Modality = "CT"
-    header.Manufacturer = scanner.manufacturer
-    header.ManufacturerModelName = scanner.name
-    header.ReferringPhysicianName = ""
+    header.Manufacturer, header.ManufacturerModelName = scanner.manufacturer, scanner.name
     header.SeriesDescription = "Synthetic chest"
-    header.PatientName = header.PatientID = patient_id
-    header.PatientBirthDate = header.PatientSex = ""
-    header.BodyPartExamined = "CHEST"
     header.KVP = 120
     header.ConvolutionKernel = scanner.kernel.upper()
     header.PatientPosition = "HFS"
-    header.StudyInstanceUID = phantom_uid(patient_id, scan_id, "study")
-    header.SeriesInstanceUID = phantom_uid(patient_id, scan_id, "series")
     header.FrameOfReferenceUID = phantom_uid(patient_id, scan_id, "frame")
     header.PositionReferenceIndicator = ""
-    header.StudyID = "1"
-    header.SeriesNumber = header.AcquisitionNumber = 1
     header.ImageOrientationPatient = decimals([*axes[:, 0], *axes[:, 1]])
     header.PixelSpacing = decimals([spacing_mm[1], spacing_mm[0]])
     header.SliceThickness = decimals([scanner.thickness_mm])[0]
     header.SpacingBetweenSlices = decimals([spacing_mm[2]])[0]
-    header.SamplesPerPixel = 1
     header.PhotometricInterpretation = "MONOCHROME2"
     header.Columns, header.Rows = shape[:2]
     header.BitsAllocated = header.BitsStored = 16
@@ -132,11 +114,27 @@ def _header(
     return header
 
 
+def base_header(sop_class: UID, patient_id: str, scan_id: str, prefix: str = "") -> Dataset:
+    """Attributes that all DICOM files of phantoms share; `prefix` starts the sources of the UIDs."""
+    header = Dataset()
+    header.file_meta = FileMetaDataset()
+    header.file_meta.MediaStorageSOPClassUID = header.SOPClassUID = sop_class
+    header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    header.StudyInstanceUID = phantom_uid(patient_id, scan_id, f"{prefix}study")
+    header.SeriesInstanceUID = phantom_uid(patient_id, scan_id, f"{prefix}series")
+    header.StudyDate = header.SeriesDate = header.ContentDate = "20000101"
+    header.StudyTime = header.SeriesTime = header.ContentTime = "120000"
+    header.AccessionNumber = header.ReferringPhysicianName = header.PatientBirthDate = header.PatientSex = ""
+    header.PatientName = header.PatientID = patient_id
+    header.BodyPartExamined, header.StudyID, header.SeriesNumber, header.SamplesPerPixel = "CHEST", "1", 1, 1
+    return header
+
+
 def decimals(values: np.ndarray | list[float]) -> list[DSfloat]:
-    """Numbers as DICOM's decimal strings hold them."""
+    """Numbers as DICOM decimal strings."""
     return [DSfloat(float(value), auto_format=True) for value in values]
 
 
-def phantom_uid(*sources: str) -> str:
-    """A UID that follows from its sources."""
+def phantom_uid(*sources: str) -> UID:
+    """A UID determined by its sources."""
     return generate_uid(entropy_srcs=["monai_pipelines phantom", *sources])

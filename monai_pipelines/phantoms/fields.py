@@ -1,4 +1,4 @@
-"""Random fields and shapes on a square of pixels, that tissue and retina are drawn from."""
+"""Random fields and shapes on a square of pixels, for tissue and retina."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def grid(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def noise(rng: np.random.Generator, size: int, length: float) -> np.ndarray:
-    """A smooth random field of mean 0 and standard deviation about 1; `length` is the pixels from bump to bump."""
+    """A smooth random field of mean 0 and standard deviation about 1; `length` is in pixels from bump to bump."""
     places = np.arange(size, dtype=np.float32)[:, None] / length + 1 - np.arange(int(np.ceil(size / length)) + 4)
     far = np.abs(places)
     spline = np.where(far < 1, 2 / 3 - far**2 + far**3 / 2, np.maximum(2 - far, 0) ** 3 / 6).astype(np.float32)
@@ -25,7 +25,7 @@ def noise(rng: np.random.Generator, size: int, length: float) -> np.ndarray:
 def streaks(
     rng: np.random.Generator, rows: np.ndarray, columns: np.ndarray, row_length: float, column_length: float
 ) -> np.ndarray:
-    """The field of `noise` with a length of its own along rows and columns, at any coordinates."""
+    """The field of `noise` with separate lengths along rows and columns, at any coordinates."""
     first = np.array([rows.min(), columns.min()])
     lengths = np.array([row_length, column_length])
     knots = np.ceil((np.array([rows.max(), columns.max()]) - first) / lengths).astype(int) + 4
@@ -47,7 +47,7 @@ def scattered(rng: np.random.Generator, size: int, spacing: float, jitter: float
 
 
 def cells(points: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For every pixel how much farther the second nearest point is than the nearest, and the index of the nearest."""
+    """For every pixel, how much farther the second nearest point is than the nearest, and the index of the nearest."""
     distance, nearest = cKDTree(points).query(np.stack([rows.ravel(), columns.ravel()], axis=1), k=2)
     return (distance[:, 1] - distance[:, 0]).reshape(rows.shape), nearest[:, 0].reshape(rows.shape)
 

@@ -1,4 +1,4 @@
-"""Writes a cohort of synthetic fundus photographs, one folder a class, with the true lesions."""
+"""Writes a cohort of synthetic fundus photographs, one folder per class, with the true lesions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from monai_pipelines.phantoms.retina import Camera, Eye, Spot, fundus_photo
-from monai_pipelines.phantoms.writing import drawn, new_folder, write_csv
+from monai_pipelines.phantoms.writing import draw_all, new_folder, write_csv
 
 
 class _Plan(NamedTuple):
@@ -29,25 +29,25 @@ def write_fundus_cohort(
     num_workers: int | None = None,
     progress: bool = True,
 ) -> Path:
-    """Write both eyes of made-up patients as `<class>/<patient>_left.jpeg` and `_right.jpeg`, half of them diseased.
+    """Write both eyes of synthetic patients as `<class>/<patient>_left.jpeg` and `_right.jpeg`, half of them diseased.
 
     The classes are `disease` (diabetic retinopathy) and `normal`. `lesions.csv` has the columns image, kind, x, y
-    and radius, in pixels. The same arguments give the same bytes, whatever `num_workers` is.
+    and radius, in pixels. The same arguments give the same bytes, for any `num_workers`.
 
     Args:
         directory: new or empty folder.
         num_patients: at least 2.
-        seed: of everything drawn.
+        seed: random seed.
         size: rows and columns, at least 64.
-        num_workers: processes; None: one a core. More than one needs the usual `if __name__ == "__main__"`.
+        num_workers: processes; None: one per core. More than one needs the usual `if __name__ == "__main__"`.
         progress: show a progress bar.
 
     Returns:
         The directory.
 
     Raises:
-        FileExistsError: when the directory holds anything.
-        ValueError: for fewer than 2 patients or 64 pixels.
+        FileExistsError: the directory is not empty.
+        ValueError: fewer than 2 patients or 64 pixels.
 
     Example:
         >>> import tempfile
@@ -56,12 +56,10 @@ def write_fundus_cohort(
         (2, 2)
     """
     if num_patients < 2:
-        raise ValueError(f"write_fundus_cohort: num_patients must be at least 2, one a class, got {num_patients}")
+        raise ValueError(f"write_fundus_cohort: num_patients must be at least 2, one per class, got {num_patients}")
     if size < 64:
         raise ValueError(f"write_fundus_cohort: size must be at least 64 pixels, got {size}")
-    folder = new_folder(directory, "write_fundus_cohort")
-    for name in ("disease", "normal"):
-        (folder / name).mkdir()
+    folder = new_folder(directory, "write_fundus_cohort", "disease", "normal")
     root = np.random.SeedSequence(seed)
     diseased = np.random.default_rng(root).permutation(np.arange(num_patients) % 2 == 1)
     plans = [
@@ -70,7 +68,7 @@ def write_fundus_cohort(
     ]
     write = partial(_write_patient, folder=folder, size=size)
     rows: list[list[object]] = []
-    for photos in drawn(write, plans, num_workers, progress):
+    for photos in draw_all(write, plans, num_workers, progress):
         for image, spots in photos:
             rows += [[image, spot.kind, *(f"{value:.1f}" for value in spot[1:])] for spot in spots]
     write_csv(folder / "lesions.csv", ["image", *Spot._fields], rows)

@@ -1,4 +1,4 @@
-"""Writes H&E-like tiles of nine colorectal tissues, one folder a class."""
+"""Writes H&E-like tiles of nine colorectal tissues, one folder per class."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from monai_pipelines.phantoms.tissue import TISSUES, Tissue
-from monai_pipelines.phantoms.writing import drawn, new_folder
+from monai_pipelines.phantoms.writing import draw_all, new_folder
 
-HAEMATOXYLIN = (0.56, 0.72, 0.41)
+HEMATOXYLIN = (0.56, 0.72, 0.41)
 EOSIN = (0.22, 0.80, 0.56)
 
 
 class Stain(NamedTuple):
-    """How a slide was stained, cut and scanned: optical density of each stain, (3,), and light without tissue."""
+    """How a slide was stained and scanned: optical density of each stain, (3,), light without tissue, blur, noise."""
 
     blue_od: np.ndarray
     pink_od: np.ndarray
@@ -30,14 +30,14 @@ class Stain(NamedTuple):
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> Stain:
-        """A slide of its own laboratory."""
+        """The stain of one laboratory."""
         blue, pink = (
-            np.abs(np.array(mean) + rng.normal(0, 0.045, 3)) * rng.uniform(0.65, 1.35) for mean in (HAEMATOXYLIN, EOSIN)
+            np.abs(np.array(mean) + rng.normal(0, 0.045, 3)) * rng.uniform(0.65, 1.35) for mean in (HEMATOXYLIN, EOSIN)
         )
         light = 255 * rng.uniform(0.88, 0.98) * rng.uniform(0.96, 1, 3)
         return cls(1.25 * blue, 0.62 * pink, light, rng.uniform(0.3, 0.9), rng.uniform(0.5, 3))
 
-    def colour(self, tissue: Tissue, rng: np.random.Generator) -> np.ndarray:
+    def color(self, tissue: Tissue, rng: np.random.Generator) -> np.ndarray:
         """(size, size, 3) uint8 by Beer-Lambert: light x exp(-od x amount); sections vary in thickness."""
         thickness = rng.uniform(0.6, 1.45)
         blue, pink = (
@@ -54,7 +54,7 @@ def histology_tile(
     size: int = 224,
     stain: Stain | None = None,
 ) -> np.ndarray:
-    """Draw one tile, (size, size, 3) uint8, 0.5 um a pixel.
+    """Draw one tile, (size, size, 3) uint8, 0.5 um per pixel.
 
     Args:
         seed_or_rng: same seed, same tile.
@@ -63,7 +63,7 @@ def histology_tile(
         stain: the slide's; None draws one.
 
     Raises:
-        ValueError: for another tissue.
+        ValueError: an unknown tissue.
 
     Example:
         >>> histology_tile(0, "LYM", size=64).shape
@@ -74,7 +74,7 @@ def histology_tile(
     rng = np.random.default_rng(seed_or_rng)
     drawing = Tissue(rng, size)
     TISSUES[tissue](drawing)
-    return (stain or Stain.draw(rng)).colour(drawing, rng)
+    return (stain or Stain.draw(rng)).color(drawing, rng)
 
 
 def write_histology_tiles(
@@ -89,24 +89,24 @@ def write_histology_tiles(
 ) -> Path:
     """Write tiles as `<class>/<slide>_<number>.png`.
 
-    A slide has its own stain and light, and gives tiles of every class. The same arguments give the same bytes,
-    whatever `num_workers` is.
+    Slides differ in stain and light, and each gives tiles of every class. The same arguments give the same bytes,
+    for any `num_workers`.
 
     Args:
         directory: new or empty folder.
-        num_per_class: tiles a class, or the number for each class that is wanted, as {"LYM": 200, "TUM": 10}.
-        seed: of everything drawn.
+        num_per_class: tiles per class, or a number for each class wanted, as {"LYM": 200, "TUM": 10}.
+        seed: random seed.
         size: rows and columns, 0.5 um each.
         num_slides: slides, the patients of this set.
-        num_workers: processes; None: one a core. More than one needs the usual `if __name__ == "__main__"`.
+        num_workers: processes; None: one per core. More than one needs the usual `if __name__ == "__main__"`.
         progress: show a progress bar.
 
     Returns:
         The directory.
 
     Raises:
-        FileExistsError: when the directory holds anything.
-        ValueError: for unknown classes, no tiles of a class, or no slides.
+        FileExistsError: the directory is not empty.
+        ValueError: unknown classes, no tiles of a class, or no slides.
 
     Example:
         >>> import tempfile
@@ -122,25 +122,27 @@ def write_histology_tiles(
         raise ValueError(f"write_histology_tiles: unknown classes {unknown}, wanted some of {', '.join(TISSUES)}")
     if not counts or min(counts.values()) < 1 or num_slides < 1:
         raise ValueError(
-            f"write_histology_tiles: wants at least 1 tile a class and 1 slide, got {counts} and {num_slides}"
+            f"write_histology_tiles: wanted at least 1 tile per class and 1 slide, got {counts} and {num_slides}"
         )
-    folder = new_folder(directory, "write_histology_tiles")
-    for name in counts:
-        (folder / name).mkdir()
+    folder = new_folder(directory, "write_histology_tiles", *counts)
     seeds = np.random.SeedSequence(seed).spawn(num_slides)
     plans = [
-        (index, [(name, number) for name, count in counts.items() for number in range(index, count, num_slides)], own)
-        for index, own in enumerate(seeds)
+        (
+            index,
+            [(name, number) for name, count in counts.items() for number in range(index, count, num_slides)],
+            slide_seed,
+        )
+        for index, slide_seed in enumerate(seeds)
     ]
-    for _ in drawn(partial(_write_slide, folder=folder, size=size), plans, num_workers, progress):
+    for _ in draw_all(partial(_write_slide, folder=folder, size=size), plans, num_workers, progress):
         pass
     return folder
 
 
 def _write_slide(plan: tuple[int, list[tuple[str, int]], np.random.SeedSequence], folder: Path, size: int) -> None:
     index, tiles, seed = plan
-    own, *seeds = seed.spawn(1 + len(tiles))
-    stain = Stain.draw(np.random.default_rng(own))
+    stain_seed, *seeds = seed.spawn(1 + len(tiles))
+    stain = Stain.draw(np.random.default_rng(stain_seed))
     for (name, number), tile_seed in zip(tiles, seeds, strict=True):
         pixels = histology_tile(tile_seed, name, size, stain)
         Image.fromarray(pixels).save(folder / name / f"slide-{index:04d}_{number:04d}.png", compress_level=1)

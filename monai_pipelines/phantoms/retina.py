@@ -1,4 +1,4 @@
-"""Draws the back of an eye as a camera sees it: optic disc, macula, vessels, and what diabetes leaves there."""
+"""Draws the back of an eye as a camera sees it: optic disc, macula, vessels, and lesions of diabetes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BLOOD_OD = np.array([0.22, 0.85, 0.7])
 
 
 class Spot(NamedTuple):
-    """A lesion, in pixels: its middle and radius."""
+    """A lesion: center and radius in pixels."""
 
     kind: str
     x: float
@@ -27,10 +27,10 @@ class FundusPhoto:
     """A photograph with its truth.
 
     Args:
-        rgb: (size, size, 3) uint8, black outside of the camera's field.
+        rgb: (size, size, 3) uint8, black outside the camera's field.
         disc: column, row and radius of the optic disc.
         macula: column and row.
-        lesions: those within the field; none in a healthy eye.
+        lesions: within the field; none in a healthy eye.
     """
 
     rgb: np.ndarray
@@ -40,7 +40,7 @@ class FundusPhoto:
 
 
 class Camera(NamedTuple):
-    """A camera: radius of its field and where it is cut, as shares of the picture, and its rendering."""
+    """A camera: radius of its field and where it is cut, as shares of the image, and its rendering."""
 
     radius: float
     half_height: float
@@ -51,7 +51,7 @@ class Camera(NamedTuple):
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> Camera:
-        """Full circles, circles cut above and below, and circles wider than the picture."""
+        """Full circles, circles cut above and below, and circles wider than the image."""
         radius, half_height = ((0.49, 0.5), (0.5, 0.43), (0.58, 0.5))[rng.integers(3)]
         gain = rng.uniform(0.75, 1.2) * np.array([1.0, rng.uniform(0.85, 1.15), rng.uniform(0.7, 1.35)])
         return cls(radius, half_height, bool(rng.random() < 0.4), gain, rng.uniform(0.4, 1.1), rng.uniform(1, 4))
@@ -70,7 +70,7 @@ class Camera(NamedTuple):
 class Eye(NamedTuple):
     """What both eyes of a patient share."""
 
-    colour: np.ndarray
+    color: np.ndarray
     pigment: float
     choroid: float
     vessel_px: float
@@ -79,9 +79,9 @@ class Eye(NamedTuple):
     @classmethod
     def draw(cls, rng: np.random.Generator) -> Eye:
         """From pale to dark, with more or less of the deep vessels showing."""
-        colour = np.array([rng.uniform(165, 235), *np.sort(rng.uniform(35, 145, 2))[::-1]])
+        color = np.array([rng.uniform(165, 235), *np.sort(rng.uniform(35, 145, 2))[::-1]])
         choroid = max(rng.normal(-0.01, 0.06), 0)
-        return cls(colour, rng.uniform(0.2, 0.9), choroid, rng.uniform(0.8, 1.2), rng.uniform(0.3, 0.6))
+        return cls(color, rng.uniform(0.2, 0.9), choroid, rng.uniform(0.8, 1.2), rng.uniform(0.3, 0.6))
 
 
 def fundus_photo(
@@ -96,11 +96,11 @@ def fundus_photo(
     """Draw one eye.
 
     Args:
-        seed_or_rng: same seed, same picture.
-        diseased: with microaneurysms, bleedings and exudates.
-        left: the optic disc on the picture's left; else on its right.
+        seed_or_rng: same seed, same image.
+        diseased: with microaneurysms, hemorrhages and exudates.
+        left: a left eye, with the optic disc on the left of the image.
         size: rows and columns.
-        eye: what it shares with the patient's other eye; None draws it.
+        eye: shared with the patient's other eye; None draws one.
         camera: None draws one.
 
     Example:
@@ -121,7 +121,7 @@ def fundus_photo(
     from_disc = np.hypot((rows - disc[0]) / 1.08, columns - disc[1]) + 0.006 * size * noise(rng, size, size / 8)
     pale = np.clip((radius - from_disc) / (0.012 * size) + 0.5, 0, 1)
     cup = np.clip((eye.cup * radius - from_disc) / (0.02 * size) + 0.5, 0, 1)
-    light = eye.colour * np.exp(-density)
+    light = eye.color * np.exp(-density)
     light += pale[..., None] * (np.array([250, 190, 110]) * rng.uniform(0.85, 1.1) - light)
     light += cup[..., None] * (np.array([255, 235, 185]) - light)
     light *= np.exp(-_vessels(rng, size, disc, macula, side, eye.vessel_px)[..., None] * BLOOD_OD)
@@ -155,7 +155,7 @@ def _ground(
 
 
 class Branch(NamedTuple):
-    """A vessel about to be drawn; `turn` is the way an arcade turns around the macula, 0 for all others."""
+    """A vessel to be drawn; `turn` is the direction of an arcade around the macula, 0 for all others."""
 
     place: np.ndarray
     heading: np.ndarray
@@ -166,7 +166,7 @@ class Branch(NamedTuple):
 
 
 def _vessels(
-    rng: np.random.Generator, size: int, disc: np.ndarray, macula: np.ndarray, side: int, calibre: float
+    rng: np.random.Generator, size: int, disc: np.ndarray, macula: np.ndarray, side: int, caliber: float
 ) -> np.ndarray:
     """Blood along the line of sight: arcades around the macula, straighter vessels on the other side, branches."""
     unit = size / 400
@@ -175,7 +175,7 @@ def _vessels(
         for is_vein in (False, True):
             for arcade in (True, False):
                 heading = np.array([up, side * (rng.uniform(-0.35, 0.15) if arcade else rng.uniform(0.5, 1.1))])
-                radius = unit * calibre * rng.uniform(1.7, 2.5) * (1.25 if is_vein else 0.85) * (1 if arcade else 0.75)
+                radius = unit * caliber * rng.uniform(1.7, 2.5) * (1.25 if is_vein else 0.85) * (1 if arcade else 0.75)
                 root = disc + rng.normal(0, 3 * unit, 2)
                 branches.append(Branch(root, heading, radius, is_vein, up * side * arcade, 0))
     pieces: list[tuple[np.ndarray, np.ndarray, float, bool]] = []
@@ -197,7 +197,7 @@ def _follow(
     branches: list[Branch],
     pieces: list[tuple[np.ndarray, np.ndarray, float, bool]],
 ) -> None:
-    """Walk along a vessel until it leaves the picture, thins out or nears the macula; adds its branches."""
+    """Walk along a vessel until it leaves the image, thins out or nears the macula; adds its branches."""
     place, heading, radius, is_vein, turn, generation = branch
     reach = rng.uniform(0.24, 0.34) * size
     for _ in range(int(rng.uniform(26, 60)) if generation else 50):
@@ -207,8 +207,8 @@ def _follow(
             break
         if turn:
             ring = np.array([out[1], -out[0]]) / away * turn
-            wanted = ring + 0.7 * out / away * np.clip((reach - away) / (0.12 * size), -1, 1)
-            heading = heading + 0.1 * (wanted / np.hypot(*wanted) - heading)
+            target = ring + 0.7 * out / away * np.clip((reach - away) / (0.12 * size), -1, 1)
+            heading = heading + 0.1 * (target / np.hypot(*target) - heading)
         heading = heading + rng.normal(0, 0.09, 2)
         heading = heading / np.hypot(*heading)
         step = 7 * size / 400 * heading
@@ -275,7 +275,7 @@ def _paint(rng: np.random.Generator, light: np.ndarray, spot: Spot, rows: np.nda
 
 
 def _glare(rng: np.random.Generator, light: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Uneven light, haze at the border, reflexes of the lens: bright spots that are no disease."""
+    """Uneven light, haze at the border, lens reflexes: bright spots that are not lesions."""
     size = len(rows)
     middle = size / 2 + rng.normal(0, 0.12 * size, 2)
     off = np.hypot(rows - middle[0], columns - middle[1]) / size

@@ -1,4 +1,4 @@
-"""The CT scanners of the phantoms: what differs from one machine to the next."""
+"""The CT scanners of the phantoms."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Scanner:
         name: model name, written to the DICOM files and to the table.
         manufacturer: written to the DICOM files.
         fov_mm: side of the reconstructed square.
-        slice_mm: distance between slice centres.
+        slice_mm: distance between slice centers.
         thickness_mm: thickness of a slice.
         noise_hu: standard deviation of the noise.
         kernel: "soft" smooths the noise, "sharp" enhances edges.
@@ -23,7 +23,7 @@ class Scanner:
         outside_hu: value outside the circular field of view; None: the whole square is reconstructed.
         signed: whether stored pixels are signed.
         intercept_hu: HU of stored value 0.
-        hashed_names: file names without any order.
+        hashed_names: file names in no order.
         suffix: end of the file names.
         head_first: instance numbers run from head to feet.
     """

@@ -21,17 +21,17 @@ _SHARPER = [round(min(max(6 * (value - 127.5) + 127.5, 0), 255)) for value in ra
 
 
 def draw_slide(rng: np.random.Generator, layout: SlideLayout, ink: str | None = None) -> Image.Image:
-    """Paint a layout, `CELL_PX` pixels a cell.
+    """Paint a layout, `CELL_PX` pixels per cell.
 
     Args:
         rng: draws stain, textures and dirt.
         layout: what lies where.
-        ink: colour of the pen, of `INKS`; None: no pen.
+        ink: color of the pen, from `INKS`; None: no pen.
     """
     stain = Stain.draw(rng)
     stain = stain._replace(light=(stain.light + 250) / 2)  # scanners balance white
     textures = _textures(rng, stain, np.unique(layout.kinds).tolist())
-    cover, rough = _cover(rng), _grey(128 + 22 * noise(rng, CELL_PX * _CELLS, 7))
+    cover, rough = _cover(rng), _gray(128 + 22 * noise(rng, CELL_PX * _CELLS, 7))
     height, width = (CELL_PX * side for side in layout.kinds.shape)
     slide = Image.new("RGB", (width, height))
     for top in range(-_OVERLAP_PX, height, _PATCH_PX - _OVERLAP_PX):
@@ -60,12 +60,12 @@ def _textures(rng: np.random.Generator, stain: Stain, kinds: list[int]) -> dict[
             tissue.blue += 0.01 * tissue.noise(2)
         else:
             TISSUES[KINDS[kind]](tissue)
-        textures[kind] = Image.fromarray(stain.colour(tissue, np.random.default_rng(seed)))
+        textures[kind] = Image.fromarray(stain.color(tissue, np.random.default_rng(seed)))
     return textures
 
 
 def _crop(rng: np.random.Generator, texture: Image.Image, kind: int) -> Image.Image:
-    """A part of a texture, turned and flipped; fibres keep their direction."""
+    """A part of a texture, turned and flipped; fibers keep their direction."""
     left, top = rng.integers(0, texture.width - _PATCH_PX + 1, 2).tolist()
     crop = texture.crop((left, top, left + _PATCH_PX, top + _PATCH_PX))
     turns = [Image.Transpose.ROTATE_180] if kind in (STROMA, MUSCLE) else list(Image.Transpose)
@@ -74,7 +74,7 @@ def _crop(rng: np.random.Generator, texture: Image.Image, kind: int) -> Image.Im
 
 
 def _around(cells: np.ndarray, top: int, left: int) -> np.ndarray:
-    """The cells of a patch and `_RIM` around it; beyond the slide those of its edge."""
+    """The cells of a patch and `_RIM` around it; beyond the slide, its edge repeated."""
     rows, columns = (
         np.clip(np.arange(_CELLS) + start // CELL_PX - _RIM, 0, side - 1)
         for start, side in zip((top, left), cells.shape, strict=True)
@@ -83,9 +83,9 @@ def _around(cells: np.ndarray, top: int, left: int) -> np.ndarray:
 
 
 def _share(cells: np.ndarray, rough: Image.Image | None = None) -> Image.Image:
-    """How much of each pixel of a patch lies on the cells: smooth outlines, frayed by `rough`."""
+    """Share of each pixel of a patch that lies on the cells: smooth outlines, frayed by `rough`."""
     size = CELL_PX * _CELLS
-    share = _grey(255 * cells).filter(ImageFilter.GaussianBlur(0.9)).resize((size, size), Image.Resampling.BICUBIC)
+    share = _gray(255 * cells).filter(ImageFilter.GaussianBlur(0.9)).resize((size, size), Image.Resampling.BICUBIC)
     if rough is not None:
         share = ImageChops.add(share, rough, offset=-128)
     rim = CELL_PX * _RIM
@@ -93,10 +93,10 @@ def _share(cells: np.ndarray, rough: Image.Image | None = None) -> Image.Image:
 
 
 def _cover(rng: np.random.Generator) -> Image.Image:
-    """How much of a patch covers those drawn before: all, but for wavy edges at its left and top."""
+    """Mask of a patch over those drawn before: all but wavy edges at its left and top."""
     rows, columns = np.mgrid[:_PATCH_PX, :_PATCH_PX]
     waves = np.clip(12 * noise(rng, _PATCH_PX, 50), -24, 24)
-    return _grey(32 * (np.minimum(rows, columns) - _OVERLAP_PX / 2 + waves))
+    return _gray(32 * (np.minimum(rows, columns) - _OVERLAP_PX / 2 + waves))
 
 
 def _dust(rng: np.random.Generator, slide: Image.Image) -> None:
@@ -107,13 +107,13 @@ def _dust(rng: np.random.Generator, slide: Image.Image) -> None:
         radius = rng.lognormal(0.6, 0.5)
         draw.ellipse(
             (x - radius * rng.uniform(1, 3), y - radius, x + radius, y + radius * rng.uniform(1, 2)),
-            fill=_colour(rng.uniform(70, 190) * rng.uniform(0.85, 1, 3)),
+            fill=_color(rng.uniform(70, 190) * rng.uniform(0.85, 1, 3)),
         )
 
 
-def _grey(values: np.ndarray) -> Image.Image:
+def _gray(values: np.ndarray) -> Image.Image:
     return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
 
 
-def _colour(values: np.ndarray) -> tuple[int, ...]:
+def _color(values: np.ndarray) -> tuple[int, ...]:
     return tuple(np.rint(values).astype(int).tolist())

@@ -1,4 +1,4 @@
-"""Writes a cohort of synthetic whole slides: pyramidal TIFF files, a table of labels, and where the tumour is."""
+"""Writes a cohort of synthetic whole slides: pyramidal TIFF files, a table of labels, and outlines of the tumour."""
 
 from __future__ import annotations
 
@@ -15,16 +15,13 @@ from scipy.ndimage import gaussian_filter
 from monai_pipelines.phantoms.slide_canvas import CELL_PX, INKS, draw_slide
 from monai_pipelines.phantoms.slide_file import write_pyramid
 from monai_pipelines.phantoms.slide_layout import GLASS, TUMOUR, draw_layout
-from monai_pipelines.phantoms.writing import alike_in_classes, drawn, new_folder, write_csv
+from monai_pipelines.phantoms.writing import balanced_kinds, draw_all, new_folder, write_csv
 
 _LABELS = ("normal", "tumour")
 
 
 class _Scanner(NamedTuple):
-    """How a scanner stores slides: micrometres a pixel, chroma subsampling (across, down), JPEG quality.
-
-    `zoom` is the pixels it makes of one of the drawing, across and down.
-    """
+    """How a scanner stores slides: um per pixel, pixels per pixel of the drawing, chroma subsampling, JPEG quality."""
 
     mpp: float
     zoom: int
@@ -57,36 +54,36 @@ def write_slides(
     num_workers: int | None = None,
     progress: bool = True,
 ) -> Path:
-    """Write stained sections of the bowel of made-up patients as a slide classifier's data set.
+    """Write stained bowel sections of synthetic patients as a data set for a slide classifier.
 
     Half the slides are `normal`, half hold islands of `tumour`. `directory` gets
 
     - `table.csv`: columns image, label, patient, annotation (empty for normal slides), paths relative to it;
     - `slides/slide-0000.tif`: pyramid of JPEG tiles of 256 pixels, levels shrunk by 1, 4 and 16, read by OpenSlide;
-      half the slides of each class come from a scanner of 0.499 um a pixel, half from one of 0.2525;
+      half the slides of each class come from a scanner of 0.499 um per pixel, half from one of 0.2525;
     - `annotations/slide-0000.geojson`: outlines of the tumour in pixels of level 0, as QuPath has them;
     - `masks/slide-0000.png`: 0 glass, 128 tissue, 255 tumour; a pixel is 4 um wide, 8 pixels of level 0 at 0.499 um
       a pixel, 16 at 0.2525.
 
-    A slide has its own stain and thickness, and pieces of mucosa, stroma, muscle, fat, lymphocytes and debris. A
-    third of each class carries pen marks. The same arguments give the same bytes, whatever `num_workers` is.
+    Slides differ in stain and thickness, and show mucosa, stroma, muscle, fat, lymphocytes and debris. A third of
+    each class has pen marks. The same arguments give the same bytes, for any `num_workers`.
 
     Args:
         directory: new or empty folder.
         num_slides: at least 2.
-        seed: of everything drawn.
+        seed: random seed.
         size_mm: width and height of a slide, at least 0.5 each.
-        tumour_fraction: least and greatest share of the tissue that is tumour in a positive slide; more where islands
-            would be too small to see.
-        num_workers: processes; None: one a core. More than one needs the usual `if __name__ == "__main__"`.
+        tumour_fraction: range of the tumour's share of the tissue in a positive slide; more where islands would be too
+            small to see.
+        num_workers: processes; None: one per core. More than one needs the usual `if __name__ == "__main__"`.
         progress: show a progress bar.
 
     Returns:
         Path of the table.
 
     Raises:
-        FileExistsError: when the directory holds anything.
-        ValueError: for fewer than 2 slides, too small a size, or fractions that do not rise within (0, 1).
+        FileExistsError: the directory is not empty.
+        ValueError: fewer than 2 slides, too small a size, or fractions that do not rise within (0, 1).
 
     Example:
         >>> import tempfile
@@ -100,11 +97,9 @@ def write_slides(
         raise ValueError(f"write_slides: size_mm must be at least 0.5 x 0.5, got {size_mm}")
     if not 0 < tumour_fraction[0] <= tumour_fraction[1] < 1:
         raise ValueError(f"write_slides: tumour_fraction must rise within (0, 1), got {tumour_fraction}")
-    folder = new_folder(directory, "write_slides")
-    for part in ("slides", "annotations", "masks"):
-        (folder / part).mkdir()
+    folder = new_folder(directory, "write_slides", "slides", "annotations", "masks")
     plans = _plan(num_slides, seed, tumour_fraction)
-    for _ in drawn(partial(_write_slide, folder=folder, size_mm=size_mm), plans, num_workers, progress):
+    for _ in draw_all(partial(_write_slide, folder=folder, size_mm=size_mm), plans, num_workers, progress):
         pass
     table = folder / "table.csv"
     rows = [
@@ -124,8 +119,8 @@ def _plan(num_slides: int, seed: int, tumour_fraction: tuple[float, float]) -> l
     root = np.random.SeedSequence(seed)
     rng = np.random.default_rng(root)
     labels = rng.permutation(np.arange(num_slides) % 2)
-    scanners = alike_in_classes(rng, labels, len(_SCANNERS))
-    inks = alike_in_classes(rng, labels, len(_INK_KINDS))
+    scanners = balanced_kinds(rng, labels, len(_SCANNERS))
+    inks = balanced_kinds(rng, labels, len(_INK_KINDS))
     return [
         _Plan(
             f"slide-{index:04d}",
@@ -151,23 +146,23 @@ def _write_slide(plan: _Plan, folder: Path, size_mm: tuple[float, float]) -> Non
     levels = [np.asarray(drawing), *(_shrunk(drawing, times) for times in (4, 16))]
     file = folder / "slides" / f"{plan.name}.tif"
     write_pyramid(file, levels, mpp, quality=plan.scanner.quality, subsampling=plan.scanner.subsampling)
-    grey = np.where(layout.kinds == GLASS, 0, np.where(layout.kinds == TUMOUR, 255, 128)).astype(np.uint8)
-    Image.fromarray(grey).save(folder / "masks" / f"{plan.name}.png")
+    gray = np.where(layout.kinds == GLASS, 0, np.where(layout.kinds == TUMOUR, 255, 128)).astype(np.uint8)
+    Image.fromarray(gray).save(folder / "masks" / f"{plan.name}.png")
     if plan.label:
         outlines = {"type": "FeatureCollection", "features": _features(layout.kinds == TUMOUR, zoom * CELL_PX)}
         path = folder / "annotations" / f"{plan.name}.geojson"
         path.write_text(json.dumps(outlines) + "\n", encoding="utf-8")
 
 
-def _shrunk(picture: Image.Image, times: int) -> np.ndarray:
+def _shrunk(drawing: Image.Image, times: int) -> np.ndarray:
     """Means of squares of pixels; an incomplete last row or column is dropped."""
-    width, height = (side // times * times for side in picture.size)
-    return np.asarray(picture.reduce(times, (0, 0, width, height)))
+    width, height = (side // times * times for side in drawing.size)
+    return np.asarray(drawing.reduce(times, (0, 0, width, height)))
 
 
 def _features(tumour: np.ndarray, cell_px: int) -> list[dict[str, object]]:
     """A GeoJSON polygon for every island; its holes are its inner rings."""
-    from skimage.measure import approximate_polygon, find_contours, points_in_poly  # imports half of SciPy
+    from skimage.measure import approximate_polygon, find_contours, points_in_poly  # slow to import
 
     field = np.pad(gaussian_filter(tumour.astype(np.float32), 0.9), 2)
     rings = [

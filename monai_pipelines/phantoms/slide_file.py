@@ -30,13 +30,13 @@ def write_pyramid(
     Args:
         path: of the file, at most 4 GB.
         levels: (height, width, 3) uint8 each, the largest first.
-        mpp: micrometres per pixel of the first level.
+        mpp: um per pixel of the first level.
         tile_px: side of a tile, a multiple of 16.
         quality: of the JPEG tiles, 1 to 100.
-        subsampling: pixels of a colour value, across and down: (1, 1), (2, 1) or (2, 2).
+        subsampling: of the chroma, across and down: (1, 1), (2, 1) or (2, 2).
 
     Raises:
-        ValueError: for another subsampling or side of a tile.
+        ValueError: another subsampling or side of a tile.
 
     Example:
         >>> import tempfile, openslide
@@ -75,7 +75,7 @@ def write_pyramid(
                     (282, _RATIONAL, [round(1000 * per_cm), 1000]),  # XResolution
                     (283, _RATIONAL, [round(1000 * per_cm), 1000]),
                     (284, _SHORT, [1]),  # PlanarConfiguration: interleaved
-                    (296, _SHORT, [3]),  # ResolutionUnit: centimetre
+                    (296, _SHORT, [3]),  # ResolutionUnit: centimeter
                     (322, _LONG, [tile_px]),
                     (323, _LONG, [tile_px]),
                     (324, _LONG, offsets),

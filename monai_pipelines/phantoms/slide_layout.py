@@ -1,4 +1,4 @@
-"""Plans what lies where on a phantom slide: pieces of tissue in layers, islands, holes, pen strokes."""
+"""Plans a phantom slide: pieces of tissue in layers, islands, holes, pen strokes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from PIL import Image, ImageDraw
 from monai_pipelines.phantoms.fields import noise
 
 STEP_UM = 4.0
-LEAST_ISLAND = 16  # cells; smaller ones are lost where outlines are smoothed
+LEAST_ISLAND = 16  # cells; smaller ones are lost in the smoothing of outlines
 KINDS = ("glass", "STR", "NORM", "MUS", "ADI", "LYM", "DEB", "TUM")
 GLASS, STROMA, MUCOSA, MUSCLE, FAT, LYMPHOCYTES, DEBRIS, TUMOUR = range(len(KINDS))
 
 
 class SlideLayout(NamedTuple):
-    """What lies where on a slide, `STEP_UM` a cell.
+    """Kinds of tissue and pen strokes on a slide, `STEP_UM` per cell.
 
     Attributes:
         kinds: (h, w) uint8, index into `KINDS`.
@@ -34,16 +34,16 @@ def draw_layout(
     """Plan a slide.
 
     Every slide has islands that cover `tumour_fraction` of its tissue: of tumour, or of lymphocytes, debris and
-    mucosa, so that a slide without tumour is not told by what lacks.
+    mucosa, so that a lack of islands does not reveal the class.
 
     Args:
         rng: draws everything.
         shape: rows and columns of cells, `STEP_UM` each.
         tumour_fraction: share of the tissue, or a little more: no island is smaller than `LEAST_ISLAND` cells.
         tumour: the islands are of tumour.
-        pen: somebody drew on the glass.
+        pen: with pen strokes on the glass.
     """
-    return _Drawing(rng, shape).drawn(tumour_fraction, tumour, pen)
+    return _Drawing(rng, shape).draw(tumour_fraction, tumour, pen)
 
 
 class _Drawing:
@@ -59,30 +59,30 @@ class _Drawing:
         height, width = self.shape
         return noise(self.rng, max(self.shape), length_um / STEP_UM)[:height, :width]
 
-    def drawn(self, tumour_fraction: float, tumour: bool, pen: bool) -> SlideLayout:
+    def draw(self, tumour_fraction: float, tumour: bool, pen: bool) -> SlideLayout:
         rng = self.rng
-        centres, pieces = self._pieces(int(rng.integers(2, 5)), rng.uniform(0.28, 0.4))
-        for number in range(len(centres)):
+        centers, pieces = self._pieces(int(rng.integers(2, 5)), rng.uniform(0.28, 0.4))
+        for number in range(len(centers)):
             self._layers(pieces == number)
         tissue = self.kinds != GLASS
         self._spread(LYMPHOCYTES, np.isin(self.kinds, (STROMA, MUCOSA)), rng.uniform(0, 0.12), 90)
         self._spread(DEBRIS, tissue, rng.uniform(0, 0.05), 110)
         self._spread(GLASS, tissue, rng.uniform(0, 0.025), 70)
         islands = self._islands(tumour_fraction * (self.kinds != GLASS).sum(), tumour)
-        strokes = self._pen(centres, tissue, islands) if pen else np.zeros(self.shape, dtype=bool)
+        strokes = self._pen(centers, tissue, islands) if pen else np.zeros(self.shape, dtype=bool)
         return SlideLayout(self.kinds, strokes)
 
     def _pieces(self, count: int, share: float) -> tuple[np.ndarray, np.ndarray]:
-        """Centres (count, 2), and for every cell the number of its piece, -1 on glass."""
+        """Centers (count, 2), and for every cell the number of its piece, -1 on glass."""
         rng, extent = self.rng, np.array(self.shape)
         tries = rng.uniform(0.24, 0.76, (80, count, 2)) * extent
         apart = np.linalg.norm(tries[:, :, None] - tries[:, None], axis=-1) + 1e9 * np.eye(count)
-        centres = tries[apart.min(axis=(1, 2)).argmax()]
+        centers = tries[apart.min(axis=(1, 2)).argmax()]
         areas = rng.dirichlet(np.full(count, 8.0)) * share * extent.prod()
         radius = np.sqrt(areas / np.pi)[:, None, None]
         far = radius * [
-            self._distance(centre, rng.uniform(1, 1.5)) / size + 0.2 * self.noise(350) + 0.06 * self.noise(90)
-            for centre, size in zip(centres, radius, strict=True)
+            self._distance(center, rng.uniform(1, 1.5)) / size + 0.2 * self.noise(350) + 0.06 * self.noise(90)
+            for center, size in zip(centers, radius, strict=True)
         ]
         nearest, (first, second, *_) = far.argmin(axis=0), np.sort(far, axis=0)
         edge = np.minimum.reduce([self.rows, self.columns, extent[0] - self.rows, extent[1] - self.columns])
@@ -91,18 +91,18 @@ class _Drawing:
         pieces = np.full(self.shape, -1)
         for number, area in enumerate(areas):
             pieces[_lowest(far[number] + 4 / STEP_UM * self.noise(16), free & (nearest == number), area)] = number
-        return centres, pieces
+        return centers, pieces
 
-    def _distance(self, centre: Sequence[float] | np.ndarray, stretch: float = 1.0) -> np.ndarray:
-        """Cells from a place, longer across one direction by `stretch`."""
+    def _distance(self, center: Sequence[float] | np.ndarray, stretch: float = 1.0) -> np.ndarray:
+        """Distance in cells from a place, longer across one direction by `stretch`."""
         angle = self.rng.uniform(0, np.pi)
-        down, along = self.rows - centre[0], self.columns - centre[1]
+        down, along = self.rows - center[0], self.columns - center[1]
         first = down * np.sin(angle) + along * np.cos(angle)
         second = down * np.cos(angle) - along * np.sin(angle)
         return np.hypot(first / np.sqrt(stretch), second * np.sqrt(stretch))
 
     def _layers(self, piece: np.ndarray) -> None:
-        """Mucosa, stroma, muscle and fat lie on each other as in the wall of the bowel; some pieces lack some."""
+        """Mucosa, stroma, muscle and fat in layers, as in the wall of the bowel; some pieces lack some."""
         if not piece.any():
             return
         rng = self.rng
@@ -127,25 +127,25 @@ class _Drawing:
         for part in np.maximum(rng.dirichlet(np.full(count, 0.9)) * area, LEAST_ISLAND):
             kind = TUMOUR if tumour else rng.choice([LYMPHOCYTES, DEBRIS, MUCOSA], p=[0.5, 0.15, 0.35])
             free = (self.kinds != GLASS) & ~islands
-            centre = rng.choice(np.argwhere(free))
+            center = rng.choice(np.argwhere(free))
             radius = np.sqrt(part / np.pi)
             bent = 0.3 * radius * self.noise(max(STEP_UM * radius, 40)) + self.noise(30)
-            island = _lowest(self._distance(centre, rng.uniform(1, 1.8)) + bent, free, part)
+            island = _lowest(self._distance(center, rng.uniform(1, 1.8)) + bent, free, part)
             self.kinds[island] = kind
             islands |= island
         return islands
 
-    def _pen(self, centres: np.ndarray, tissue: np.ndarray, islands: np.ndarray) -> np.ndarray:
-        """A stroke around a piece, or part of the way; of several the one that hides least."""
-        strokes = [self._stroke(centres) for _ in range(6)]
+    def _pen(self, centers: np.ndarray, tissue: np.ndarray, islands: np.ndarray) -> np.ndarray:
+        """A stroke around a piece, or part of it; of several the one that hides least."""
+        strokes = [self._stroke(centers) for _ in range(6)]
         hidden = [4 * (stroke & islands).sum() + (stroke & tissue).sum() for stroke in strokes]
         return strokes[int(np.argmin(hidden))]
 
-    def _stroke(self, centres: np.ndarray) -> np.ndarray:
+    def _stroke(self, centers: np.ndarray) -> np.ndarray:
         rng = self.rng
         angles = rng.uniform(0, 2 * np.pi) + np.linspace(0, rng.uniform(1.5, 2 * np.pi), 400)
         radius = rng.uniform(380, 560) / STEP_UM * (1 + 0.08 * np.sin(angles * rng.uniform(1, 3)))
-        stretch, (row, column) = rng.uniform(0.8, 1.25), rng.choice(centres)
+        stretch, (row, column) = rng.uniform(0.8, 1.25), rng.choice(centers)
         thick = rng.uniform(30, 60) / STEP_UM * (1 + 0.15 * np.sin(angles * rng.uniform(2, 5)))
         image = Image.new("1", self.shape[::-1])
         draw = ImageDraw.Draw(image)

@@ -1,4 +1,4 @@
-"""Draws a chest CT of a made-up patient, with the true lungs and lesions."""
+"""Draws a chest CT of a synthetic patient, with the true lungs and lesions."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class ThoraxScan:
     Args:
         hu: (X, Y, Z) int16.
         affine: (4, 4) float64, voxel indices -> RAS mm.
-        lungs: (X, Y, Z) bool, the lungs with all that lies in them.
+        lungs: (X, Y, Z) bool, the lungs with everything in them.
         lesions: none in a healthy scan.
-        scanner: the scanner drawn with.
+        scanner: that made the scan.
     """
 
     hu: np.ndarray
@@ -49,12 +49,12 @@ def thorax_phantom(
         seed_or_rng: same seed, same scan.
         diseased: with one to four lesions, or none.
         matrix: rows and columns.
-        slice_mm: distance between slices; None: the scanner's own.
+        slice_mm: distance between slices; None: that of the scanner.
         lesion_mm: smallest and largest lesion diameter.
         scanner: None draws one of `SCANNERS`.
 
     Raises:
-        ValueError: when `lesion_mm` does not rise from above zero.
+        ValueError: `lesion_mm` does not rise from above 0.
 
     Example:
         >>> scan = thorax_phantom(0, diseased=True, matrix=64, slice_mm=10)
@@ -77,13 +77,13 @@ def scan_patient(
     low = lung.base_mm - rng.uniform(25, 40)
     high = max(lung.apex_mm, other.apex_mm) + rng.uniform(25, 40)
     shape = (matrix, matrix, int(np.ceil((high - low) / step_mm[2])))
-    centre = np.array([0, -12, 0]) + rng.uniform(-6, 6, 3)
+    center = np.array([0, -12, 0]) + rng.uniform(-6, 6, 3)
     affine = np.diag([*step_mm, 1.0])
-    affine[:2, 3] = centre[:2] - step_mm[:2] * (matrix - 1) / 2
+    affine[:2, 3] = center[:2] - step_mm[:2] * (matrix - 1) / 2
     affine[2, 3] = low
 
     canvas = Canvas(shape, affine)
-    _paint_table(canvas, scanner, float(-patient.body_half_mm[1]) - scanner.table_gap_mm, float(centre[0]))
+    _paint_table(canvas, scanner, float(-patient.body_half_mm[1]) - scanner.table_gap_mm, float(center[0]))
     paint_body(canvas, patient)
     lungs = np.zeros(shape, dtype=bool)
     parts = [paint_tissue(canvas, patient, side) for side in patient.lungs]
@@ -102,8 +102,8 @@ def scan_patient(
     hu = _reconstruct(canvas.hu, scanner) + noise + rng.normal(0, 4)
     hu = np.clip(np.rint(hu), -1024, 3071).astype(np.int16)
     if scanner.outside_hu is not None:
-        from_centre = np.arange(matrix) - (matrix - 1) / 2
-        hu[np.hypot(*np.ix_(from_centre, from_centre)) > matrix / 2] = scanner.outside_hu
+        from_center = np.arange(matrix) - (matrix - 1) / 2
+        hu[np.hypot(*np.ix_(from_center, from_center)) > matrix / 2] = scanner.outside_hu
     return ThoraxScan(hu, affine, lungs, [spot.lesion for spot in patient.spots], scanner)
 
 
@@ -115,11 +115,11 @@ def _reconstruct(volume: np.ndarray, scanner: Scanner) -> np.ndarray:
     return smooth if scanner.kernel == "soft" else volume + 0.6 * (volume - smooth)
 
 
-def _paint_table(canvas: Canvas, scanner: Scanner, top_mm: float, centre_mm: float) -> None:
+def _paint_table(canvas: Canvas, scanner: Scanner, top_mm: float, center_mm: float) -> None:
     """A foam slab in a thin shell."""
 
     def slab(shell_mm: float, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
-        x = x - centre_mm
+        x = x - center_mm
         depth = np.sqrt(x**2 + (y - top_mm - 400) ** 2) - 414 if scanner.table == "curved" else top_mm - 14 - y
         return np.maximum(np.abs(depth) - 14, np.abs(x) - 185) + shell_mm
 
@@ -140,10 +140,10 @@ def paint_body(canvas: Canvas, patient: Patient) -> None:
         wide, deep = (half_x - skin_mm) * (1 - 0.55 * rise), (half_y - skin_mm) * (1 - 0.4 * rise)
         return np.abs(x / wide) ** 2.6 + np.abs(y / deep) ** 2.6 - 1
 
-    def gas(centre_mm: np.ndarray, half_mm: np.ndarray, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+    def gas(center_mm: np.ndarray, half_mm: np.ndarray, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
         """Kept 10 mm from the lung."""
         under_dome = ellipsoid(-x, y, z, left.dome_mm, left.dome_half_mm)
-        return np.maximum(ellipsoid(x, y, z, centre_mm, half_mm), np.minimum(under_dome, z - left.base_mm) + 10)
+        return np.maximum(ellipsoid(x, y, z, center_mm, half_mm), np.minimum(under_dome, z - left.base_mm) + 10)
 
     neck = canvas.box(np.array([-1e4, -1e4, right.apex_mm - 25]), np.full(3, 1e4))
     trunk = (*neck[:2], slice(0, neck[2].start))
@@ -155,14 +155,14 @@ def paint_body(canvas: Canvas, patient: Patient) -> None:
     for tubes, hu in patient.bones:
         canvas.paint_tubes(tubes, hu)
     canvas.paint_tubes(patient.aorta, patient.blood_hu)
-    for centre, half in patient.gas:
-        box = canvas.box(centre - half - 8, centre + half + 8)
-        canvas.paint(box, canvas.coverage(box, partial(gas, centre, half)), -1000)
+    for center, half in patient.gas:
+        box = canvas.box(center - half - 8, center + half + 8)
+        canvas.paint(box, canvas.coverage(box, partial(gas, center, half)), -1000)
 
 
-def _paint_ellipsoid(canvas: Canvas, centre_mm: np.ndarray, half_mm: np.ndarray, hu: float) -> None:
-    box = canvas.box(centre_mm - half_mm - 8, centre_mm + half_mm + 8)
-    canvas.paint(box, canvas.coverage(box, partial(ellipsoid, centre_mm=centre_mm, half_mm=half_mm)), hu)
+def _paint_ellipsoid(canvas: Canvas, center_mm: np.ndarray, half_mm: np.ndarray, hu: float) -> None:
+    box = canvas.box(center_mm - half_mm - 8, center_mm + half_mm + 8)
+    canvas.paint(box, canvas.coverage(box, partial(ellipsoid, center_mm=center_mm, half_mm=half_mm)), hu)
 
 
 def paint_tissue(canvas: Canvas, patient: Patient, lung: Lung) -> tuple[Box, np.ndarray]:
@@ -173,8 +173,8 @@ def paint_tissue(canvas: Canvas, patient: Patient, lung: Lung) -> tuple[Box, np.
     half_y = lung.half_mm[1].item()
     tissue = patient.lung_hu - patient.gravity_hu_per_mm * y + patient.dependent_hu * np.exp(-(y + half_y) / 12)
     tissue = tissue + patient.texture_hu * patient.texture(x, y, z)
-    for centre, normal, radius_mm, half_mm, hu in patient.plates:
-        dx, dy, dz = (axis - c for axis, c in zip((x, y, z), centre.tolist(), strict=True))
+    for center, normal, radius_mm, half_mm, hu in patient.plates:
+        dx, dy, dz = (axis - c for axis, c in zip((x, y, z), center.tolist(), strict=True))
         nx, ny, nz = normal.tolist()
         depth = dx * nx + dy * ny + dz * nz
         across = np.sqrt(np.maximum(dx**2 + dy**2 + dz**2 - depth**2, 0))

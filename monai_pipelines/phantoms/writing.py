@@ -1,4 +1,4 @@
-"""What every cohort of phantoms is written with: a new folder, processes with a progress bar, tables."""
+"""Shared by the writers of cohorts: a new folder, processes with a progress bar, tables."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ Plan = TypeVar("Plan")
 Result = TypeVar("Result")
 
 
-def new_folder(directory: str | PathLike[str], writer: str) -> Path:
-    """Make a folder; one that holds anything is refused in the name of `writer`."""
+def new_folder(directory: str | PathLike[str], writer: str, *subfolders: str) -> Path:
+    """Make a folder and its subfolders; one with any content is an error of `writer`."""
     folder = Path(directory)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{writer}: {folder} must be new or empty (name another, or delete it)")
-    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("", *subfolders):
+        (folder / name).mkdir(parents=True, exist_ok=True)
     return folder
 
 
-def alike_in_classes(rng: np.random.Generator, labels: np.ndarray, num_kinds: int) -> np.ndarray:
-    """Kinds 0, 1, ... of every member, equally many in each class, so that the kind does not tell the class."""
+def balanced_kinds(rng: np.random.Generator, labels: np.ndarray, num_kinds: int) -> np.ndarray:
+    """Kinds 0, 1, ... of all members, balanced in each class, so that the kind does not reveal the class."""
     kinds = np.empty(len(labels), dtype=int)
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
@@ -38,10 +39,10 @@ def alike_in_classes(rng: np.random.Generator, labels: np.ndarray, num_kinds: in
     return kinds
 
 
-def drawn(
+def draw_all(
     draw: Callable[[Plan], Result], plans: Sequence[Plan], num_workers: int | None, progress: bool
 ) -> Iterator[Result]:
-    """Results of `draw` in the order of the plans, drawn in `num_workers` processes (None: one a core)."""
+    """Results of `draw` in the order of the plans, drawn in `num_workers` processes (None: one per core)."""
     draw = partial(_on_one_thread, draw)
     workers = min(num_workers or os.cpu_count() or 1, len(plans))
     with ExitStack() as stack:
@@ -53,7 +54,7 @@ def drawn(
 
 
 def _on_one_thread(draw: Callable[[Plan], Result], plan: Plan) -> Result:
-    """Matrix products are small here: threads would only wait for each other, and for those of other workers."""
+    """Matrix products are small: more threads would only wait for each other and for those of other workers."""
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     with threadpool_limits(1):
@@ -61,6 +62,6 @@ def _on_one_thread(draw: Callable[[Plan], Result], plan: Plan) -> Result:
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a table whose bytes do not depend on the system."""
+    """Write a table, the same bytes on every system."""
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([header, *rows])

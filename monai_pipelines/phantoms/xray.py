@@ -1,4 +1,4 @@
-"""X-rays a chest: line integrals on a detector, then what the machine makes of them."""
+"""X-rays a chest: line integrals on a detector, then the processing of the machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LETTERS = {"R": ("1110", "1001", "1110", "1010", "1001"), "L": ("1000", "1000", 
 
 
 class Box(NamedTuple):
-    """A finding on the image: its first column and row, and how many of them, in pixels."""
+    """A finding on the image: its first column and row, and its size, in pixels."""
 
     finding: str
     x: int
@@ -31,10 +31,10 @@ class ChestXray:
     """An X-ray with its truth.
 
     Args:
-        signal: (H, W) float32, dense is high, the patient's right on the left; the window shows 0 to 1.
+        signal: (H, W) float32, high where dense, the patient's right on the left; the window shows 0 to 1.
         view: where the tube stands: behind the patient (PA) or in front (AP).
         pixel_mm: side of a pixel.
-        boxes: one for every patch, nodule or side with fluid.
+        boxes: one per patch, nodule or side with fluid.
     """
 
     signal: np.ndarray
@@ -49,7 +49,7 @@ class Beam(NamedTuple):
     source_mm: float
     yaw: float
     pitch: float
-    centre_mm: tuple[float, float]
+    center_mm: tuple[float, float]
     pixel_mm: float
     shape: tuple[int, int]
 
@@ -57,8 +57,8 @@ class Beam(NamedTuple):
         """Rows, columns and magnification of points, (N, 3) RAS."""
         x, y, z = points_mm.T
         enlarged = self.source_mm / (self.source_mm - y)
-        row = (self.shape[0] - 1) / 2 - (z * enlarged + self.pitch * y - self.centre_mm[1]) / self.pixel_mm
-        column = (self.shape[1] - 1) / 2 - (x * enlarged + self.yaw * y - self.centre_mm[0]) / self.pixel_mm
+        row = (self.shape[0] - 1) / 2 - (z * enlarged + self.pitch * y - self.center_mm[1]) / self.pixel_mm
+        column = (self.shape[1] - 1) / 2 - (x * enlarged + self.yaw * y - self.center_mm[0]) / self.pixel_mm
         return row, column, enlarged
 
     def through_volume(self, hu: np.ndarray, axes_mm: tuple[np.ndarray, ...]) -> np.ndarray:
@@ -90,9 +90,9 @@ class Beam(NamedTuple):
         """Points along the tubes that carry their volume, smoothed."""
         share = (np.arange(24)[:, None] + 0.5) / 24
         points = np.rint(start[:, None] + share * (end - start)[:, None]).astype(int).reshape(-1, 2)
-        kept = ((points >= 0) & (points < self.shape)).all(axis=1)
-        flat = np.ravel_multi_index(tuple(points[kept].T), self.shape)
-        image = np.bincount(flat, np.repeat(volume / 24, 24)[kept], self.shape[0] * self.shape[1])
+        inside = ((points >= 0) & (points < self.shape)).all(axis=1)
+        flat = np.ravel_multi_index(tuple(points[inside].T), self.shape)
+        image = np.bincount(flat, np.repeat(volume / 24, 24)[inside], self.shape[0] * self.shape[1])
         return gaussian_filter(image.reshape(self.shape).astype(np.float32), 0.8)
 
     def _thick(self, image: np.ndarray, start: np.ndarray, end: np.ndarray, radius: np.ndarray, hu: float) -> None:
@@ -116,14 +116,12 @@ def _hat(places: np.ndarray, size: int) -> np.ndarray:
 
 
 def chest_xray(
-    seed_or_rng: int | np.random.SeedSequence | np.random.Generator,
-    findings: Sequence[str] = (),
-    size: int = 256,
+    seed_or_rng: int | np.random.SeedSequence | np.random.Generator, findings: Sequence[str] = (), size: int = 256
 ) -> ChestXray:
     """Draw one patient and X-ray it.
 
-    The line integrals of mu = 0.02/mm (1 + HU / 1000) give exp(-integral) at the detector, to which come
-    scatter, blur and quantum noise; the image is the logarithm, windowed.
+    The line integrals of mu = 0.02/mm (1 + HU / 1000) give exp(-integral) at the detector, plus scatter, blur and
+    quantum noise; the image is its logarithm, windowed.
 
     Args:
         seed_or_rng: same seed, same image.
@@ -131,7 +129,7 @@ def chest_xray(
         size: columns; rows follow the shape of the chest.
 
     Raises:
-        ValueError: for another finding.
+        ValueError: an unknown finding.
 
     Example:
         >>> xray = chest_xray(0, ("opacity",), size=96)
@@ -146,7 +144,7 @@ def chest_xray(
 
 
 def expose(chest: Chest, rng: np.random.Generator, size: int) -> ChestXray:
-    """Position the patient, expose and process; `rng` gives all but the anatomy."""
+    """Position the patient, expose and process; `rng` draws all but the anatomy."""
     patient = chest.patient
     right, left = patient.lungs
     view: Literal["AP", "PA"] = "PA" if rng.random() < 0.6 else "AP"
@@ -161,7 +159,7 @@ def expose(chest: Chest, rng: np.random.Generator, size: int) -> ChestXray:
         source_mm,
         yaw=rng.normal(0, 0.04),
         pitch=rng.normal(0.05 if view == "AP" else 0, 0.05),
-        centre_mm=(rng.normal(0, 5), (top + bottom) / 2),
+        center_mm=(rng.normal(0, 5), (top + bottom) / 2),
         pixel_mm=pixel_mm,
         shape=(shape[0] + 2 * margin, shape[1] + 2 * margin),
     )
@@ -192,12 +190,12 @@ def _detect(integral: np.ndarray, rng: np.random.Generator, pixel_mm: float) -> 
     inner = signal[signal.shape[0] // 10 : -signal.shape[0] // 10, signal.shape[1] // 8 : -signal.shape[1] // 8]
     low, high = np.quantile(inner, [0.02, 0.98]).tolist()
     low, high = low - rng.uniform(0.1, 0.5) * (high - low), high + rng.uniform(-0.05, 0.25) * (high - low)
-    grey = (signal - low) / (high - low)
-    return (np.sign(grey) * np.abs(grey) ** rng.uniform(0.8, 1.3)).astype(np.float32)
+    gray = (signal - low) / (high - low)
+    return (np.sign(gray) * np.abs(gray) ** rng.uniform(0.8, 1.3)).astype(np.float32)
 
 
 def _mark(signal: np.ndarray, rng: np.random.Generator) -> None:
-    """The shutters of the tube and a letter of lead for the side."""
+    """The shutters of the tube and a lead letter for the side."""
     if rng.random() < 0.4:
         top, left, bottom, right = (rng.uniform(0, 0.05, 4) * signal.shape[1]).astype(int)
         shut = np.ones(signal.shape, dtype=bool)
@@ -215,7 +213,7 @@ def _mark(signal: np.ndarray, rng: np.random.Generator) -> None:
 
 
 def _box(finding: str, depth: np.ndarray) -> Box:
-    """Around where a finding is at least a quarter as deep as where it is deepest."""
+    """Around the pixels where a finding has at least a quarter of its greatest depth."""
     rows, columns = np.nonzero(depth >= 0.25 * depth.max())
     x, y = int(columns.min()), int(rows.min())
     return Box(finding, x, y, int(columns.max()) + 1 - x, int(rows.max()) + 1 - y)

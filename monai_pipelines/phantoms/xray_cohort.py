@@ -9,12 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian
+from pydicom.uid import ComputedRadiographyImageStorage
 
 from monai_pipelines.phantoms.chest import FINDINGS, draw_chest
-from monai_pipelines.phantoms.dicom import decimals, phantom_uid
-from monai_pipelines.phantoms.writing import alike_in_classes, drawn, new_folder, write_csv
+from monai_pipelines.phantoms.dicom import base_header, decimals, phantom_uid
+from monai_pipelines.phantoms.writing import balanced_kinds, draw_all, new_folder, write_csv
 from monai_pipelines.phantoms.xray import Box, ChestXray, expose
 
 FORMATS = ("MONOCHROME2", "MONOCHROME1", "png", "jpeg")
@@ -22,7 +21,7 @@ NO_FINDING = "No Finding"
 
 
 class _Plan(NamedTuple):
-    """One patient of the cohort: who, what is found, and how each X-ray is stored."""
+    """One patient of the cohort and the file format of each X-ray."""
 
     patient: str
     label: str
@@ -41,30 +40,30 @@ def write_chest_xray_cohort(
     num_workers: int | None = None,
     progress: bool = True,
 ) -> Path:
-    """Write chest X-rays of made-up patients as a classifier's data set.
+    """Write chest X-rays of synthetic patients as a data set for a classifier.
 
     Half the patients are `normal`, half have `pneumonia` (opacities, sometimes with an effusion). With
-    `multilabel` each of opacity, nodule and effusion is found in a third of the patients, and the label is their
-    names joined by '|', or "No Finding". `directory` gets `table.csv` (columns image, label, patient, view),
+    `multilabel` a third of the patients have each of opacity, nodule and effusion, and the label is their names joined
+    by '|', or "No Finding". `directory` gets `table.csv` (columns image, label, patient, view),
     `images/` and `truth/boxes.csv` (columns image, finding, x, y, width, height in pixels). A quarter each are
-    12-bit DICOM with MONOCHROME2, with MONOCHROME1, 8-bit PNG and JPEG, alike in all classes. One patient in eight
-    is X-rayed twice. The same arguments give the same bytes, whatever `num_workers` is.
+    12-bit DICOM with MONOCHROME2, with MONOCHROME1, 8-bit PNG and JPEG, balanced in all classes. One patient in eight
+    is X-rayed twice. The same arguments give the same bytes, for any `num_workers`.
 
     Args:
         directory: new or empty folder.
         num_patients: at least 2.
-        seed: of everything drawn.
+        seed: random seed.
         multilabel: several findings at once.
         size: columns of an image, at least 64; rows follow the shape of the chest.
-        num_workers: processes; None: one a core. More than one needs the usual `if __name__ == "__main__"`.
+        num_workers: processes; None: one per core. More than one needs the usual `if __name__ == "__main__"`.
         progress: show a progress bar.
 
     Returns:
         Path of the table.
 
     Raises:
-        FileExistsError: when the directory holds anything.
-        ValueError: for fewer than 2 patients or 64 columns.
+        FileExistsError: the directory is not empty.
+        ValueError: fewer than 2 patients or 64 columns.
 
     Example:
         >>> import tempfile
@@ -76,15 +75,12 @@ def write_chest_xray_cohort(
         raise ValueError(f"write_chest_xray_cohort: num_patients must be at least 2, got {num_patients}")
     if size < 64:
         raise ValueError(f"write_chest_xray_cohort: size must be at least 64 columns, got {size}")
-    folder = new_folder(directory, "write_chest_xray_cohort")
-    (folder / "images").mkdir()
-    (folder / "truth").mkdir()
-
+    folder = new_folder(directory, "write_chest_xray_cohort", "images", "truth")
     plans = _plan(num_patients, seed, multilabel)
     rows: list[list[object]] = []
     box_rows: list[list[object]] = []
     write = partial(_write_patient, folder=folder, size=size)
-    for plan, xrays in zip(plans, drawn(write, plans, num_workers, progress), strict=True):
+    for plan, xrays in zip(plans, draw_all(write, plans, num_workers, progress), strict=True):
         for image, view, boxes in xrays:
             rows.append([image, plan.label, plan.patient, view])
             box_rows += [[image, *box] for box in boxes]
@@ -99,16 +95,16 @@ def _plan(num_patients: int, seed: int, multilabel: bool) -> list[_Plan]:
     rng = np.random.default_rng(root)
     everyone = np.arange(num_patients)
     if multilabel:
-        found = np.stack([rng.permutation(everyone % 3 == 0) for _ in FINDINGS], axis=1)
-        labels = found @ [1, 2, 4]
+        present = np.stack([rng.permutation(everyone % 3 == 0) for _ in FINDINGS], axis=1)
+        labels = present @ [1, 2, 4]
     else:
         labels = rng.permutation(everyone % 2)
-        found = np.stack([labels == 1, 0 * labels, (labels == 1) & (rng.random(num_patients) < 0.15)], axis=1)
+        present = np.stack([labels == 1, 0 * labels, (labels == 1) & (rng.random(num_patients) < 0.15)], axis=1)
     twice = rng.permutation(everyone % 8 == 0)
-    first = alike_in_classes(rng, labels, len(FORMATS))
+    first = balanced_kinds(rng, labels, len(FORMATS))
     plans = []
     for index, child in enumerate(root.spawn(num_patients)):
-        findings = tuple(name for name, there in zip(FINDINGS, found[index], strict=True) if there)
+        findings = tuple(name for name, is_present in zip(FINDINGS, present[index], strict=True) if is_present)
         label = "|".join(findings) or NO_FINDING if multilabel else ("normal", "pneumonia")[labels[index]]
         formats = tuple(FORMATS[(first[index] + number) % len(FORMATS)] for number in range(1 + twice[index]))
         plans.append(_Plan(f"phantom-{index:04d}", label, findings, formats, child))
@@ -136,34 +132,23 @@ def _write_patient(plan: _Plan, folder: Path, size: int) -> list[tuple[str, str,
 def _write_dicom(path: Path, xray: ChestXray, photometric: str, patient_id: str, scan_id: str) -> None:
     """A Computed Radiography object whose window shows the signal from 0 to 1.
 
-    The standard's window runs from (centre - 0.5) - (width - 1) / 2 to (centre - 0.5) + (width - 1) / 2.
+    The standard's window runs from (center - 0.5) - (width - 1) / 2 to (center - 0.5) + (width - 1) / 2.
     """
     low, high = 800, 3200
     stored = np.clip(np.rint(low + (high - low) * xray.signal), 0, 4095).astype(np.uint16)
-    centre = (low + high) / 2 + 0.5
+    center = (low + high) / 2 + 0.5
     if photometric == "MONOCHROME1":
-        stored, centre = 4095 - stored, 4096 - centre
-    header = Dataset()
-    header.file_meta = FileMetaDataset()
-    header.file_meta.MediaStorageSOPClassUID = header.SOPClassUID = ComputedRadiographyImageStorage
-    header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    header.SOPInstanceUID = phantom_uid(patient_id, scan_id, "xray")
-    header.file_meta.MediaStorageSOPInstanceUID = header.SOPInstanceUID
-    header.StudyInstanceUID = phantom_uid(patient_id, scan_id, "xray study")
-    header.SeriesInstanceUID = phantom_uid(patient_id, scan_id, "xray series")
+        stored, center = 4095 - stored, 4096 - center
+    header = base_header(ComputedRadiographyImageStorage, patient_id, scan_id, "xray ")
+    uid = phantom_uid(patient_id, scan_id, "xray")
+    header.file_meta.MediaStorageSOPInstanceUID = header.SOPInstanceUID = uid
     header.ImageType = ["ORIGINAL", "PRIMARY"]
-    header.StudyDate = header.SeriesDate = header.ContentDate = "20000101"
-    header.StudyTime = header.SeriesTime = header.ContentTime = "120000"
-    header.Modality, header.Manufacturer = "CR", "Phantom Works"
-    header.PatientName = header.PatientID = patient_id
-    header.BodyPartExamined, header.ViewPosition = "CHEST", xray.view
-    header.PatientOrientation = ["L", "F"]
-    header.AccessionNumber = header.ReferringPhysicianName = header.PatientBirthDate = header.PatientSex = ""
-    header.StudyID, header.SeriesNumber, header.InstanceNumber = "1", 1, 1
+    header.Modality, header.Manufacturer, header.InstanceNumber = "CR", "Phantom Works", 1
+    header.ViewPosition, header.PatientOrientation = xray.view, ["L", "F"]
     header.ImagerPixelSpacing = decimals([xray.pixel_mm, xray.pixel_mm])
-    header.SamplesPerPixel, header.PhotometricInterpretation = 1, photometric
+    header.PhotometricInterpretation = photometric
     header.Rows, header.Columns = stored.shape
     header.BitsAllocated, header.BitsStored, header.HighBit, header.PixelRepresentation = 16, 12, 11, 0
-    header.WindowCenter, header.WindowWidth = decimals([centre])[0], decimals([high - low + 1])[0]
+    header.WindowCenter, header.WindowWidth = decimals([center])[0], decimals([high - low + 1])[0]
     header.PixelData = stored.tobytes()
     header.save_as(path, enforce_file_format=True)

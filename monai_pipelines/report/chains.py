@@ -1,4 +1,4 @@
-"""Chains and bundles told in the terminal, and drawn."""
+"""Chains and bundles printed in the terminal, and drawn."""
 
 from __future__ import annotations
 
@@ -98,13 +98,13 @@ def draw_chain(name: str, scan: str | PathLike[str], file: str | PathLike[str], 
         if slide:
             column[0].set_title(f"{step}\n{_draw_slide(column[0], image, mask)}", fontsize=9)
             continue
-        told = f"{step}\n{'x'.join(map(str, image.shape))} {str(image.dtype).removeprefix('torch.')}"
+        title = f"{step}\n{'x'.join(map(str, image.shape))} {str(image.dtype).removeprefix('torch.')}"
         if rows == 1:
             values = _draw_image(column[0], np.asarray(image))
-            column[0].set_title(f"{told}\n{values}", fontsize=9)
+            column[0].set_title(f"{title}\n{values}", fontsize=9)
             continue
         mm = " x ".join(f"{v:.2g}" for v in image.pixdim)
-        column[0].set_title(f"{told}\n{mm} mm", fontsize=9)
+        column[0].set_title(f"{title}\n{mm} mm", fontsize=9)
         for axis, plane in zip(column, (2, 1), strict=True):
             _draw_plane(axis, image, mask, plane)
     with matplotlib.rc_context({"savefig.dpi": 130}):
@@ -208,6 +208,6 @@ def _print_steps(chain: Chain, entry: str = "") -> None:
     table = Table("step", "transform", "arguments", title=title)
     for step, arguments in described["steps"].items():
         target = arguments.pop("_target_")
-        told = ", ".join(f"{k}={v}" for k, v in arguments.items() if k != "allow_missing_keys")
-        table.add_row(step, target.rpartition(".")[2], escape(told))
+        values = ", ".join(f"{k}={v}" for k, v in arguments.items() if k != "allow_missing_keys")
+        table.add_row(step, target.rpartition(".")[2], escape(values))
     Console().print(table)

@@ -21,19 +21,6 @@ from monai_pipelines.report.results import plain_data
 from monai_pipelines.report.words import LOWER_IS_BETTER, described_metrics, rule_words
 from monai_pipelines.runs.folder import RunFolder
 
-__all__ = [
-    "better",
-    "compare_runs",
-    "compared_metrics",
-    "differences_figure",
-    "format_interval",
-    "format_p",
-    "rules_differ",
-    "verdict",
-    "winners",
-    "write_comparison",
-]
-
 DECIDE_FIRST = (
     "Each metric is tested separately: of 20 tests of two equally good models, one shows a difference by chance. "
     "Decide which metric counts before you look."

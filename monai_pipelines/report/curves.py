@@ -17,15 +17,6 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 from monai_pipelines.metrics import predicted_classes
 from monai_pipelines.report.figures import COLORS, GRAY, plain, tidy
 
-__all__ = [
-    "decision_figure",
-    "pr_figure",
-    "reliability_figure",
-    "risk_coverage_figure",
-    "roc_figure",
-    "subgroup_figure",
-]
-
 _LINES: Any = ("-", "--", "-.", ":")
 _FOREST = {"roc_auc": "ROC AUC", "recall": "Sensitivity", "specificity": "Specificity"}
 

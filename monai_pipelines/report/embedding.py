@@ -13,8 +13,6 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from monai_pipelines.report.figures import COLORS, plain
 
-__all__ = ["embed", "embedding_figure", "principal_components", "stratified_indices"]
-
 _MARKERS = ("o", "^", "s", "D")
 _MIN_POINTS = 5
 

@@ -18,8 +18,6 @@ from sklearn.metrics import confusion_matrix
 from monai_pipelines.metrics import predicted_classes
 from monai_pipelines.report.words import LOWER_IS_BETTER, METRICS
 
-__all__ = ["best_epoch", "class_figure", "confusion_figure", "history_figure"]
-
 # Okabe and Ito's colorblind-safe palette, without its yellow
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 GRAY = "#6b6b6b"

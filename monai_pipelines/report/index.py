@@ -13,8 +13,6 @@ from urllib.parse import quote
 from monai_pipelines.report.page import page_template
 from monai_pipelines.runs.folder import RunFolder, is_place
 
-__all__ = ["write_index"]
-
 _METRICS = {"roc_auc": "ROC AUC", "accuracy": "Accuracy", "ece": "ECE"}
 _SEEDS = ("seed", "split_seed")
 

@@ -17,8 +17,6 @@ from PIL import Image
 
 from monai_pipelines.report.figures import plain
 
-__all__ = ["Plane", "images_figure", "planes", "shown_pixels", "slices_figure", "thumbnail"]
-
 _MAX_VOLUMES = 8
 
 

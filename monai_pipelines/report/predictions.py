@@ -11,8 +11,6 @@ import numpy as np
 
 from monai_pipelines.metrics import predicted_classes
 
-__all__ = ["write_predictions"]
-
 Row = Mapping[str, Any]
 
 

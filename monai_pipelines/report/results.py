@@ -24,8 +24,6 @@ from monai_pipelines.metrics import (
 )
 from monai_pipelines.metrics.classification import Threshold
 
-__all__ = ["class_table", "confident_mistakes", "evaluation_results", "plain_data"]
-
 Row = Mapping[str, Any]
 
 MAX_VALUES = 12  # of a subgroup column

@@ -16,8 +16,6 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-__all__ = ["add_pr_curves", "log_evaluation"]
-
 
 def log_evaluation(
     folder: str | PathLike[str],

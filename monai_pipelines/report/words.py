@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["GROUPS", "LOWER_IS_BETTER", "METHODS", "METRICS", "described_metrics", "rule_words"]
-
 METRICS = {
     "roc_auc": ("ROC AUC", "chance that {a} of the class ranks above one of the rest; 0.5 is guessing"),
     "roc_auc_micro": ("ROC AUC, micro", "the same with all classes in one ranking, so frequent classes weigh more"),

@@ -13,8 +13,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from monai_pipelines.errors import ScanError
 
-__all__ = ["read_outlines", "write_geojson"]
-
 Ring = NDArray[np.float64]
 
 

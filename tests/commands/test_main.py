@@ -37,8 +37,8 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         monkeypatch.setenv("TERMINAL_WIDTH", "300")
         with pytest.raises(SystemExit) as end:
             import_module("monai_pipelines.__main__").main()
-        told = capsys.readouterr()
-        return int(end.value.code or 0), told.out, told.err
+        captured = capsys.readouterr()
+        return int(end.value.code or 0), captured.out, captured.err
 
     return run
 

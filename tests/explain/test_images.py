@@ -1,4 +1,4 @@
-"""Explanations of an evaluation: which cases are chosen, and what is drawn and told of them."""
+"""Explanations of an evaluation: which cases are chosen, and what is drawn and reported."""
 
 from __future__ import annotations
 
@@ -199,10 +199,10 @@ def test_second_evaluation_starts_anew(tmp_path: Path, drawn: list[Any]) -> None
 
 
 @pytest.mark.parametrize(
-    ("options", "told"), [({"method": "cam"}, "method must be None or one of"), ({"num_cases": 0}, "num_cases")]
+    ("options", "message"), [({"method": "cam"}, "method must be None or one of"), ({"num_cases": 0}, "num_cases")]
 )
-def test_wrong_arguments_are_told(tmp_path: Path, options: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_wrong_arguments_are_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         ExplainImages(tmp_path, trained_with(_Network(2), PrepareImages(), ["a", "b"]), [], **options)
 
 

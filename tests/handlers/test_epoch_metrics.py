@@ -169,8 +169,8 @@ def test_two_processes_count_each_image_once(tmp_path: Path) -> None:
     torch.save(each, tmp_path / "data.pt")
     commands = [[sys.executable, "-c", PROCESS, tmp_path, str(rank)] for rank in range(2)]
     running = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
-    told = [process.communicate(timeout=200)[1] for process in running]
-    assert [process.returncode for process in running] == [0, 0], told
+    output = [process.communicate(timeout=200)[1] for process in running]
+    assert [process.returncode for process in running] == [0, 0], output
     for k, (logits, labels) in enumerate(each):
         prob = probabilities(logits, multilabel=labels.ndim == 2)
         wanted = classification_metrics(prob.numpy(), labels.numpy())

@@ -43,7 +43,7 @@ def _by_monai(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _by_pydicom(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Straight from the standard's formula, slices in the order of the instance numbers."""
+    """By the standard's formula, slices in the order of their instance numbers."""
     files = sorted((pydicom.dcmread(path) for path in folder.iterdir()), key=lambda file: file.InstanceNumber)
     row, column = np.reshape(files[0].ImageOrientationPatient, (2, 3)).astype(float)
     positions = np.array([file.ImagePositionPatient for file in files], dtype=float)
@@ -59,8 +59,8 @@ def _by_pydicom(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     return hu, np.diag([-1, -1, 1, 1]) @ affine
 
 
-def _assert_same_place(hu: np.ndarray, affine: np.ndarray, got_hu: np.ndarray, got_affine: np.ndarray) -> None:
-    """The other volume may count its slices from the other end."""
+def _assert_same_volume(hu: np.ndarray, affine: np.ndarray, got_hu: np.ndarray, got_affine: np.ndarray) -> None:
+    """The other volume may have its slices in reverse."""
     last = np.array([0, 0, hu.shape[2] - 1, 1.0])
     if np.linalg.norm(got_affine[:3, 3] - (affine @ last)[:3]) < 1e-3:
         got_affine = got_affine @ np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, -1, hu.shape[2] - 1], [0, 0, 0, 1.0]])
@@ -75,7 +75,7 @@ def _assert_same_place(hu: np.ndarray, affine: np.ndarray, got_hu: np.ndarray, g
 def test_read_back(tmp_path: Path, scanner: Scanner, affine: np.ndarray, read) -> None:
     hu = _volume()
     write_dicom_series(tmp_path, hu, affine, scanner=scanner)
-    _assert_same_place(hu, affine, *read(tmp_path))
+    _assert_same_volume(hu, affine, *read(tmp_path))
 
 
 @pytest.mark.parametrize("scanner", SCANNERS, ids=[scanner.name for scanner in SCANNERS])
@@ -83,7 +83,7 @@ def test_read_back(tmp_path: Path, scanner: Scanner, affine: np.ndarray, read) -
 def test_phantom_in_other_readers(tmp_path: Path, scanner: Scanner, read) -> None:
     scan = thorax_phantom(2, diseased=False, matrix=48, slice_mm=12, scanner=scanner)
     write_dicom_series(tmp_path, scan.hu, scan.affine, scanner=scanner)
-    _assert_same_place(scan.hu, scan.affine, *read(tmp_path))
+    _assert_same_volume(scan.hu, scan.affine, *read(tmp_path))
 
 
 def test_files_in_order_and_out_of_order(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_header(tmp_path: Path) -> None:
     assert first.RescaleIntercept + first.PixelPaddingValue == scanner.outside_hu
 
 
-def test_scans_have_uids_of_their_own(tmp_path: Path) -> None:
+def test_scans_have_different_uids(tmp_path: Path) -> None:
     uids = set()
     for name in ("a", "b"):
         folder = write_dicom_series(tmp_path / name, _volume(), OBLIQUE, scan_id=name)

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import csv
-import hashlib
 import json
 import subprocess
 import sys
@@ -19,21 +17,9 @@ from monai_pipelines.phantoms import write_pyramid, write_slides
 from monai_pipelines.phantoms.slide_canvas import CELL_PX, INKS, draw_slide
 from monai_pipelines.phantoms.slide_cohort import _features, _plan
 from monai_pipelines.phantoms.slide_layout import GLASS, STROMA, TUMOUR, SlideLayout, draw_layout
+from tests.phantoms.written_files import hash_files, read_rows
 
 SMALL = {"size_mm": (0.7, 0.5), "tumour_fraction": (0.1, 0.2), "progress": False}
-
-
-def _rows(table: Path) -> list[dict[str, str]]:
-    with table.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 def _mask(folder: Path, name: str) -> np.ndarray:
@@ -47,7 +33,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_table_and_files(cohort: Path) -> None:
-    rows = _rows(cohort / "table.csv")
+    rows = read_rows(cohort / "table.csv")
     assert [row["patient"] for row in rows] == [f"phantom-{index:04d}" for index in range(4)]
     assert [row["image"] for row in rows] == [f"slides/slide-{index:04d}.tif" for index in range(4)]
     assert sorted(row["label"] for row in rows) == ["normal"] * 2 + ["tumour"] * 2
@@ -61,7 +47,7 @@ def test_table_and_files(cohort: Path) -> None:
 
 def test_slides_open_with_their_resolution_and_levels(cohort: Path) -> None:
     scanners: dict[str, list[float]] = {"normal": [], "tumour": []}
-    for row in _rows(cohort / "table.csv"):
+    for row in read_rows(cohort / "table.csv"):
         with openslide.OpenSlide(cohort / row["image"]) as slide:
             mpp = float(slide.properties[openslide.PROPERTY_NAME_MPP_X])
             assert mpp == pytest.approx(float(slide.properties[openslide.PROPERTY_NAME_MPP_Y]))
@@ -79,7 +65,7 @@ def test_slides_open_with_their_resolution_and_levels(cohort: Path) -> None:
 
 
 def test_another_seed_is_another_slide(cohort: Path) -> None:
-    assert len(set(_hashes(cohort / "slides").values())) == 4
+    assert len(set(hash_files(cohort / "slides").values())) == 4
     assert _plan(2, 3, (0.1, 0.2))[0].tumour_fraction != _plan(2, 4, (0.1, 0.2))[0].tumour_fraction
 
 
@@ -96,20 +82,20 @@ def test_levels_are_means_of_the_first(cohort: Path) -> None:
 
 
 def test_masks_lie_on_the_tissue(cohort: Path) -> None:
-    for row in _rows(cohort / "table.csv"):
+    for row in read_rows(cohort / "table.csv"):
         tissue = _mask(cohort, Path(row["image"]).stem) > 0
         with openslide.OpenSlide(cohort / row["image"]) as slide:
-            picture = slide.read_region((0, 0), 0, slide.dimensions).convert("L").resize(tissue.shape[::-1])
-        grey = np.asarray(picture, dtype=float)
+            image = slide.read_region((0, 0), 0, slide.dimensions).convert("L").resize(tissue.shape[::-1])
+        gray = np.asarray(image, dtype=float)
         glass = ~binary_dilation(tissue, iterations=2)
-        light = np.median(grey[glass])
+        light = np.median(gray[glass])
         assert light > 215
-        assert np.mean(grey[binary_erosion(tissue, iterations=2)] < light - 12) > 0.7
-        assert np.mean(np.abs(grey[glass] - light) < 8) > 0.7  # the rest is pen and dirt
+        assert np.mean(gray[binary_erosion(tissue, iterations=2)] < light - 12) > 0.7
+        assert np.mean(np.abs(gray[glass] - light) < 8) > 0.7  # others are pen and dust
 
 
-def _reference_rasterised(features: list[dict], cell_px: int, shape: tuple[int, int]) -> np.ndarray:
-    """Cells whose centre lies in a polygon and in none of its holes."""
+def _reference_rasterized(features: list[dict], cell_px: int, shape: tuple[int, int]) -> np.ndarray:
+    """Cells whose center lies in a polygon and in none of its holes."""
     image = Image.new("1", (cell_px * shape[1], cell_px * shape[0]))
     draw = ImageDraw.Draw(image)
     for feature in features:
@@ -130,7 +116,7 @@ def test_annotations_are_the_masks_in_pixels_of_level_0(cohort: Path) -> None:
         tumour = _mask(cohort, path.stem) == 255
         with openslide.OpenSlide(cohort / "slides" / f"{path.stem}.tif") as slide:
             cell_px = 8 if slide.dimensions[0] < 2000 else 16
-        drawn = _reference_rasterised(outlines["features"], cell_px, tumour.shape)
+        drawn = _reference_rasterized(outlines["features"], cell_px, tumour.shape)
         assert (drawn & tumour).sum() / (drawn | tumour).sum() > 0.95
         assert np.argwhere(drawn).mean(axis=0) == pytest.approx(np.argwhere(tumour).mean(axis=0), abs=0.15)
 
@@ -151,14 +137,14 @@ def test_islands_cover_their_share_of_the_same_tissue(tumour: bool) -> None:
         assert not layout.pen.any()
 
 
-def test_no_tumour_is_too_small_to_see() -> None:
+def test_every_tumour_is_large_enough_to_see() -> None:
     for seed in range(8):
         kinds = draw_layout(np.random.default_rng(seed), (125, 125), 1e-4, tumour=True, pen=False).kinds
         assert (kinds == TUMOUR).sum() >= 16
         assert _features(kinds == TUMOUR, CELL_PX), "has an outline"
 
 
-def test_nothing_but_the_tissue_tells_the_class() -> None:
+def test_only_the_tissue_reveals_the_class() -> None:
     plans = _plan(36, seed=0, tumour_fraction=(0.01, 0.2))
     for part in ("scanner", "ink"):
         kinds = [sorted(str(getattr(plan, part)) for plan in plans if plan.label == label) for label in (0, 1)]
@@ -181,17 +167,17 @@ def test_kinds_and_pen_are_drawn_where_they_lie() -> None:
         "STR": np.s_[:, 180:300],
         "TUM": np.s_[:, 340:],
     }
-    colour = {name: slide[window].mean(axis=(0, 1)) for name, window in inside.items()}
-    assert colour["glass"].min() > 215
-    assert colour["pen"] == pytest.approx(
-        0.9 * np.array(INKS["green"]) * colour["glass"] / 255 + 0.1 * colour["glass"], abs=6
+    color = {name: slide[window].mean(axis=(0, 1)) for name, window in inside.items()}
+    assert color["glass"].min() > 215
+    assert color["pen"] == pytest.approx(
+        0.9 * np.array(INKS["green"]) * color["glass"] / 255 + 0.1 * color["glass"], abs=6
     )
-    assert colour["TUM"][0] < colour["STR"][0] < colour["glass"][0] - 15
+    assert color["TUM"][0] < color["STR"][0] < color["glass"][0] - 15
 
 
 @pytest.mark.parametrize("subsampling", [(1, 1), (2, 1), (2, 2)])
 @pytest.mark.parametrize("tile_px", [64, 240])
-def test_pyramid_keeps_pixels_and_says_how(tmp_path: Path, subsampling: tuple[int, int], tile_px: int) -> None:
+def test_pyramid_keeps_pixels_and_has_its_tags(tmp_path: Path, subsampling: tuple[int, int], tile_px: int) -> None:
     rows, columns = np.mgrid[:290, :410]
     pixels = np.stack([250 - rows / 2, columns / 2, 60 + (rows + columns) / 5], axis=-1).astype(np.uint8)
     path = tmp_path / "slide.tif"
@@ -215,13 +201,13 @@ def test_pyramid_keeps_pixels_and_says_how(tmp_path: Path, subsampling: tuple[in
         assert len(first.dataoffsets) == -(-290 // tile_px) * -(-410 // tile_px)
         file.filehandle.seek(first.dataoffsets[1])
         tile = file.filehandle.read(first.databytecounts[1])
-    colour = {(1, 1): "444", (2, 1): "422", (2, 2): "420"}[subsampling]
-    assert simplejpeg.decode_jpeg_header(tile)[:4] == (tile_px, tile_px, "YCbCr", colour)
+    color = {(1, 1): "444", (2, 1): "422", (2, 2): "420"}[subsampling]
+    assert simplejpeg.decode_jpeg_header(tile)[:4] == (tile_px, tile_px, "YCbCr", color)
     decoded = simplejpeg.decode_jpeg(tile).astype(float)[:, : min(tile_px, 410 - tile_px)]
     assert np.abs(decoded - pixels[:tile_px, tile_px : 2 * tile_px]).max() < 8
 
 
-def test_command_line_writes_the_same_bytes_whatever_the_workers(tmp_path: Path) -> None:
+def test_command_line_writes_the_same_bytes_for_any_workers(tmp_path: Path) -> None:
     options = ["--slides", "2", "--size-mm", "0.5", "0.6", "--tumour-fraction", "0.1", "0.2", "--workers", "2"]
     command = [sys.executable, "-m", "monai_pipelines", "phantoms", "slides", str(tmp_path / "new"), "--seed", "5"]
     done = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
@@ -229,7 +215,7 @@ def test_command_line_writes_the_same_bytes_whatever_the_workers(tmp_path: Path)
     table = write_slides(
         tmp_path / "same", 2, 5, size_mm=(0.5, 0.6), tumour_fraction=(0.1, 0.2), num_workers=1, progress=False
     )
-    assert _hashes(table.parent) == _hashes(tmp_path / "new")
+    assert hash_files(table.parent) == hash_files(tmp_path / "new")
 
 
 def test_errors(tmp_path: Path) -> None:
@@ -240,9 +226,6 @@ def test_errors(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"tumour_fraction must rise within \(0, 1\), got \(0.2, 0.1\)"):
         write_slides(tmp_path / "a", tumour_fraction=(0.2, 0.1))
     assert not (tmp_path / "a").exists()
-    (tmp_path / "notes.txt").touch()
-    with pytest.raises(FileExistsError, match=r"write_slides: .* must be new or empty"):
-        write_slides(tmp_path)
     pixels = np.zeros((20, 20, 3), dtype=np.uint8)
     with pytest.raises(ValueError, match=r"write_pyramid: subsampling must be one of .*, got \(4, 1\)"):
         write_pyramid(tmp_path / "x.tif", [pixels], 0.5, subsampling=(4, 1))

@@ -28,7 +28,7 @@ def test_same_seed_same_scan() -> None:
     assert one.hu.shape != other.hu.shape or (one.hu != other.hu).any()
 
 
-def test_the_classes_differ_by_the_lesions_alone() -> None:
+def test_classes_differ_by_the_lesions_only() -> None:
     scanner = replace(SCANNERS[0], noise_hu=0.0)
     patients = [draw_patient(np.random.default_rng(1), diseased, (20, 40)) for diseased in (False, True)]
     healthy, diseased = (scan_patient(one, scanner, np.random.default_rng(0), 96, 6.0) for one in patients)
@@ -52,8 +52,8 @@ def test_anatomy(scanner: Scanner, seed: int) -> None:
     assert scan.hu.dtype == np.int16
     assert scan.lungs.dtype == bool
     assert scan.lungs.shape == scan.hu.shape
-    litres = scan.lungs.sum() * np.abs(np.linalg.det(scan.affine[:3, :3])) / 1e6
-    assert 2.5 < litres < 6.5
+    liters = scan.lungs.sum() * np.abs(np.linalg.det(scan.affine[:3, :3])) / 1e6
+    assert 2.5 < liters < 6.5
     sizes = np.bincount(ndimage.label(scan.lungs)[0].ravel())[1:]
     assert np.sort(sizes)[-2:].sum() > 0.999 * sizes.sum()
     assert np.sort(sizes)[-2] > 0.25 * sizes.sum()
@@ -76,7 +76,7 @@ def test_lesions_are_denser_than_the_lung() -> None:
         assert scan.hu[_voxel(scan, lesion.position_mm)] > parenchyma + 100
 
 
-def test_lesions_take_the_wanted_size() -> None:
+def test_lesions_have_the_requested_size() -> None:
     lesions = [
         one
         for seed in range(8)
@@ -107,8 +107,8 @@ def test_scanner_pads_outside_its_circle() -> None:
 
 
 def test_noise_follows_the_scanner() -> None:
-    sd = {scanner.name: _draw(0, False, scanner).hu[3:12, 40:56, 5:].std() for scanner in (SCANNERS[0], SCANNERS[1])}
-    assert sd["Lumen 64"] > 1.3 * sd["Plain 16"]
+    std = {scanner.name: _draw(0, False, scanner).hu[3:12, 40:56, 5:].std() for scanner in (SCANNERS[0], SCANNERS[1])}
+    assert std["Lumen 64"] > 1.3 * std["Plain 16"]
 
 
 @pytest.mark.parametrize("lesion_mm", [(40, 20), (0, 20), (20, 20)])
@@ -151,7 +151,7 @@ def test_tubes_keep_their_cross_section(radius_mm: float) -> None:
     assert share[:, :, 10].sum() * 4 == pytest.approx(np.pi * radius_mm**2, rel=0.1)
 
 
-def test_ripple_has_unit_spread() -> None:
+def test_ripple_has_unit_std() -> None:
     axis = np.linspace(0, 400, 60, dtype=np.float32)
     field = Ripple.draw(np.random.default_rng(0), (20, 60))(*np.ix_(axis, axis, axis))
     assert field.dtype == np.float32

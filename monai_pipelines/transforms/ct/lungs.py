@@ -169,8 +169,8 @@ def find_lungs(
     pair = _two_lungs(labels, plausible, sizes, liter)
     if pair is None:
         return None
-    left, right = sorted(pair, key=_centre_x)
-    if not _centre_x(left) < _centre_x(trunk) < _centre_x(right):
+    left, right = sorted(pair, key=_center_x)
+    if not _center_x(left) < _center_x(trunk) < _center_x(right):
         return None
     lungs = np.zeros(hu.shape, np.uint8)
     for side, lung in ((1, right), (2, left)):
@@ -178,7 +178,7 @@ def find_lungs(
     return lungs
 
 
-def _centre_x(mask: Mask) -> float:
+def _center_x(mask: Mask) -> float:
     return float(np.average(np.arange(len(mask)), weights=mask.sum(axis=(1, 2))))
 
 

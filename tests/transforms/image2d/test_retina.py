@@ -110,7 +110,7 @@ def test_squeezed_disc_is_kept_whole() -> None:
 
 
 @pytest.mark.parametrize("margin", [-0.4, 0])
-def test_centre_outside_gives_the_square_around_the_region(margin: float) -> None:
+def test_center_outside_gives_the_square_around_the_region(margin: float) -> None:
     rows, columns = np.nonzero(photo((300, 400), (-60, 200), 170)[0] > 40)
     side = max(np.ptp(rows), np.ptp(columns)) + 1
     out = CropRetina(margin)(photo((300, 400), (-60, 200), 170))
