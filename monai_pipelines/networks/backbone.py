@@ -70,7 +70,7 @@ class TileBackbone(nn.Module):
         content = {} if weights is None else _read(Path(weights))
         trained = content.get("chain", {}).get("steps", {}).get("normalize", {})
         mean = _three(trained.get("mean") if mean is None else mean, "mean")
-        std = _three(trained.get("std") if std is None else std, "std")
+        std = _three(trained.get("std", trained.get("sd")) if std is None else std, "std")  # sd: until 0.1
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise ValueError(f"TileBackbone: mean and std are three numbers, std above 0, got {mean} and {std}")
         self.name, self.weights = name or type(network).__name__, weights

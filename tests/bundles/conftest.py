@@ -111,7 +111,7 @@ def _spoil_images(data: Path, images: Path) -> tuple[int, dict[str, str]]:
     (images / f"cut{cut.suffix}").write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
     (images / "empty.png").touch()
     (images / "text.jpeg").write_text("no picture")
-    return 3, {f"cut{cut.suffix}": "truncated", "empty.png": "empty", "text.jpeg": "no PNG, JPEG"}
+    return 3, {f"cut{cut.suffix}": "truncated", "empty.png": "empty", "text.jpeg": "not PNG, JPEG"}
 
 
 def _medmnist(folder: Path, flag: str = "pathmnist") -> Path:
@@ -133,8 +133,7 @@ def _findings(folder: Path) -> Path:
 
 def _slides(folder: Path) -> Path:
     """Slides, and the tile network's weights where `WEIGHTS` is."""
-    demo = ConfigParser()
-    demo.read_config(declared_path("bundles") / "histology_slide_classification" / "configs" / "demo.yaml")
+    demo = bundle_of("histology_slide_classification").parser("train", "demo")
     torch.save(demo.get_parsed_content("tile_network").state_dict(), WEIGHTS)
     return phantoms.write_slides(folder, 12, size_mm=(1.2, 0.9), tumour_fraction=(0.1, 0.2), **QUIET).parent
 

@@ -109,6 +109,7 @@ def test_inference_lists_bad_images_and_one_image_is_explained_alike(
     assert (tmp_path / "explained" / summary["map"]).is_file()
 
 
+@pytest.mark.filterwarnings("ignore:No hash value provided")
 def test_monais_own_checks_pass(bundle: Bundle, schema: dict[str, Any], tmp_path: Path) -> None:
     metadata = str(bundle.root / "configs" / "metadata.json")
     (tmp_path / "schema.json").write_text(json.dumps(schema))

@@ -186,6 +186,13 @@ def test_pixels_are_normalized_as_in_the_run(mean: object, expected: list[float]
     assert TileBackbone(_resnet(), file, mean=[0, 0, 1]).describe()["mean"] == [0, 0, 1]
 
 
+@pytest.mark.parametrize("name", ["std", pytest.param("sd", id="run of version 0.1")])
+def test_standard_deviation_of_the_run(name: str, tmp_path: Path) -> None:
+    chain = {"steps": {"normalize": {"mean": 0.5, name: 0.25}}}
+    file = _save({"model": _resnet().state_dict(), "chain": chain}, tmp_path)
+    assert TileBackbone(_resnet(), file).describe()["std"] == [0.25] * 3
+
+
 def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     weights = _resnet().state_dict()
     weights["conv1.weight"] = weights["conv1.weight"][:, :1]

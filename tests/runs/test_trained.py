@@ -30,12 +30,13 @@ Save = Callable[..., Path]
 
 def _network(seed: int, num_logits: int = 2) -> nn.Sequential:
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Flatten(), nn.Linear(16, 6), nn.ReLU(), nn.Linear(6, num_logits)).eval()
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 6), nn.ReLU(), nn.Dropout(), nn.Linear(6, num_logits)).eval()
 
 
 def _model(num_logits: int = 2, **changed: Any) -> Model:
     parts = {"chain": CHAIN, "classes": CLASSES, "inferer": AutocastInferer("fp32"), "prepare": PrepareImages()}
-    return Model(network=_network(9, num_logits), device=torch.device("cpu"), **{**parts, **changed})
+    network = _network(9, num_logits).train()  # as configs build it
+    return Model(network=network, device=torch.device("cpu"), **{**parts, **changed})
 
 
 @pytest.fixture

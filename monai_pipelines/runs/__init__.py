@@ -1,0 +1,26 @@
+"""What a run needs before it starts, and what it leaves so that it can be run again and used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from monai_pipelines.runs.command_line import start_run
+    from monai_pipelines.runs.folder import RunFolder
+    from monai_pipelines.runs.inference import inference_config
+    from monai_pipelines.runs.record import record_run
+    from monai_pipelines.runs.trained import Decisions, Member, Trained
+
+__all__ = ["Decisions", "Member", "RunFolder", "Trained", "inference_config", "record_run", "start_run"]
+
+_MODULES = {
+    **{"Decisions": "trained", "Member": "trained", "RunFolder": "folder", "Trained": "trained"},
+    **{"inference_config": "inference", "record_run": "record", "start_run": "command_line"},
+}
+
+
+def __getattr__(name: str) -> Any:  # PEP 562: a report is written without torch
+    if name in _MODULES:
+        return getattr(import_module(f"monai_pipelines.runs.{_MODULES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

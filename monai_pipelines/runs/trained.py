@@ -1,0 +1,177 @@
+"""The weights of a run, or of an ensemble of runs, and how its validation said to read their outputs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from monai.utils import convert_to_tensor
+
+from monai_pipelines.inferers import EnsembleInferer
+from monai_pipelines.metrics.classification import Threshold
+from monai_pipelines.model import Model
+from monai_pipelines.probabilities import probabilities
+from monai_pipelines.runs.checkpoint import load_weights, read_checkpoint
+from monai_pipelines.runs.split_guard import check_split
+
+logger = logging.getLogger(__name__)
+
+Runs = str | Sequence[str | PathLike[str]]
+
+
+class Member(NamedTuple):
+    """A network of an ensemble."""
+
+    file: str
+    """As named by the user: a run's folder or a checkpoint."""
+    epoch: int
+    temperature: float | None
+    threshold: Threshold
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What the checkpoints of a run or an ensemble hold beside the weights; None where there is nothing.
+
+    Attributes:
+        epoch: whose weights these are; of an ensemble the first member's.
+        split: `monai_pipelines.data.Cohort.split_card` of the training; of an ensemble with the ``seen`` of all
+            members, and with their ``seed`` and ``split_fractions`` listed where these differ.
+        temperature: that logits are divided by; None for an ensemble, whose members have one each.
+        threshold: probability from which the second of two classes is predicted, or each of several labels; of an
+            ensemble the mean of the members', None where one has none.
+        threshold_by: the rule that chose it; None for an ensemble: no rule chose the mean.
+        members: of an ensemble; None for one run.
+    """
+
+    epoch: int
+    split: dict[str, Any] | None
+    temperature: float | None
+    threshold: Threshold
+    threshold_by: str | None
+    members: tuple[Member, ...] | None = None
+
+
+class Trained:
+    """A model with the weights of one run, or of an ensemble. Files are read once, when first needed.
+
+    So a config can be built before the training.
+
+    Args:
+        model: its network gets the weights; of an ensemble those of the first member.
+        checkpoint: ``best.pt`` of the run; ignored with an ensemble.
+        ensemble: two or more run folders (their ``best.pt``) or checkpoint files, as a list or joined by commas; None:
+            one run.
+        threshold: in place of the stored one; None: the stored one.
+
+    Attributes:
+        model: as given.
+        inferer: the model's, or the mean over the members of an ensemble.
+
+    Raises:
+        ValueError: fewer than two members, or one twice.
+
+    Reference: Lakshminarayanan et al., Simple and scalable predictive uncertainty estimation using deep ensembles,
+    NeurIPS 2017.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        checkpoint: str | PathLike[str],
+        ensemble: Runs | None = None,
+        threshold: Threshold = None,
+    ) -> None:
+        self.model, self._given_threshold = model, threshold
+        self._names = [str(checkpoint)]
+        self.inferer = model.inferer
+        if ensemble is not None:
+            parts = ensemble.split(",") if isinstance(ensemble, str) else map(str, ensemble)
+            self._names = [part.strip() for part in parts]
+            self.inferer = EnsembleInferer(model.inferer, model.multilabel)
+            if len({file.resolve() for file in self._files}) < max(2, len(self._files)):
+                raise ValueError(
+                    f"ensemble: wanted two or more different runs, as RUN_A,RUN_B, got {', '.join(self._names)}"
+                )
+
+    @property
+    def _files(self) -> list[Path]:
+        return [Path(name) / "best.pt" if Path(name).is_dir() else Path(name) for name in self._names]
+
+    @cached_property
+    def decisions(self) -> Decisions:
+        """What the checkpoints hold beside the weights; the networks get their weights with it.
+
+        Raises:
+            FileNotFoundError, ChainMismatchError, ValueError: see `read_checkpoint` and `load_weights`.
+        """
+        model, files = self.model, self._files
+        checkpoints = [read_checkpoint(file, model) for file in files]
+        networks = [model.network, *(deepcopy(model.network).eval() for _ in files[1:])]
+        for file, checkpoint, network in zip(files, checkpoints, networks, strict=True):
+            load_weights(network, checkpoint.pop("model"), file)
+        names = ("epoch", "split", "temperature", "threshold", "threshold_by")
+        decisions = Decisions(**{name: checkpoints[0][name] for name in names})
+        if isinstance(self.inferer, EnsembleInferer):
+            temperatures = [checkpoint["temperature"] for checkpoint in checkpoints]
+            self.inferer.members = list(zip(networks, temperatures, strict=True))
+            decisions = _of_ensemble(decisions, checkpoints, self._names)
+        if self._given_threshold not in (None, decisions.threshold):
+            decisions = replace(decisions, threshold=self._given_threshold, threshold_by=None)
+        return decisions
+
+    def load(self, cohort: Any = None) -> None:
+        """Read the checkpoints now, so that a wrong one is reported before any image is prepared.
+
+        Args:
+            cohort: of an evaluation: nobody in its ``test`` may have been seen in training; see `check_split`.
+        """
+        if cohort is not None:
+            check_split(self.decisions.split, cohort)
+        _ = self.decisions
+
+    def probabilities(self, item: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Post-processing: ``pred`` from logits to probabilities, in float64 as thresholds are chosen."""
+        logits = convert_to_tensor(item["pred"], track_meta=False).double()
+        return {**item, "pred": probabilities(logits, self.model.multilabel, self.decisions.temperature)}
+
+
+def _of_ensemble(first: Decisions, checkpoints: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Decisions:
+    thresholds = [checkpoint["threshold"] for checkpoint in checkpoints]
+    without = [name for name, threshold in zip(names, thresholds, strict=True) if threshold is None]
+    if 0 < len(without) < len(names):
+        logger.warning("ensemble: no threshold is used, since %s has none", ", ".join(without))
+    members = (
+        Member(name, *(checkpoint[key] for key in ("epoch", "temperature", "threshold")))
+        for name, checkpoint in zip(names, checkpoints, strict=True)
+    )
+    return replace(
+        first,
+        members=tuple(members),
+        temperature=None,
+        threshold=None if without else np.mean(thresholds, axis=0).tolist(),
+        threshold_by=None,
+        split=_common_split({name: checkpoint["split"] for name, checkpoint in zip(names, checkpoints, strict=True)}),
+    )
+
+
+def _common_split(splits: Mapping[str, dict[str, Any] | None]) -> dict[str, Any] | None:
+    """The first member's split with all that any member has seen, and the seeds and fractions that differ."""
+    known = [split for split in splits.values() if split is not None]
+    if not known:
+        return None
+    if unknown := [name for name, split in splits.items() if split is None]:
+        logger.warning(
+            "%s: the checkpoint does not say what it was trained on: make sure that it has seen no test patient",
+            ", ".join(unknown),
+        )
+    values = {key: [split.get(key) for split in known] for key in ("seed", "split_fractions")}
+    differing = {key: column for key, column in values.items() if any(value != column[0] for value in column)}
+    return {**known[0], **differing, "seen": sorted({name for split in known for name in split["seen"]})}

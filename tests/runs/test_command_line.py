@@ -1,0 +1,74 @@
+"""The command line of MONAI's bundles: read, checked, and errors printed last."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from monai_pipelines.errors import CohortError
+from monai_pipelines.runs import start_run
+from monai_pipelines.runs.command_line import read_command
+
+AsBundle = Callable[..., None]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "files", "overrides"),
+    [
+        (["--config_file", "a/train.yaml,a/b.yaml", "--x", "1"], ["a/train.yaml", "a/b.yaml"], {"x": 1}),
+        (["--config_file=['a.yaml']", "--x=-1.5", "--y", "-2"], ["a.yaml"], {"x": -1.5, "y": -2}),
+        (["--x", "--run_id", "run", "--meta_file", "m.json"], [], {"x": True}),
+        (["--flag"], [], {"flag": True}),
+        (["--args_file", "{args}", "--x", "2"], ["t.yaml"], {"x": 2, "y": "b"}),
+    ],
+)
+def test_command_line_is_read_as_fire_does(
+    arguments: list[str], files: list[str], overrides: dict[str, Any], tmp_path: Path
+) -> None:
+    args = tmp_path / "args.yaml"
+    args.write_text("config_file: [t.yaml]\nx: 1\ny: b\n")
+    assert read_command(["run", *(a.format(args=args) for a in arguments)]) == (files, overrides, None)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--max_epoch=3", "--max_epoch: nothing in the configs is called 'max_epoch' (did you mean 'max_epochs'?)"),
+        ("--network_deff::_target_=3", "(did you mean 'network_def'?)"),
+        ("--best_by=loss", "nothing in the configs is called 'best_by'"),
+        ("--multilabel=false", "--multilabel false: write False, false would be a text"),
+        ("--resume=true", "--resume true: write True, true would be a text"),
+        ("--tracking=mlflow", "write --tracking "),
+    ],
+)
+def test_override_of_nothing_or_by_a_text_is_an_error(
+    bundle: Path, as_bundle: AsBundle, argument: str, message: str
+) -> None:
+    good = ["--config_file", str(bundle / "configs" / "train.yaml"), "--max_epochs", "3", "--network_def::act=elu",
+            "--resume", "False", "--run_id", "evaluate", "--tracking", "../mlflow.yaml"]  # fmt: skip
+    as_bundle(*good)
+    start_run(bundle)
+    as_bundle(*good, argument)
+    with pytest.raises(SystemExit, match=re.escape(message)):
+        start_run(bundle)
+
+
+def test_wrong_bundle_root(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="run from the bundle's folder or add --bundle_root FOLDER"):
+        start_run(tmp_path)
+
+
+def test_root_cause_is_printed_last(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    start_run(bundle)
+    cause = CohortError("table.csv", ["line 2: lost", "line 3: no label"])
+    middle, outer = RuntimeError("failed to instantiate"), RuntimeError("failed again")
+    middle.__cause__, outer.__cause__ = cause, middle
+    sys.excepthook(RuntimeError, outer, None)
+    assert capsys.readouterr().err.endswith(f"\nerror: {cause}\n")
+    sys.excepthook(ValueError, ValueError("alone"), None)
+    assert capsys.readouterr().err.count("alone") == 1
