@@ -31,7 +31,7 @@ def read_checkpoint(file: str | PathLike[str], model: Model) -> dict[str, Any]:
         model: what it will be used for; not changed, see `load_weights`.
 
     Returns:
-        the checkpoint: ``model`` (weights), ``classes``, ``chain`` (a description), ``epoch``, ``metrics`` and more, see
+        the checkpoint: ``model`` (weights), ``classes``, ``chain`` (described), ``epoch``, ``metrics`` and more, see
         `Checkpoints`; ``split``, ``temperature``, ``threshold`` and ``threshold_by`` are None where it has none.
 
     Raises:

@@ -189,7 +189,7 @@ def test_second_evaluation_starts_anew(tmp_path: Path, drawn: list[Any]) -> None
     engine = SupervisedEvaluator(
         device=torch.device("cpu"),
         val_data_loader=DataLoader(dataset, batch_size=8),
-        network=handler.network,
+        network=handler.model.network,
         postprocessing=Probabilitiesd("pred"),
         val_handlers=[handler],
     )
