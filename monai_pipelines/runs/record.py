@@ -12,7 +12,6 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from monai_pipelines.chains import Chain
-from monai_pipelines.model import Model
 from monai_pipelines.runs.command_line import command_text, this_command, top
 from monai_pipelines.runs.folder import is_place
 from monai_pipelines.versions import library_versions
@@ -23,7 +22,7 @@ _NO_SETTINGS = ("table", "title", "unit", "resume", "download")
 def record_run(
     output_dir: str | PathLike[str],
     bundle_root: str | PathLike[str],
-    model: Model,
+    chain: Chain,
     cohort: Any,
     augmentation: Chain | None,
     source: str | PathLike[str],
@@ -33,7 +32,7 @@ def record_run(
     Args:
         output_dir: folder of the run.
         bundle_root: the bundle.
-        model: what is trained.
+        chain: from file to network input.
         cohort: with ``split_card``.
         augmentation: the random chain.
         source: where the data come from.
@@ -56,8 +55,8 @@ def record_run(
         "split_fractions": split["split_fractions"],
         "data_sha256": split["data_sha256"],
         "source": str(source),
-        "fingerprint": model.chain.fingerprint(),
-        "chain": model.chain.describe(),
+        "fingerprint": chain.fingerprint(),
+        "chain": chain.describe(),
         "augmentation": augmentation.describe() if augmentation else None,
         "versions": library_versions(),
     }

@@ -6,14 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch import nn
 
 from monai_pipelines import load_chain
-from monai_pipelines.data import Cohort, PrepareImages
+from monai_pipelines.data import Cohort
 from monai_pipelines.declared import declared_path
-from monai_pipelines.engines import Model
-from monai_pipelines.inferers import AutocastInferer
 from monai_pipelines.runs import record_run
 
 BUNDLE = declared_path("bundles") / "lung_ct_classification"
@@ -52,8 +48,6 @@ def record(cohort: Cohort) -> Callable[..., dict[str, Any]]:
     """record(output_dir, chain=..., augmentation=...): what `record_run` returns."""
 
     def run(output_dir: Path, chain: Any = None, augmentation: Any = None) -> dict[str, Any]:
-        parts = {"device": torch.device("cpu"), "inferer": AutocastInferer(), "prepare": PrepareImages()}
-        model = Model(nn.Linear(1, 2), chain or load_chain("lung_ct"), cohort.classes, **parts)
-        return record_run(output_dir, BUNDLE, model, cohort, augmentation, Path("a folder"))
+        return record_run(output_dir, BUNDLE, chain or load_chain("lung_ct"), cohort, augmentation, Path("a folder"))
 
     return run
