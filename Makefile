@@ -22,7 +22,7 @@ PHANTOMS_histology_slide_classification := slides $(DATA) --slides 120
 IMAGES_lung_ct_classification := $(DATA)/scans
 IMAGES_medmnist_classification := $(DATA)/pathmnist.npz
 IMAGES_histology_slide_classification := $(DATA)-new/slides
-CACHE := $(if $(filter medmnist%,$(BUNDLE)),,--cache_dir $(DEMO)/cache)
+CACHE := $(if $(filter medmnist% histology_slide%,$(BUNDLE)),,--cache_dir $(DEMO)/cache)
 IMAGES := $(or $(IMAGES_$(BUNDLE)),$(DATA))
 
 # Slides want a tile network: that of the tile bundle's demo, on twice as many tiles. Inference gets slides of another seed.

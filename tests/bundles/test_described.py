@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,23 @@ def test_metadata(bundle: Any, schema: dict[str, Any]) -> None:
 def test_configs_override_by_name(bundle: Any) -> None:
     for file in (bundle.root / "configs").glob("*.yaml"):
         assert not re.search(r"(::|#)\d", file.read_text())
+
+
+def test_commands_of_docs_and_makefile_name_what_the_configs_have(bundle: Any) -> None:
+    dry_run = ["make", "-n", "-o", ".venv/.installed", "demo", f"BUNDLE={bundle.name}"]
+    makefile = subprocess.run(dry_run, cwd=declared_path("bundles").parent, capture_output=True, text=True, check=True)
+    docs = (bundle.root / "docs" / "README.md").read_text()
+    commands = re.findall(r"python -m monai\.bundle run (.+)", (docs + makefile.stdout).replace("\\\n", " "))
+    assert len(commands) >= 6  # training, evaluation and inference of both
+    for command in commands:
+        words = shlex.split(command)
+        given = {words[i].removeprefix("--"): words[i + 1] for i in range(0, len(words), 2)}
+        files = given.pop("config_file")
+        names = [Path(file).stem for file in (ast.literal_eval(files) if files.startswith("[") else [files])]
+        root = declared_path("bundles") / Path(given.get("bundle_root", bundle.root)).name
+        parser = bundle._replace(root=root).parser(*names)
+        assert given.pop("run_id", "run") in parser
+        assert [name for name in given if name not in parser] == []
 
 
 GROUPS = {
