@@ -125,3 +125,10 @@ def test_command_line_and_phantoms_start_without_torch() -> None:
     code = "import sys, monai_pipelines.__main__, monai_pipelines.phantoms; print(*{'monai', 'torch'} & {*sys.modules})"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (result.stdout, result.returncode) == ("\n", 0), result.stderr
+
+
+def test_tests_of_a_file_run_in_one_worker(request: pytest.FixtureRequest) -> None:
+    """Otherwise every worker makes the fixtures of a module, such as the demo runs."""
+    if not hasattr(request.config, "workerinput"):
+        pytest.skip("in one process")
+    assert "@" in request.node.nodeid

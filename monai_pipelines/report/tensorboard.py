@@ -37,7 +37,7 @@ def log_evaluation(
 
     Args:
         folder: for this evaluation alone; what an earlier one left there is removed.
-        pictures: tag -> figure, PNG file, or image (3, h, w) uint8.
+        pictures: tag -> figure, content of a PNG file, or image (3, h, w) uint8.
         points: tag -> (N, D), a point for each image.
         names: N names of classes, shown at the points.
         thumbnails: (N, 1 or 3, side, side) in [0, 1], shown as the points.

@@ -133,8 +133,9 @@ def _findings(folder: Path) -> Path:
 
 def _slides(folder: Path) -> Path:
     """Slides, and the tile network's weights where `WEIGHTS` is."""
-    demo = bundle_of("histology_slide_classification").parser("train", "demo")
-    torch.save(demo.get_parsed_content("tile_network").state_dict(), WEIGHTS)
+    if not WEIGHTS.exists():
+        demo = bundle_of("histology_slide_classification").parser("train", "demo")
+        torch.save(demo.get_parsed_content("tile_network").state_dict(), WEIGHTS)
     return phantoms.write_slides(folder, 12, size_mm=(1.2, 0.9), tumour_fraction=(0.1, 0.2), **QUIET).parent
 
 

@@ -42,7 +42,7 @@ def test_what_an_earlier_evaluation_left_is_removed(tmp_path):
 def test_pictures_are_figures_files_or_pixels(tmp_path):
     pixels = np.arange(48, dtype=np.uint8).reshape(3, 4, 4)
     Image.fromarray(pixels.transpose(1, 2, 0)).save(tmp_path / "picture.png")
-    pictures = {"figure": Figure((1, 1), dpi=50), "file": tmp_path / "picture.png", "pixels": pixels}
+    pictures = {"figure": Figure((1, 1), dpi=50), "file": (tmp_path / "picture.png").read_bytes(), "pixels": pixels}
     log_evaluation(tmp_path / "evaluation", pictures, {}, [])
     events = _read(tmp_path / "evaluation")
     sizes = {tag: (events.Images(tag)[0].width, events.Images(tag)[0].height) for tag in pictures}
