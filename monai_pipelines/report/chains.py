@@ -29,20 +29,6 @@ NUM_TILES = 25  # drawn of a slide
 _TOP_LEVEL = re.compile(r"^(?P<name>\w+):\s*(?P<value>[^#]*?)\s*(?:\s#\s*(?P<comment>.*))?$")
 
 
-def show_all() -> None:
-    """Print the names of all chains and bundles."""
-    table = Table("chain", "steps", title="Chains: load_chain(name)")
-    for name in list_declared("transforms"):
-        table.add_row(name, ", ".join(load_chain(name).step_names))
-    bundles = Table(
-        "bundle", "configs", title="Bundles: python -m monai.bundle run --bundle_root ROOT --config_file ..."
-    )
-    for name in list_declared("bundles"):
-        configs = declared_path("bundles") / name / "configs"
-        bundles.add_row(name, ", ".join(sorted(p.name for p in configs.glob("*.yaml"))))
-    Console().print(table, bundles)
-
-
 def show_one(name: str) -> None:
     """Print knobs, steps and numbers of a chain, or the numbers and chains of a bundle."""
     bundle = Path(name) if (Path(name) / "configs").is_dir() else declared_path("bundles") / name

@@ -22,8 +22,9 @@ from monai_pipelines import load_chain
 from monai_pipelines.chains import chain_file
 from monai_pipelines.declared import declared_path, list_declared
 from monai_pipelines.phantoms import write_lung_ct_cohort
-from monai_pipelines.report import chains as show
+from monai_pipelines.report import chains as drawing
 
+ROOT = declared_path("bundles").parent
 Command = Callable[..., tuple[int, str, str]]
 
 
@@ -154,16 +155,16 @@ def _raised(first: BaseException) -> RuntimeError:
 
 
 def test_what_monai_wraps_is_told_in_one_line(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> None:
+    def fail(name: str) -> None:
         raise _raised(first)
 
-    monkeypatch.setattr(show, "show_all", fail)
+    monkeypatch.setattr(drawing, "show_one", fail)
     first: BaseException = ValueError("a file that cannot be read")
     first.__cause__ = IndexError("deep inside")
-    assert command("show") == (1, "", "error: a file that cannot be read\n")
+    assert command("show", "lung_ct") == (1, "", "error: a file that cannot be read\n")
     first = ZeroDivisionError("a fault of the program")
     with pytest.raises(RuntimeError, match="Failed to instantiate"):
-        command("show")
+        command("show", "lung_ct")
 
 
 @pytest.mark.parametrize(
@@ -183,19 +184,22 @@ def test_wrong_usage_is_told_without_a_traceback(command: Command, arguments: li
     assert "Traceback" not in err
 
 
-@pytest.mark.slow
-def test_help_and_errors_of_the_real_command(tmp_path: Path) -> None:
-    """Help imports neither torch nor MONAI; an error of the command is no traceback."""
+@pytest.mark.parametrize(("argument", "printed"), [("--help", "phantoms"), ("show", "lung_ct")])
+def test_light_commands_import_neither_torch_nor_monai(argument: str, printed: str) -> None:
     code = (
-        "import sys, runpy; sys.argv[1:] = ['--help']\ntry: runpy.run_module('monai_pipelines', run_name='__main__')\n"
+        f"import sys, runpy; sys.argv[1:] = ['{argument}']\n"
+        "try: runpy.run_module('monai_pipelines', run_name='__main__')\n"
+        "finally: print(sorted({'torch', 'monai'} & set(sys.modules)))"
     )
-    code += "finally: print(sorted({'torch', 'monai'} & set(sys.modules)))"
-    root = Path(__file__).resolve().parents[2]
-    helped = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
-    assert "phantoms" in helped.stdout
-    assert helped.stdout.splitlines()[-1] == "[]"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert printed in result.stdout
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.slow
+def test_errors_of_the_real_command_have_no_traceback() -> None:
     command = [sys.executable, "-m", "monai_pipelines", "show", "lung_tc"]
-    failed = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    failed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert failed.returncode == 1
     assert failed.stderr.startswith("error: no chain 'lung_tc'")
 
@@ -231,7 +235,7 @@ def test_picture_is_drawn_as_radiologists_look(scan: Path) -> None:
             volume = MetaTensor(image.flip(1), affine=turned)
         figure = Figure()
         axis: Any = figure.subplots()
-        show._draw_plane(axis, volume, MetaTensor(mask, affine=coarse), 2)
+        drawing._draw_plane(axis, volume, MetaTensor(mask, affine=coarse), 2)
         (picture,) = axis.images
         # x runs from 38 to 0 mm: voxel 15 and up lie at 8 mm and below
         assert picture.get_extent() == pytest.approx([39, -1, -0.5, 15.5])
