@@ -259,8 +259,8 @@ def _mean_and_spread(logits: torch.Tensor, multilabel: bool) -> tuple[torch.Tens
 def fast_bf16(device_type: str, gradients: bool = True) -> bool:
     """Whether bf16 autocast is faster and safe.
 
-    CPUs with AVX512-BF16 but no AMX qualify for frozen networks only: torch 2.13 gave NaN gradients there (convolution
-    of bf16 volumes in channels-last order, AMD EPYC) for a gain of 15 %.
+    CPUs with AVX512-BF16 but no AMX qualify for frozen networks only: torch 2.13 can give NaN gradients there
+    (convolution of bf16 volumes in channels-last order).
 
     Args:
         device_type: such as "cpu".

@@ -20,6 +20,8 @@ def show(
     """Print the steps, knobs and numbers of a chain or bundle."""
     if (input is None) != (picture is None):
         raise typer.BadParameter("--picture FILE and --input SCAN go together")
+    if knob and picture is None:
+        raise typer.BadParameter("--knob goes with --picture FILE and --input SCAN")
     if name is None:
         _list_all()
         return

@@ -136,7 +136,7 @@ def read_medmnist(
     Args:
         flag: the set, such as "pathmnist" or "organmnist3d".
         dataset_dir: the folder.
-        download: fetch a missing file and verify its checksum. The command line gives "true" or "false".
+        download: fetch a missing file and verify its checksum.
         size: of the images, in pixels: 28, 64, 128 or 224; 3D: 28 or 64.
         transform: the chain that finishes the images; see `ArrayDataset`.
 
@@ -145,17 +145,17 @@ def read_medmnist(
         FileNotFoundError: no such file; says where to get it and where to put it.
         CohortError: not the arrays, shapes or labels of this set, or a download with another checksum.
         OSError: the download failed.
-        ValueError: a size that is not published, or a ``download`` that is neither true nor false.
+        ValueError: a size that is not published, or a ``download`` that is neither True nor False.
     """
-    if str(download).lower() not in ("true", "false"):
-        raise ValueError(f"read_medmnist: download must be true or false, got {download!r}")
+    if not isinstance(download, bool):
+        raise ValueError(f"read_medmnist: download must be True or False, got {download!r}")
     info = medmnist_info(flag)
     name = info.file(size)
     file, url = Path(dataset_dir) / name, URL.format(file=name)
     if not file.is_file():
-        if str(download).lower() == "false":
+        if not download:
             raise FileNotFoundError(
-                f"{file}: no such file. Put {name} from {url} into {dataset_dir}, or add --download true"
+                f"{file}: no such file. Put {name} from {url} into {dataset_dir}, or add --download True"
             )
         _download(url, file, info.md5[size])
     arrays = _read_arrays(file, info, size)

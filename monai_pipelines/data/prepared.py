@@ -104,7 +104,6 @@ class PreparedDataset(UsableItems):
         outputs: keys of the chain's result that are kept: tensors and arrays.
         on_error: of `UsableItems`, which see also for the attributes and errors.
         num_workers: processes that prepare.
-        description: of the progress bar.
     """
 
     def __init__(
@@ -115,14 +114,13 @@ class PreparedDataset(UsableItems):
         outputs: Sequence[str] = ("image", "shortcut"),
         on_error: OnError = "raise",
         num_workers: int = 0,
-        description: str = "preparing",
     ) -> None:
         preparation = _Preparation(list(data), transform, Path(cache_dir) if cache_dir else None, tuple(outputs))
         if preparation.cache_dir:
             preparation.cache_dir.mkdir(parents=True, exist_ok=True)
         loader = DataLoader(preparation, batch_size=None, num_workers=num_workers, collate_fn=as_is)
         # copied: a tensor in a worker's shared memory keeps a file open
-        outcomes = ((deepcopy(result), reason) for result, reason in track(loader, description, total=len(preparation)))
+        outcomes = ((deepcopy(result), reason) for result, reason in track(loader, "preparing", total=len(preparation)))
         super().__init__(data, transform, outcomes, on_error)
 
     def _transform(self, index: int) -> Item:

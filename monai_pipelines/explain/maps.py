@@ -19,8 +19,7 @@ from monai_pipelines.explain.stages import Stage, default_stage, stages
 from monai_pipelines.metrics import predicted_classes
 from monai_pipelines.metrics.classification import Threshold
 from monai_pipelines.probabilities import class_logits, probabilities
-
-METHODS = ("gradcam", "gradcam++", "occlusion")
+from monai_pipelines.report.words import METHODS
 
 WINDOW = 0.25  # side of the occluding window over that of the image; it moves by half of its side
 BATCH_SIZE = {4: 16, 5: 4}  # of occluded images (ndim 4) and volumes (ndim 5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,12 +12,10 @@ from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
 from monai_pipelines.explain.attention import scale_bar
+from monai_pipelines.explain.maps import Explanation
 from monai_pipelines.report.figures import plain
 from monai_pipelines.report.pictures import default_voxel, planes, shown_pixels
 from monai_pipelines.report.words import METHODS
-
-if TYPE_CHECKING:  # imports torch
-    from monai_pipelines.explain import Explanation
 
 _COLORMAP = "plasma"
 _OPACITY = 0.8  # where the map is 1

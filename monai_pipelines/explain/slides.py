@@ -24,7 +24,7 @@ from scipy.stats import entropy, rankdata
 from monai_pipelines.data.slide_table import feature_file
 from monai_pipelines.errors import ScanError
 from monai_pipelines.explain.attention import Scale, attention_figure, heat_colors, tiles_figure
-from monai_pipelines.metrics import annotated_fraction, mean_interval, tile_auc
+from monai_pipelines.metrics import annotated_fraction, mean_interval, predicted_classes, tile_auc
 from monai_pipelines.runs import Trained
 from monai_pipelines.slides import close_slides, open_slide, read_outlines, write_geojson
 
@@ -142,7 +142,7 @@ class ExplainSlides:
         if top_k < 1 or (num_slides is not None and num_slides < 1):
             raise ValueError(f"ExplainSlides: num_slides and top_k must be 1 or more, got {num_slides} and {top_k}")
         self.output_dir, self.dataset = Path(output_dir), dataset
-        self.network, self.classes = trained.model.network, list(trained.model.classes)
+        self.trained, self.network, self.classes = trained, trained.model.network, list(trained.model.classes)
         self.num_slides, self.top_k, self.scale = num_slides, top_k, scale
         self.results: dict[str, Any] = {}
         self._predictions: list[_Prediction] = []
@@ -163,7 +163,8 @@ class ExplainSlides:
 
     def _caption(self, drawn: _Drawn) -> str:
         _, _, label, prob = drawn.prediction
-        guess = int(np.argmax(prob))
+        model, threshold = self.trained.model, self.trained.decisions.threshold
+        guess = int(np.argmax(prob) if model.multilabel else predicted_classes([prob], threshold)[0])
         parts = [f"predicted: {self.classes[guess]}, {prob[guess]:.2f}"]
         if label is not None:
             parts.insert(0, f"true: {self.classes[label]}")

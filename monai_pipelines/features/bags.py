@@ -17,6 +17,7 @@ import torch
 from monai.engines import PrepareBatch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from monai_pipelines.chains import Chain
 from monai_pipelines.data.prepared import OnError, Splits, UsableItems
@@ -54,11 +55,8 @@ def pad_bags(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     dtypes = {str(bag.dtype) for bag in bags}
     if len(dtypes) > 1:
         raise ValueError(f"pad_bags: wanted bags of one dtype, got {', '.join(sorted(dtypes))}")
-    longest = max(map(len, bags))
-    bag = bags[0].new_zeros(len(bags), longest, *bags[0].shape[1:])
-    mask = torch.zeros(len(bags), longest, dtype=torch.bool)
-    for row, tiles in enumerate(bags):
-        bag[row, : len(tiles)], mask[row, : len(tiles)] = tiles, True
+    bag = pad_sequence(bags, batch_first=True)
+    mask = torch.arange(bag.shape[1]) < torch.tensor([len(tiles) for tiles in bags])[:, None]
     batch: dict[str, Any] = {"bag": bag, "mask": mask}
     if all("label" in item for item in items):
         batch["label"] = torch.tensor([item["label"] for item in items])

@@ -11,7 +11,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -25,7 +24,6 @@ from rich.progress import Progress
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from monai_pipelines import __version__
 from monai_pipelines.atomic import atomic_write, remove_old_parts
 from monai_pipelines.chains import Chain
 from monai_pipelines.data.prepared import OnError, as_is, why_unusable
@@ -34,7 +32,9 @@ from monai_pipelines.errors import ChainMismatchError, CohortError, ScanError
 from monai_pipelines.features.files import FeatureBag, read_origin, write_features
 from monai_pipelines.inferers import AutocastInferer, Precision, fast_bf16
 from monai_pipelines.networks import TileBackbone
+from monai_pipelines.networks.backbone import description_hash
 from monai_pipelines.slides import close_slides
+from monai_pipelines.versions import library_versions
 
 logger = logging.getLogger(__name__)
 
@@ -172,14 +172,13 @@ class _Origin:
     def __init__(self, chain: Chain, backbone: TileBackbone, precision: Precision) -> None:
         self.chain, self.backbone, self.precision = chain, backbone.describe(), precision
         self.num_features = backbone.num_features
-        versions = {"monai_pipelines": __version__, "torch": torch.__version__, "monai": version("monai")}
         self.attributes = {
             "chain_fingerprint": chain.fingerprint(),
-            "backbone_fingerprint": backbone.fingerprint(),
+            "backbone_fingerprint": description_hash(self.backbone),
             "backbone": json.dumps(self.backbone),
             "chain": json.dumps(chain.describe()),
             "precision": precision,
-            "versions": json.dumps(versions),
+            "versions": json.dumps(library_versions("torch", "monai")),
         }
 
     def differences(self, attributes: Mapping[str, Any]) -> list[str]:

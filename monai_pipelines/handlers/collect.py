@@ -14,12 +14,11 @@ from monai_pipelines.networks import last_linear
 class CollectPredictions:
     """Collect ``{"image", "patient", "label", "prob"}`` of every image, as the report takes them.
 
-    Needs decollated output (MONAI's default) whose ``pred`` holds probabilities (C,). A ``spread`` in the output (of an
-    ensemble) is added to each row.
+    Needs decollated output (MONAI's default) whose ``pred`` holds probabilities (C,).
 
     Args:
-        inferer: one with an attribute ``spread`` (`TestTimeInferer`, `DropoutInferer`) adds it to each row, where the
-            output has none.
+        inferer: one with an attribute ``spread`` (`TestTimeInferer`, `DropoutInferer`, `EnsembleInferer`) adds it to
+            each row.
 
     Attributes:
         rows: one for each image, in order.
@@ -42,9 +41,7 @@ class CollectPredictions:
             row = {"image": item["name"], "prob": output["pred"].cpu().tolist()}
             if "label" in item:
                 row |= {"label": torch.as_tensor(item["label"]).int().tolist(), "patient": item.get("patient")}
-            if "spread" in output:
-                row["spread"] = float(output["spread"])
-            elif spread is not None:
+            if spread is not None:
                 row["spread"] = float(spread[index])
             self.rows.append(row)
 

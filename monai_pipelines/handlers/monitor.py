@@ -62,7 +62,7 @@ class Monitor:
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.step)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch)
-        engine.add_event_handler(Events.COMPLETED | Events.TERMINATE, self.end)
+        engine.add_event_handler(Events.COMPLETED, self.end)
 
     def start(self, engine: Any) -> None:
         """Before the first epoch, or the first one after a resume."""

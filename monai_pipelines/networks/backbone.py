@@ -101,13 +101,13 @@ class TileBackbone(nn.Module):
             "num_features": self.num_features,
             "mean": [round(value, 6) for value in self.mean.flatten().tolist()],
             "std": [round(value, 6) for value in self.std.flatten().tolist()],
-            "layers": _hash({name: _kind(module) for name, module in self.network.named_modules()}),
+            "layers": description_hash({name: _kind(module) for name, module in self.network.named_modules()}),
             "weights": _digest(self.network.state_dict()),
         }
 
     def fingerprint(self) -> str:
         """16 hex digits that change whenever the description does."""
-        return _hash(self.describe())
+        return description_hash(self.describe())
 
     def _check(self, tiles: Tensor) -> None:
         if tiles.ndim != 4 or tiles.shape[1] != 3 or not (tiles.dtype == torch.uint8 or tiles.is_floating_point()):
@@ -146,7 +146,7 @@ class GivenFeatures(nn.Module):
 
     def fingerprint(self) -> str:
         """16 hex digits that change whenever the description does."""
-        return _hash(self.describe())
+        return description_hash(self.describe())
 
 
 def _kind(module: nn.Module) -> list[Any]:
@@ -155,7 +155,8 @@ def _kind(module: nn.Module) -> list[Any]:
     return [type(module).__name__, *(str(getattr(module, name, None)) for name in settings)]
 
 
-def _hash(described: dict[str, Any]) -> str:
+def description_hash(described: dict[str, Any]) -> str:
+    """16 hex digits that change with any of these plain data."""
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -129,7 +129,7 @@ def _draw_slide(axis: Any, found: Any, mask: Any) -> str:
 
 
 def _draw_image(axis: Any, image: NDArray[Any]) -> str:
-    """An image (C, H, W): RGB, or the first channel in grey; values outside of [0, 1] are scaled to be seen.
+    """An image (C, H, W): RGB, or the first channel in gray; values outside of [0, 1] are scaled to be seen.
 
     Returns:
         the range of its values.

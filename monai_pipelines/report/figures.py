@@ -108,7 +108,7 @@ def history_figure(history: Sequence[Mapping[str, Any]], key_metric: str = "roc_
     """Training history: a panel each for loss, accuracy, F1, ROC AUC and the key metric, of training and validation.
 
     Args:
-        history: one dict per epoch, as :func:`monai_pipelines.report.read_history` returns it:
+        history: one dict per epoch, as `monai_pipelines.runs.RunFolder.history` has it:
             ``{"epoch": 1, "lr": 1e-3, "train": {"loss": 0.7, ...}, "val": {...}}``. Missing values are not drawn;
             ``lr``, if present, has a panel.
         key_metric: the validation metric whose best epoch is marked.

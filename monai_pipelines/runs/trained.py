@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from monai.utils import convert_to_tensor
 
 from monai_pipelines.inferers import EnsembleInferer
 from monai_pipelines.metrics.classification import Threshold
 from monai_pipelines.model import Model
-from monai_pipelines.probabilities import probabilities
+from monai_pipelines.probabilities import Probabilitiesd
 from monai_pipelines.runs.checkpoint import load_weights, read_checkpoint
 from monai_pipelines.runs.split_guard import check_split
 
@@ -139,8 +138,7 @@ class Trained:
 
     def probabilities(self, item: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Post-processing: ``pred`` from logits to probabilities, in float64 as thresholds are chosen."""
-        logits = convert_to_tensor(item["pred"], track_meta=False).double()
-        return {**item, "pred": probabilities(logits, self.model.multilabel, self.decisions.temperature)}
+        return Probabilitiesd("pred", self.model.multilabel, self.decisions.temperature)(item)
 
 
 def _of_ensemble(first: Decisions, checkpoints: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Decisions:

@@ -105,10 +105,17 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 def _evaluate(
-    dataset: Any, folder: Path, network: nn.Module | None = None, order: Any = None, runs: int = 2, **options: Any
+    dataset: Any,
+    folder: Path,
+    network: nn.Module | None = None,
+    order: Any = None,
+    runs: int = 2,
+    threshold: float | None = None,
+    **options: Any,
 ) -> Any:
     network = network or _Network()
-    explain = ExplainSlides(folder, trained_with(network, PrepareBags(), CLASSES), dataset, **options)
+    trained = trained_with(network, PrepareBags(), CLASSES, threshold)
+    explain = ExplainSlides(folder, trained, dataset, **options)
     evaluator = SupervisedEvaluator(
         device=torch.device("cpu"),
         val_data_loader=DataLoader(dataset, batch_size=2, sampler=order, collate_fn=pad_bags),
@@ -274,6 +281,11 @@ def test_a_single_tile(dataset: _Slides, tmp_path: Path, drawn: SimpleNamespace)
 def test_first_slides_alone(dataset: _Slides, tmp_path: Path, drawn: SimpleNamespace) -> None:
     _evaluate(dataset, tmp_path, num_slides=1)
     assert [row["name"] for row in _rows(tmp_path)] == ["a/0.tif"]
+
+
+def test_captions_use_the_threshold(dataset: _Slides, tmp_path: Path, drawn: SimpleNamespace) -> None:
+    captions = [caption for caption, _ in _evaluate(dataset, tmp_path, threshold=0.8).pictures]
+    assert {caption.split(", ")[1] for caption in captions} == {"predicted: normal"}
 
 
 def test_pictures_are_of_the_classes_in_turn(tmp_path: Path, drawn: SimpleNamespace) -> None:

@@ -128,20 +128,6 @@ def test_an_inferer_of_one_view_has_no_spread() -> None:
     assert [set(row) for row in predictions.rows] == [{"image", "prob"}] * 3
 
 
-class _Told(Probabilitiesd):
-    """Post-processing that knows the spread, as that of an ensemble does."""
-
-    def __call__(self, data: Any) -> Any:
-        return {**super().__call__(data), "spread": torch.tensor(0.125)}
-
-
-def test_the_spread_of_the_output_comes_first() -> None:
-    inferer = TestTimeInferer(flip_axes=[1], precision="fp32")
-    predictions = CollectPredictions(inferer)
-    _evaluate(_network(2), _loader(_images(3, 1, 8, 8)), predictions, inferer=inferer, postprocessing=_Told("pred"))
-    assert [row["spread"] for row in predictions.rows] == [0.125] * 3
-
-
 # ---- features
 
 

@@ -24,7 +24,7 @@ RIM = 0.1  # brightness at the rim, as a fraction of that of bright areas
 SMALL = 0.05  # of the image: smaller bright regions are not the retina
 STRAIGHT = 0.3  # of the image's size: longer straight edges along a row or column are not the rim
 OFF_RIM = 0.01  # of the image's size: largest distance of a point on the circle
-ROUND = 0.7  # least fraction of the rim on the circle; above 0.8 in 270 of 300 photographs, mostly below 0.65 in others
+ROUND = 0.7  # least fraction of the rim on the circle
 NUM_CIRCLES = 300  # candidates, each through three points of the rim
 
 
