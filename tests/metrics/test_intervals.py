@@ -274,10 +274,9 @@ def _clustered_study(seed, num_patients=100):
 
 
 @pytest.mark.parametrize(
-    ("num_studies", "low", "high", "unclustered"),
-    [(20, 0.8, 1, 0.95), pytest.param(300, 0.91, 0.99, 0.85, marks=pytest.mark.nightly)],
+    ("num_studies", "low", "high"), [(20, 0.8, 1), pytest.param(300, 0.91, 0.99, marks=pytest.mark.nightly)]
 )
-def test_clustered_intervals_cover_the_truth_and_others_do_not(num_studies, low, high, unclustered):
+def test_clustered_intervals_cover_the_truth_and_others_do_not(num_studies, low, high):
     """With 300 studies a coverage of 95% is accurate to +-2.5%; `benchmarks/interval_coverage.py` has 1,000."""
     names = ("accuracy", "recall", "specificity", "roc_auc", "average_precision", "brier", "mcc")
     prob, label, _ = _clustered_study(0, 100_000)
@@ -291,7 +290,7 @@ def test_clustered_intervals_cover_the_truth_and_others_do_not(num_studies, low,
                 covered[kind][name] += intervals[name][0] <= truth[name] <= intervals[name][1]
     for name in names:
         assert low <= covered["clustered"][name] / num_studies <= high, (name, covered)
-        assert covered["unclustered"][name] / num_studies < unclustered, (name, covered)
+        assert covered["unclustered"][name] / num_studies < 0.85, (name, covered)
 
 
 # ---- means

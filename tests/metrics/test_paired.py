@@ -153,10 +153,8 @@ def test_models_of_different_classes_are_refused():
         compare_predictions(np.eye(2), np.full((2, 3), 1 / 3), [0, 1], "ab")
 
 
-@pytest.mark.parametrize(
-    ("num_studies", "low", "high"), [(20, 0, 0.2), pytest.param(300, 0.02, 0.088, marks=pytest.mark.nightly)]
-)
-def test_false_alarm_rate_is_right_with_30_patients(num_studies, low, high):
+@pytest.mark.parametrize(("num_studies", "high"), [(20, 0.2), pytest.param(300, 0.088, marks=pytest.mark.nightly)])
+def test_false_alarm_rate_is_right_with_30_patients(num_studies, high):
     """Of 300 studies 5% may differ by chance, and 8.8% within three standard errors; percentiles had 11% for Brier."""
     num_alarms = dict.fromkeys(("brier", "accuracy", "roc_auc"), 0)
     for seed in range(num_studies):
@@ -166,7 +164,7 @@ def test_false_alarm_rate_is_right_with_30_patients(num_studies, low, high):
             row = metrics[name]
             assert (row["p"] < 0.05) == (not row["low"] <= 0 <= row["high"])
             num_alarms[name] += row["p"] < 0.05
-    assert low <= num_alarms["brier"] / num_studies, num_alarms
+    assert 0.02 <= num_alarms["brier"] / num_studies, num_alarms
     assert max(num_alarms.values()) / num_studies < high, num_alarms
 
 
@@ -180,10 +178,8 @@ def test_constant_differences_have_no_interval():
         assert all(math.isnan(row[key]) for key in ("low", "high", "p"))
 
 
-@pytest.mark.parametrize(
-    ("num_studies", "high", "low"), [(15, 0.3, 0.05), pytest.param(120, 0.11, 0.13, marks=pytest.mark.nightly)]
-)
-def test_false_alarm_rate_is_right_by_patient_and_not_by_image(num_studies, high, low):
+@pytest.mark.parametrize(("num_studies", "high"), [(15, 0.2), pytest.param(120, 0.11, marks=pytest.mark.nightly)])
+def test_false_alarm_rate_is_right_by_patient_and_not_by_image(num_studies, high):
     """Of 120 studies of equally good models 5% may differ by chance, and 11% within three standard errors."""
     num_alarms = {name: np.zeros(2) for name in ("roc_auc", "accuracy", "brier")}
     for seed in range(num_studies):
@@ -194,4 +190,4 @@ def test_false_alarm_rate_is_right_by_patient_and_not_by_image(num_studies, high
                 num_alarms[name][k] += metrics[name]["p"] < 0.05
     for name, (by_patient, by_image) in num_alarms.items():
         assert by_patient / num_studies < high, name
-        assert by_image / num_studies > low, name
+        assert by_image / num_studies > 0.13, name
