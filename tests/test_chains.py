@@ -6,7 +6,6 @@ import json
 import pickle
 import subprocess
 import sys
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from monai.transforms import Compose, MapTransform, Randomizable
 from monai_pipelines import Chain, load_chain
 from monai_pipelines.declared import declared_path, list_declared
 from monai_pipelines.errors import ChainMismatchError, ScanError
+from tests.new_process import CONTEXT
 
 CHAINS = list_declared("transforms")
 ROOT = Path(__file__).resolve().parents[1]
@@ -125,9 +125,9 @@ def _fingerprint_and_result(chain: Chain, image: torch.Tensor) -> tuple[str, tor
     return chain.fingerprint(), torch.as_tensor(chain(image)).as_subclass(torch.Tensor)
 
 
-def test_chain_works_in_a_spawned_process(user_chain: Path) -> None:
+def test_chain_works_in_a_new_process(user_chain: Path) -> None:
     chain, image = load_chain(user_chain), torch.linspace(-200, 200, 27).reshape(1, 3, 3, 3)
-    with get_context("spawn").Pool(1) as pool:
+    with CONTEXT.Pool(1) as pool:
         fingerprint, result = pool.apply(_fingerprint_and_result, (chain, image))
     assert fingerprint == chain.fingerprint()
     assert torch.equal(result, chain(image).as_tensor())

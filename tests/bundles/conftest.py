@@ -6,7 +6,6 @@ import atexit
 import csv
 import functools
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from monai_pipelines import phantoms
 from monai_pipelines.data import medmnist_info
 from monai_pipelines.declared import declared_path, list_declared
 from monai_pipelines.metrics import classification_metrics
+from tests.new_process import run_module
 
 ENTRY_POINTS = {"train", "inference"}
 QUIET: dict[str, Any] = {"num_workers": 1, "progress": False}
@@ -235,9 +235,7 @@ def options(bundle: Bundle, dataset_dir: Path, output_dir: Path) -> list[str]:
 
 def run_command(cwd: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     """``python -m monai.bundle ARGUMENTS``."""
-    env = {**os.environ, "PYTHONPATH": str(declared_path("bundles").parent)}
-    command = [sys.executable, "-m", "monai.bundle", *arguments]
-    result = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
+    result = run_module("monai.bundle", *arguments, cwd=cwd)
     assert result.returncode == 0 or not check, result.stdout[-2000:] + result.stderr[-4000:]
     return result
 

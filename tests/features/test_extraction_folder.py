@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -32,9 +30,9 @@ from tests.features.small_slides import (
     small_slide,
     spoil,
 )
+from tests.new_process import CONTEXT
 
 Item = dict[str, Any]
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -145,28 +143,24 @@ def test_a_damaged_file_is_made_again(items: list[Item], tmp_path: Path) -> None
     assert extract(items, tmp_path / "f") == ["kept", "done", "done"]
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from monai_pipelines.features import files as feature_files
-from tests.features.small_slides import datalist, extract
+def _extract_and_die(folder: Path) -> None:
+    write = feature_files._write
 
-def write_and_die(out, *others, original=feature_files._write):
-    original(out, *others)
-    if Path(out.filename).name.startswith("s1"):
-        out.flush()
-        os.kill(os.getpid(), signal.SIGKILL)
+    def write_and_die(out: h5py.File, *others: Any) -> None:
+        write(out, *others)
+        if Path(out.filename).name.startswith("s1"):
+            out.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
 
-feature_files._write = write_and_die
-folder = Path(sys.argv[1])
-extract(datalist(folder / "slides", 3), folder / "f")
-"""
+    feature_files._write = write_and_die
+    extract(datalist(folder / "slides", 3), folder / "f")
 
 
-@pytest.mark.slow
 def test_killed_in_the_middle(tmp_path: Path) -> None:
-    result = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == -signal.SIGKILL, result.stderr
+    process = CONTEXT.Process(target=_extract_and_die, args=(tmp_path,))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     folder = tmp_path / "f"
     part, whole = sorted(folder.iterdir(), key=lambda file: file.suffix, reverse=True)
     assert (part.name[:6], part.suffix, whole.name) == ("s1.h5.", ".part", "s0.h5"), "an incomplete file is not done"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,15 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from ignite.engine import Engine, Events
 from ignite.exceptions import NotComputableError
+from monai.data import DataLoader, Dataset
+from monai.engines import SupervisedEvaluator
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score, log_loss, roc_auc_score
 from torch import nn
+from torch.utils.data import DistributedSampler
 
 from monai_pipelines.handlers import ClassificationMetrics
 from monai_pipelines.losses import CrossEntropyLoss
 from monai_pipelines.metrics import classification_metrics
 from monai_pipelines.probabilities import probabilities
+from tests.new_process import CONTEXT
 
 MakeRun = Callable[..., Any]
 
@@ -129,48 +132,37 @@ def test_hand_worked_values_of_three_classes() -> None:
     assert found["precision"] == pytest.approx((1 + 1 + 1 / 2) / 3)
 
 
-PROCESS = """
-import json, sys
-from pathlib import Path
-
-import torch
-import torch.distributed as dist
-from monai.data import DataLoader, Dataset
-from monai.engines import SupervisedEvaluator
-from torch.utils.data import DistributedSampler
-
-from monai_pipelines.handlers import ClassificationMetrics
-from monai_pipelines.losses import CrossEntropyLoss
-
-folder, rank = Path(sys.argv[1]), int(sys.argv[2])
-dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
-metrics = []
-for logits, labels in torch.load(folder / "data.pt"):
-    data = Dataset([{"image": z, "label": y, "name": f"scan{i}"} for i, (z, y) in enumerate(zip(logits, labels))])
-    evaluator = SupervisedEvaluator(
-        device=torch.device("cpu"),
-        val_data_loader=DataLoader(data, batch_size=2, sampler=DistributedSampler(data)),
-        network=torch.nn.Identity(),
-        key_val_metric={"roc_auc": ClassificationMetrics(CrossEntropyLoss())},
-        decollate=False,
-    )
-    evaluator.run()
-    kept = evaluator.state.metric_details["predictions"][0]
-    metrics.append({**evaluator.state.metrics, "rows": len(kept), "best": evaluator.state.best_metric})
-(folder / f"{rank}.json").write_text(json.dumps(metrics))
-"""
+def _evaluate(folder: Path, rank: int) -> None:
+    dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
+    metrics = []
+    for logits, labels in torch.load(folder / "data.pt"):
+        items = [
+            {"image": z, "label": y, "name": f"scan{i}"} for i, (z, y) in enumerate(zip(logits, labels, strict=True))
+        ]
+        evaluator = SupervisedEvaluator(
+            device=torch.device("cpu"),
+            val_data_loader=DataLoader(Dataset(items), batch_size=2, sampler=DistributedSampler(items)),
+            network=nn.Identity(),
+            key_val_metric={"roc_auc": ClassificationMetrics(CrossEntropyLoss())},
+            decollate=False,
+        )
+        evaluator.run()
+        kept = evaluator.state.metric_details["predictions"][0]
+        metrics.append({**evaluator.state.metrics, "rows": len(kept), "best": evaluator.state.best_metric})
+    (folder / f"{rank}.json").write_text(json.dumps(metrics))
 
 
-@pytest.mark.slow
 def test_two_processes_count_each_image_once(tmp_path: Path) -> None:
     """Of nine images a sampler of two processes gives one twice; every process has the figures of the nine."""
     logits, labels = torch.randn(9, 3, generator=torch.Generator().manual_seed(0)), torch.arange(9) % 3
     each = [(logits, labels), (logits, torch.eye(3)[labels]), (logits[:, :1], labels % 2)]
     torch.save(each, tmp_path / "data.pt")
-    commands = [[sys.executable, "-c", PROCESS, tmp_path, str(rank)] for rank in range(2)]
-    running = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
-    output = [process.communicate(timeout=200)[1] for process in running]
-    assert [process.returncode for process in running] == [0, 0], output
+    running = [CONTEXT.Process(target=_evaluate, args=(tmp_path, rank)) for rank in range(2)]
+    for process in running:
+        process.start()
+    for process in running:
+        process.join(200)
+    assert [process.exitcode for process in running] == [0, 0]
     for k, (logits, labels) in enumerate(each):
         prob = probabilities(logits, multilabel=labels.ndim == 2)
         wanted = classification_metrics(prob.numpy(), labels.numpy())

@@ -200,13 +200,13 @@ def test_errors(file: Path, tmp_path: Path) -> None:
     (tmp_path / "text.pth").write_text("no weights")
     with pytest.raises(ValueError, match=r"text\.pth is not a torch checkpoint, .*wanted .* from http"):
         load_imagenet(_resnet(resnet18), tmp_path / "text.pth")
-    whole = file.read_bytes()
+    network, whole = _resnet(resnet18), file.read_bytes()
     torch.save({"conv1.weight": torch.zeros(2)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     old = (tmp_path / "old.pth").read_bytes()
     for part in (b"", whole[:20], whole[:-9], whole[: len(whole) // 2], *(old[:n] for n in range(0, len(old), 7))):
         (tmp_path / "cut.pth").write_bytes(part)
         with pytest.raises(ValueError, match=r"cut\.pth is not a torch checkpoint, or truncated"):
-            load_imagenet(_resnet(resnet18), tmp_path / "cut.pth")
+            load_imagenet(network, tmp_path / "cut.pth")
     torch.save({"state_dict": {}, "epoch": 3}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match=r"wanted a state dict in .*other\.pth"):
         load_imagenet(_resnet(resnet18), tmp_path / "other.pth")

@@ -11,9 +11,9 @@ from monai_pipelines import phantoms
 from tests.phantoms.written_files import hash_files
 
 WRITERS: dict[Callable, tuple[int, dict]] = {  # number of patients or tiles, options
-    phantoms.write_lung_ct_cohort: (9, {"matrix": 32, "slice_mm": 20}),
+    phantoms.write_lung_ct_cohort: (4, {"matrix": 32, "slice_mm": 20}),
     phantoms.write_fundus_cohort: (4, {"size": 96}),
-    phantoms.write_chest_xray_cohort: (9, {"size": 64}),
+    phantoms.write_chest_xray_cohort: (4, {"size": 64}),
     phantoms.write_histology_tiles: (4, {"size": 64, "num_slides": 3}),
 }
 

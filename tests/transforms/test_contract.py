@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import multiprocessing
 import pickle
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from monai.transforms import MapTransform, Randomizable, RandomizableTrait, Tran
 
 from monai_pipelines import transforms
 from monai_pipelines.slides import Tiles
+from tests.new_process import CONTEXT
 from tests.transforms.contract_rows import AFFINE, AFFINE_2D, BLOB_2D_MM, BLOB_MM, ROWS, Item, ct
 
 RANDOM = [name for name in ROWS if name.startswith("Rand")]
@@ -175,9 +175,9 @@ def test_pickle(name: str, tmp_path: Path) -> None:
         assert_equal(a, b)
 
 
-def test_all_steps_travel_to_a_spawned_process() -> None:
+def test_all_steps_travel_to_a_new_process() -> None:
     steps = [standard(name) for name in transforms.__all__]
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+    with CONTEXT.Pool(1) as pool:
         back = [pickle.loads(data) for data in pool.map(pickle.dumps, steps)]
     assert [type(s) for s in back] == [type(s) for s in steps]
 

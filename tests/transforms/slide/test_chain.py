@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import pickle
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from monai_pipelines.errors import ScanError
 from monai_pipelines.report.chains import draw_chain
 from monai_pipelines.slides import Slide, Tiles
 from monai_pipelines.transforms import NormalizeStain
+from tests.new_process import CONTEXT
 from tests.transforms.slide.slide_files import disc, pyramid, stained, write_slide
 
 SHAPE = (1400, 1800)  # 0.7 x 0.9 mm
@@ -87,11 +87,10 @@ def test_stain_is_normalized_tile_by_tile(path: str) -> None:
     assert changed.as_tensor().is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.slow
-def test_spawned_process_gives_the_same(path: str) -> None:
+def test_new_process_gives_the_same(path: str) -> None:
     chain = load_chain("slide_tiles", mpp=1, tile_px=64)
     here = _bag(chain, path)
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+    with CONTEXT.Pool(1) as pool:
         there = pool.apply(_bag, (chain, path))
     assert torch.equal(there[0], here[0])
     assert np.array_equal(there[1], here[1])
