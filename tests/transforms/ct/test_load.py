@@ -20,6 +20,7 @@ from scipy.spatial.transform import Rotation
 from monai_pipelines.errors import ScanError
 from monai_pipelines.phantoms import SCANNERS, Scanner, ThoraxScan, thorax_phantom, write_dicom_series
 from monai_pipelines.transforms import LoadCT
+from monai_pipelines.transforms.ct.volume import AIR_HU
 
 NIBABEL_DATA = Path(nib.__file__).parent / "tests" / "data"
 NUM_PIXEL_BYTES = 48 * 48 * 2
@@ -165,7 +166,7 @@ def test_other_files_in_the_folder_are_skipped(scan: ThoraxScan, series: Path) -
 
 def test_meta_has_no_patient_data(series: Path) -> None:
     meta = LoadCT()(series).meta
-    assert set(meta) == {"filename_or_obj", "affine", "space"}
+    assert set(meta) == {"filename_or_obj", "verdict", "affine", "space"}
     assert meta["filename_or_obj"] == str(series)
 
 
@@ -182,8 +183,11 @@ def test_one_slice(scan: ThoraxScan, series: Path) -> None:
 def test_real_dicom_files_of_pydicom(name: str) -> None:
     path = get_testdata_file(name, download=False)
     image = sitk.ReadImage(str(path))
-    volume = LoadCT()(path)
-    np.testing.assert_array_equal(volume[0], sitk.GetArrayFromImage(image).T)
+    volume, header = LoadCT()(path), pydicom.dcmread(path)
+    wanted = sitk.GetArrayFromImage(image).T
+    if "PixelPaddingValue" in header:
+        wanted[wanted == header.PixelPaddingValue * header.RescaleSlope + header.RescaleIntercept] = AIR_HU
+    np.testing.assert_array_equal(volume[0], wanted)
     np.testing.assert_allclose(volume.affine[:, [0, 1, 3]], itk_affine(image)[:, [0, 1, 3]], atol=1e-4)
 
 
@@ -243,10 +247,12 @@ def refused(path: Path, named: Path | None = None) -> str:
 
 def test_no_series(series: Path, tmp_path: Path) -> None:
     assert "no such file or folder; paths in a table are relative" in refused(tmp_path / "nothing")
-    assert "got no files; name the series folder itself" in refused(series.parent)
-    (tmp_path / "notes.txt").write_text("not an image")
-    assert "got 1 other files, first 'notes.txt'; name the series folder" in refused(tmp_path)
-    assert "this is none of them" in refused(tmp_path / "notes.txt")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    assert "got no files; name the series folder itself" in refused(folder)
+    (folder / "notes.txt").write_text("not an image")
+    assert "got 1 x file that is not DICOM; name the series folder" in refused(folder)
+    assert "this is none of them" in refused(folder / "notes.txt")
 
 
 @pytest.mark.parametrize(
@@ -302,11 +308,11 @@ def one(name: str, value: object) -> Change:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (one("Modality", "MR"), "wanted Modality CT, got 'MR'"),
-        (drop("ImagePositionPatient"), "no ImagePositionPatient"),
-        (drop("ImageOrientationPatient"), "no ImageOrientationPatient"),
-        (drop("PixelSpacing"), "no PixelSpacing"),
-        (one("SamplesPerPixel", 3), "wanted one value per pixel, got 3: a color image"),
+        (one("Modality", "MR"), "wanted a CT slice, got Modality MR"),
+        (drop("ImagePositionPatient"), "ImagePositionPatient: wanted 3 numbers from -100000 to 100000, got none"),
+        (drop("ImageOrientationPatient"), "ImageOrientationPatient: wanted 6 numbers from -1.01 to 1.01, got none"),
+        (drop("PixelSpacing"), "PixelSpacing: wanted 2 numbers from 0.01 to 20, got none"),
+        (one("SamplesPerPixel", 3), "wanted one value per pixel, got a color image"),
     ],
     ids=["MR", "no position", "no orientation", "no spacing", "RGB"],
 )
@@ -321,8 +327,8 @@ def test_slices_that_are_not_ct(series: Path, change: Change, reason: str) -> No
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
-        ("SeriesInstanceUID", "1.2.3", "2 different SeriesInstanceUID; keep one series per folder"),
-        ("Rows", 24, "2 different Rows: 24, 48; keep"),
+        ("SeriesInstanceUID", "1.2.3", "24.00 to 48.00 mm apart: some are missing"),
+        ("Rows", 24, "2 different Rows x Columns: (24, 48), (48, 48); keep one series per folder"),
         ("PixelSpacing", [1, 1], "2 different PixelSpacing"),
         ("ImageOrientationPatient", [0, 1, 0, 0, 0, 1], "2 different ImageOrientationPatient"),
     ],
@@ -346,8 +352,10 @@ def test_missing_slice(series: Path) -> None:
 
 
 def test_duplicate_slice(series: Path) -> None:
-    file = sorted(series.iterdir())[5]
-    shutil.copy(file, series / "again.dcm")
+    file = shutil.copy(sorted(series.iterdir())[5], series / "again.dcm")
+    header = pydicom.dcmread(file)
+    header.SOPInstanceUID = "1.2.3"
+    header.save_as(file)
     assert "two slices at the same position; remove duplicates" in refused(series)
 
 
@@ -359,7 +367,7 @@ def test_gantry_tilt(series: Path) -> None:
         header.ImagePositionPatient = [x, round(y + index * 24 * np.tan(np.deg2rad(10)), 4), z]
 
     rewrite(series, tilt)
-    assert "gantry tilt of 10.0 degrees; straighten the series first" in refused(series)
+    assert "gantry tilt of 10.0 degrees; read it with tilt='correct'" in refused(series)
 
 
 def test_small_irregularities_pass(scan: ThoraxScan, series: Path) -> None:
@@ -383,7 +391,7 @@ def test_nan(tmp_path: Path) -> None:
 
 
 def test_real_files_that_are_not_ct_volumes() -> None:
-    assert "wanted Modality CT, got 'MR'" in refused(Path(get_testdata_file("MR_small.dcm", download=False)))
+    assert "wanted a CT slice, got Modality MR" in refused(Path(get_testdata_file("MR_small.dcm", download=False)))
     assert "wanted one volume (X, Y, Z), got shape (128, 96, 24, 2)" in refused(NIBABEL_DATA / "example4d.nii.gz")
 
 

@@ -1,0 +1,379 @@
+"""CT slices on disk, sorted out: which files are slices of which series, and which series is meant."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.errors import InvalidDicomError
+from pydicom.uid import UID, CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage
+
+from monai_pipelines.errors import ScanError
+from monai_pipelines.transforms.dicom import Header, read_header
+
+logger = logging.getLogger(__name__)
+
+TAGS = (
+    "AcquisitionNumber", "BitsAllocated", "BitsStored", "Columns", "ConvolutionKernel", "HighBit",
+    "ImageOrientationPatient", "ImagePositionPatient", "ImageType", "Modality", "ModalityLUTSequence",
+    "NumberOfFrames", "PatientID", "PerFrameFunctionalGroupsSequence", "PhotometricInterpretation",
+    "PixelData", "PixelPaddingRangeLimit", "PixelPaddingValue", "PixelRepresentation", "PixelSpacing",
+    "RescaleIntercept", "RescaleSlope", "RescaleType", "Rows", "SamplesPerPixel", "SeriesDescription",
+    "SeriesInstanceUID", "SeriesNumber", "SharedFunctionalGroupsSequence", "SliceThickness", "SOPClassUID",
+    "SOPInstanceUID", "SpacingBetweenSlices", "TemporalPositionIdentifier", "TriggerTime",
+)  # fmt: skip
+SIDECARS = (".csv", ".tsv", ".txt", ".json", ".yaml", ".md", ".xml", ".html", ".pdf", ".png", ".jpg", ".jpeg", ".raw",
+            ".zraw", ".raw.gz", ".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".zip", "thumbs.db")  # fmt: skip
+# Two stacks in one series differ in one of these.
+_STACK_TAGS = (
+    "StackID", "TemporalPositionIndex", "TemporalPositionIdentifier", "NominalPercentageOfCardiacPhase", "TriggerTime",
+    "AcquisitionNumber", "ConvolutionKernel", "SliceThickness", "FrameType", "ImageType",
+)  # fmt: skip
+_CT_CLASSES = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
+_CLUTTER = ("__macosx", "@eadir")
+_ROUNDING_MM = 0.11  # positions may be rounded to 0.1 mm
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """A slice with its checked place in space, LPS mm."""
+
+    header: Header
+    frame: int
+    num_frames: int
+    position: NDArray[np.float64]
+    orientation: NDArray[np.float64]
+    """Directions of a row and of a column (6,)."""
+    spacing: NDArray[np.float64]
+    """Distance of rows and of columns, mm."""
+    shape: tuple[int, int]
+
+    @property
+    def normal(self) -> NDArray[np.float64]:
+        """Of its plane."""
+        return np.cross(self.orientation[:3], self.orientation[3:])
+
+    def lies_as(self, other: Slice) -> bool:
+        """Whether rows, columns, spacing and orientation are those of another slice."""
+        return (
+            self.shape == other.shape
+            and np.allclose(self.spacing, other.spacing, rtol=1e-3, atol=0)
+            and np.allclose(self.orientation, other.orientation, rtol=0, atol=1e-3)
+        )
+
+
+@dataclass(eq=False)
+class Series:
+    """Slices that belong together, in order along their normal."""
+
+    slices: list[Slice]
+
+    def __post_init__(self) -> None:
+        normal = self.slices[0].normal
+        self.slices = sorted(self.slices, key=lambda s: float(s.position @ normal))
+
+    @property
+    def header(self) -> Header:
+        """Of the first slice."""
+        return self.slices[0].header
+
+    @cached_property
+    def origins(self) -> NDArray[np.float64]:
+        """Positions of the slices (N, 3), LPS mm."""
+        return np.array([s.position for s in self.slices])
+
+    @cached_property
+    def along_mm(self) -> NDArray[np.float64]:
+        """Positions along the normal (N,)."""
+        return self.origins @ self.slices[0].normal
+
+    @property
+    def step_mm(self) -> float:
+        """Usual distance between slices."""
+        return float(np.median(np.diff(self.along_mm))) if len(self.slices) > 1 else 0.0
+
+    def is_doubled(self) -> bool:
+        """Whether two slices lie at the same position."""
+        return len(self.slices) > 1 and bool(np.diff(self.along_mm).min() < max(0.005, 0.05 * self.step_mm))
+
+    def is_even(self, tolerance_mm: float = 0.0) -> bool:
+        """Whether all steps are equal, but for rounding."""
+        allowed = max(min(max(_ROUNDING_MM, 0.01 * self.step_mm), 0.3 * self.step_mm), tolerance_mm)
+        return not self.is_doubled() and bool(np.abs(np.diff(self.along_mm) - self.step_mm).max(initial=0) <= allowed)
+
+    def __str__(self) -> str:
+        number, kernel = (
+            re.sub(r"[^\w.+-]", "?", self.header.text(n))[:16] for n in ("SeriesNumber", "ConvolutionKernel")
+        )
+        kernel = f", kernel {kernel}" if kernel else ""
+        return f"series {number or '?'} ({len(self.slices)} slices every {self.step_mm:.3g} mm{kernel})"
+
+
+@dataclass
+class Found:
+    """What lies in a folder, or in a file of several frames."""
+
+    path: Path
+    slices: list[Slice] = field(default_factory=list)
+    unusable: list[tuple[str, ScanError]] = field(default_factory=list)
+    """SeriesInstanceUID of a file, and why it is no slice of a CT."""
+    others: Counter[str] = field(default_factory=Counter)
+    """Files of other kinds, set aside."""
+    notes: list[str] = field(default_factory=list)
+
+
+def list_files(folder: Path) -> Iterator[Path]:
+    """Files below a folder, links followed, in order; hidden ones, thumbnails and loops are left out.
+
+    Raises:
+        ScanError: links to files that are not there.
+    """
+    seen, broken = set(), []
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        folders[:] = sorted(n for n in folders if not is_clutter(n)) if real not in seen else []
+        if real in seen:
+            continue
+        seen.add(real)
+        for name in sorted(names):
+            file = Path(place, name)
+            if is_clutter(name):
+                continue
+            if file.is_file():
+                yield file
+            elif not name.lower().endswith(SIDECARS):
+                broken.append(file)
+    if broken:
+        raise ScanError(
+            folder, f"{len(broken)} broken links, such as {broken[0].name}; fetch the data they point to, or mount it"
+        )
+
+
+def is_clutter(name: str) -> bool:
+    """Hidden files and folders, and what operating systems and file servers put beside data."""
+    return name.startswith(".") or name.lower() in _CLUTTER
+
+
+def find_slices(path: Path) -> Found:
+    """The CT slices in a folder or file, and what else is there.
+
+    Raises:
+        ScanError: damaged files, or a file that is neither DICOM nor a known companion of it.
+    """
+    found = Found(path)
+    headers: dict[str, Header] = {}
+    files = list(list_files(path)) if path.is_dir() else [path]
+    if strange := sum(not str(file).isprintable() for file in files):  # undecoded bytes are surrogates
+        found.notes.append(f"{strange} names are not UTF-8")
+    for file in files:
+        try:
+            header = read_header(file, TAGS)
+        except InvalidDicomError:
+            if path == file:
+                raise
+            if not file.name.lower().endswith(SIDECARS) and not _is_text(file):
+                raise ScanError(file, "not DICOM (truncated?); copy it again or remove it") from None
+            found.others["file that is not DICOM"] += 1
+            continue
+        uid = header.text("SOPInstanceUID")
+        if uid in headers and _same_image(headers[uid], header):
+            found.notes.append(f"{file.name} is a copy of {headers[uid].file.name}")
+            continue
+        headers.setdefault(uid, header) if uid else None
+        kind = _other_kind(header)
+        try:
+            if kind in ("DICOMDIR", "scout"):
+                found.others[kind] += 1
+            elif kind:
+                raise header.error(f"wanted a CT slice, got {kind}", "LoadCT reads Hounsfield units")
+            else:
+                found.slices += _slices(header)
+        except ScanError as error:
+            found.unusable.append((header.text("SeriesInstanceUID"), error))
+    return found
+
+
+def _is_text(file: Path) -> bool:
+    """Whether a file is text, such as a README: not a damaged image."""
+    with file.open("rb") as opened:
+        start = opened.read(512)
+    return bool(start) and not re.search(rb"[\x00-\x08\x0e-\x1f]", start)
+
+
+def _other_kind(header: Header) -> str:
+    """What a file is, if not a CT slice; empty if it is one."""
+    sop_class = UID(header.text("SOPClassUID") or str(header.dataset.file_meta.get("MediaStorageSOPClassUID", "")))
+    modality = header.text("Modality")
+    if sop_class.name == "Media Storage Directory Storage":
+        return "DICOMDIR"
+    if "LOCALIZER" in header.text("ImageType").upper():
+        return "scout"
+    if modality != "CT":
+        return f"Modality {modality}" if re.fullmatch("[A-Z]{1,8}", modality) else "no Modality (truncated?)"
+    if sop_class and sop_class not in _CT_CLASSES:
+        return sop_class.name if sop_class.name != sop_class else "an unknown SOP class"
+    return ""
+
+
+def _same_image(one: Header, other: Header) -> bool:
+    names = ("SeriesInstanceUID", "ImagePositionPatient", "Rows", "Columns", "NumberOfFrames")
+    if any(one.text(n) != other.text(n) for n in names):
+        return False
+    return bool(one.dataset.get("PixelData") == other.dataset.get("PixelData"))
+
+
+def _slices(header: Header) -> list[Slice]:
+    """The slices of a file: one, or each frame."""
+    num = header.integer("NumberOfFrames", 1, 100_000, default=1)
+    if header.element("PixelData") is None:
+        raise header.error("no PixelData: truncated, or not a CT slice")
+    if header.integer("SamplesPerPixel", 1, 4, default=1) != 1:
+        raise header.error("wanted one value per pixel, got a color image", "leave it out")
+    frames, shared = (header.dataset.get(f"{kind}FunctionalGroupsSequence", ()) for kind in ("PerFrame", "Shared"))
+    if num == 1 and not frames:
+        return [_slice(header, 0, 1)]
+    if len(frames) != num:
+        raise header.error(f"{num} frames without a place in space: a capture, not a volume", "use the original series")
+    common = [group for item in shared for group in _groups(item)]
+    headers = [Header(header.file, header.dataset, [*_groups(item), *common]) for item in frames]
+    return [_slice(one, k, num) for k, one in enumerate(headers)]
+
+
+def _groups(item: Any) -> list[Any]:
+    """The functional groups of a frame, or those of all frames, and what lies in them."""
+    groups = [element.value[0] for element in item if element.VR == "SQ" and element.value]
+    return groups + [inner for group in groups for inner in _groups(group)]
+
+
+def _slice(header: Header, frame: int, num_frames: int) -> Slice:
+    orientation = header.numbers("ImageOrientationPatient", 6, -1.01, 1.01)
+    row, column = orientation[:3], orientation[3:]
+    if not np.allclose([row @ row, column @ column, row @ column], [1, 1, 0], atol=0.02):
+        raise header.error("ImageOrientationPatient: wanted two directions at right angles")
+    return Slice(
+        header,
+        frame,
+        num_frames,
+        header.numbers("ImagePositionPatient", 3, -1e5, 1e5),
+        orientation,
+        header.numbers("PixelSpacing", 2, 0.01, 20),
+        (header.integer("Rows", 1, 2**15), header.integer("Columns", 1, 2**15)),
+    )
+
+
+def choose_series(found: Found, policy: str | int) -> tuple[Series, list[str]]:
+    """One series of those found.
+
+    Args:
+        found: of `find_slices`.
+        policy: of `LoadCT`.
+
+    Returns:
+        the series, and notes about the choice.
+
+    Raises:
+        ScanError: none; several and no choice; slices that cannot be told apart, or belong to several patients.
+    """
+    all_series = _group(found)
+    if not all_series:
+        raise _nothing(found)
+    chosen = _matching(found, all_series, policy)
+    if len({s.header.text("PatientID") for series in chosen for s in series.slices}) > 1:
+        raise ScanError(found.path, "scans of several patients; name the folder of one")
+    best = chosen[0]
+    if len(chosen) > 1:
+        if policy == "error":
+            names = "; ".join(map(str, chosen))
+            raise ScanError(found.path, f"{len(chosen)} series: {names}; choose one by number, UID or description")
+        if policy == "thinnest":
+            best = min(chosen, key=lambda s: (s.step_mm, -len(s.slices)))
+        else:
+            best = max(chosen, key=lambda s: len(s.slices))
+    uid = best.header.text("SeriesInstanceUID")
+    for other, error in found.unusable:
+        if other in (uid, ""):
+            raise error
+    rest = [str(series) for series in all_series if series is not best]
+    return best, found.notes + ([f"{best} chosen, not {'; '.join(rest)}"] if rest else [])
+
+
+def _nothing(found: Found) -> ScanError:
+    if found.unusable and len({uid for uid, _ in found.unusable}) == 1:
+        return found.unusable[0][1]
+    kinds = found.others + Counter(error.reason.partition(";")[0] for _, error in found.unusable)
+    content = ", ".join(f"{count} x {kind}" for kind, count in kinds.items()) or "no files"
+    return ScanError(found.path, f"wanted a CT series, got {content}; name the series folder itself")
+
+
+def _matching(found: Found, all_series: list[Series], policy: str | int) -> list[Series]:
+    if policy in ("largest", "thinnest", "error"):
+        return all_series
+    if isinstance(policy, int):
+        matching = [s for s in all_series if s.header.text("SeriesNumber") == str(policy)]
+    elif re.fullmatch(r"[\d.]+", policy):
+        matching = [s for s in all_series if s.header.text("SeriesInstanceUID") == policy]
+    else:
+        matching = [s for s in all_series if re.search(policy, s.header.text("SeriesDescription"), re.I)]
+    if not matching:
+        names = "; ".join(map(str, all_series))
+        raise ScanError(found.path, f"no series fits {policy!r}; there are: {names}")
+    return matching
+
+
+def _group(found: Found) -> list[Series]:
+    """Series by UID, by geometry, and by what else tells two stacks apart; in order of number and UID."""
+    by_uid: dict[str, list[list[Slice]]] = {}
+    for one in found.slices:
+        stacks = by_uid.setdefault(one.header.text("SeriesInstanceUID"), [])
+        stack = next((stack for stack in stacks if one.lies_as(stack[0])), None)
+        stack.append(one) if stack else stacks.append([one])
+    all_series = []
+    for stacks in by_uid.values():
+        if len(stacks) > 1 and min(map(len, stacks)) < 3:
+            raise _inconsistent(found.path, stacks)
+        all_series += [Series(part) for stack in stacks for part in _apart(stack)]
+    singles = [series for series in all_series if len(series.slices) == 1]
+    if len(all_series) > len(singles) and singles:
+        found.notes.append(f"{len(singles)} single slice(s) of other series set aside")
+        all_series = [series for series in all_series if len(series.slices) > 1]
+
+    def order(series: Series) -> tuple[int, str]:
+        number = series.header.text("SeriesNumber")
+        return int(number) if number.isdecimal() else 0, series.header.text("SeriesInstanceUID")
+
+    return sorted(all_series, key=order)
+
+
+def _apart(slices: list[Slice]) -> Iterable[list[Slice]]:
+    """One stack, or the even ones that it is made of."""
+    if Series(slices).is_even():
+        return [slices]
+    for name in _STACK_TAGS:
+        parts: dict[str, list[Slice]] = {}
+        for one in slices:
+            parts.setdefault(one.header.text(name), []).append(one)
+        if len(parts) > 1 and all(len(p) > 2 and Series(p).is_even() for p in parts.values()):
+            return parts.values()
+    return [slices]
+
+
+def _inconsistent(path: Path, stacks: Sequence[Sequence[Slice]]) -> ScanError:
+    values = {
+        "Rows x Columns": {stack[0].shape for stack in stacks},
+        "PixelSpacing": {tuple(np.round(stack[0].spacing, 4).tolist()) for stack in stacks},
+        "ImageOrientationPatient": {tuple(np.round(stack[0].orientation, 4).tolist()) for stack in stacks},
+    }
+    name, kinds = next((n, k) for n, k in values.items() if len(k) > 1)
+    shown = ", ".join(map(str, sorted(kinds)[:4]))
+    return ScanError(
+        path, f"slices of one series with {len(kinds)} different {name}: {shown}; keep one series per folder"
+    )
