@@ -6,7 +6,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -76,6 +76,8 @@ class Series:
     """Slices that belong together, in order along their normal."""
 
     slices: list[Slice]
+    stack: str = ""
+    """What tells it from other stacks of its series, as text."""
 
     def __post_init__(self) -> None:
         normal = self.slices[0].normal
@@ -111,11 +113,10 @@ class Series:
         return not self.is_doubled() and bool(np.abs(np.diff(self.along_mm) - self.step_mm).max(initial=0) <= allowed)
 
     def __str__(self) -> str:
-        number, kernel = (
-            re.sub(r"[^\w.+-]", "?", self.header.text(n))[:16] for n in ("SeriesNumber", "ConvolutionKernel")
-        )
+        number, kernel = (_plain(self.header.text(name)) for name in ("SeriesNumber", "ConvolutionKernel"))
         kernel = f", kernel {kernel}" if kernel else ""
-        return f"series {number or '?'} ({len(self.slices)} slices every {self.step_mm:.3g} mm{kernel})"
+        stack = f", {self.stack}" if self.stack else ""
+        return f"series {number or '?'}{stack} ({len(self.slices)} slices every {self.step_mm:.3g} mm{kernel})"
 
 
 @dataclass
@@ -340,7 +341,7 @@ def _group(found: Found) -> list[Series]:
     for stacks in by_uid.values():
         if len(stacks) > 1 and min(map(len, stacks)) < 3:
             raise _inconsistent(found.path, stacks)
-        all_series += [Series(part) for stack in stacks for part in _apart(stack)]
+        all_series += [series for stack in stacks for series in _apart(stack)]
     singles = [series for series in all_series if len(series.slices) == 1]
     if len(all_series) > len(singles) and singles:
         found.notes.append(f"{len(singles)} single slice(s) of other series set aside")
@@ -353,17 +354,24 @@ def _group(found: Found) -> list[Series]:
     return sorted(all_series, key=order)
 
 
-def _apart(slices: list[Slice]) -> Iterable[list[Slice]]:
+def _apart(slices: list[Slice]) -> list[Series]:
     """One stack, or the even ones that it is made of."""
-    if Series(slices).is_even():
-        return [slices]
+    whole = Series(slices)
+    if whole.is_even():
+        return [whole]
     for name in _STACK_TAGS:
         parts: dict[str, list[Slice]] = {}
         for one in slices:
             parts.setdefault(one.header.text(name), []).append(one)
-        if len(parts) > 1 and all(len(p) > 2 and Series(p).is_even() for p in parts.values()):
-            return parts.values()
-    return [slices]
+        stacks = [Series(part, f"{name} {_plain(value)}") for value, part in parts.items()]
+        if len(stacks) > 1 and all(len(stack.slices) > 2 and stack.is_even() for stack in stacks):
+            return stacks
+    return [whole]
+
+
+def _plain(text: str) -> str:
+    """A short code, or question marks for what may be text about a patient."""
+    return re.sub(r"[^\w.+-]", "?", text)[:16]
 
 
 def _inconsistent(path: Path, stacks: Sequence[Sequence[Slice]]) -> ScanError:

@@ -35,7 +35,9 @@ def checked(path: Path, volume: Volume, tilt: Literal["error", "correct"]) -> Vo
     """
     matrix = volume.affine[:3, :3]
     sizes = np.linalg.norm(matrix, axis=0)
-    if not np.isfinite(volume.affine).all() or not ((sizes >= MIN_VOXEL_MM) & (sizes <= MAX_VOXEL_MM)).all():
+    if not np.isfinite(volume.affine).all():
+        raise ScanError(path, "NaN or infinite numbers in its affine; set its sform or direction")
+    if not ((sizes >= MIN_VOXEL_MM) & (sizes <= MAX_VOXEL_MM)).all():
         shown = " x ".join(f"{size:g}" for size in sizes)
         raise ScanError(
             path, f"voxels of {shown} mm: wanted {MIN_VOXEL_MM} to {MAX_VOXEL_MM:g} mm; correct its affine or unit"

@@ -1,20 +1,29 @@
-"""Faults of CT data, each made from one healthy phantom, and what `LoadCT` makes of them."""
+"""Faults of CT data, each made from one healthy phantom, and what `LoadCT` and MONAI make of them.
+
+``python -m tests.transforms.ct.faults > bundles/lung_ct_classification/docs/faults.md`` writes the documentation.
+"""
 
 from __future__ import annotations
 
 import copy
 import gzip
+import itertools
+import logging
 import os
 import shutil
+import tempfile
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import monai
 import nibabel as nib
 import numpy as np
 import pydicom
 import SimpleITK as sitk
+from monai.transforms import LoadImage
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
@@ -31,7 +40,9 @@ from pydicom.uid import (
     generate_uid,
 )
 
+from monai_pipelines.errors import ScanError
 from monai_pipelines.phantoms import Scanner, write_dicom_series
+from monai_pipelines.transforms import LoadCT
 
 SHAPE = (32, 28, 14)
 SCANNER = Scanner("Healthy", signed=False, intercept_hu=-1024, slice_mm=5, thickness_mm=5)
@@ -390,7 +401,7 @@ def enhanced(
                 _part(slices[0], "RescaleSlope", "RescaleIntercept", "RescaleType")
             ]
         for name in (*moved, "RescaleIntercept", "ImagePositionPatient", "SpacingBetweenSlices", "SliceLocation"):
-            delattr(whole, name)
+            whole.pop(name, None)
         items, pixels = [], []
         for number, index in enumerate(order_):
             item, place = Dataset(), _part(slices[index], "ImagePositionPatient")
@@ -423,7 +434,8 @@ def enhanced(
 def _part(source: Dataset, *names: str) -> Dataset:
     part = Dataset()
     for name in names:
-        setattr(part, name, copy.deepcopy(source[name].value))
+        if name in source:
+            setattr(part, name, copy.deepcopy(source[name].value))
     return part
 
 
@@ -627,7 +639,13 @@ FAULTS = [
     Fault("frames scrambled", enhanced([3, 0, 1, 2, *range(13, 3, -1)]), "equal", kind="enhanced"),
     Fault("a frame missing", enhanced([i for i in range(14) if i != 6]), "some are missing", kind="enhanced"),
     Fault("a frame doubled", enhanced([*range(14), 6]), "two slices at the same position", kind="enhanced"),
-    Fault("two stacks", enhanced([*range(14), *range(14)], stacks=True), "equal", verdict="chosen", kind="enhanced"),
+    Fault(
+        "two stacks",
+        enhanced([*range(14), *range(14)], stacks=True),
+        "equal",
+        verdict="StackID 1 .* not series 1, StackID 2",
+        kind="enhanced",
+    ),
     Fault("two phases, nothing tells them apart", enhanced([*range(14)] * 2), "same position", kind="enhanced"),
     Fault("rescale of each frame", enhanced(per_frame_rescale=True), "equal", kind="enhanced"),
     Fault("tilted frames", enhanced(shear=0.2), r"gantry tilt of 11\.3 degrees", kind="enhanced"),
@@ -642,7 +660,7 @@ FAULTS = [
     Fault("no sform, no qform", nifti(_codes(0, 0)), "other place", verdict="no sform or qform", kind="NIfTI"),
     Fault("qform only", nifti(_codes(0, 1)), "equal", kind="NIfTI"),
     Fault("sform and qform disagree", nifti(_disagreeing), "disagree by up to 40 mm", kind="NIfTI"),
-    Fault("NaN in the sform", nifti(_set("srow_x", np.nan, 3)), "disagree by up to nan mm|voxels of", kind="NIfTI"),
+    Fault("NaN in the sform", nifti(_set("srow_x", np.nan, 3)), "NaN or infinite numbers in its affine", kind="NIfTI"),
     Fault("sheared sform", nifti(_sheared), "rows and columns are not at right angles", kind="NIfTI"),
     Fault("trailing axes of one", nifti(values=lambda hu: hu[..., None, None]), "equal", kind="NIfTI"),
     Fault("4D", nifti(values=lambda hu: np.stack([hu, hu], -1)), "wanted one volume", kind="NIfTI"),
@@ -674,3 +692,70 @@ FAULTS = [
         kind="NRRD, MetaImage",
     ),
 ]
+
+
+# ---- documentation
+
+DOCUMENT = Path(__file__).parents[3] / "bundles" / "lung_ct_classification" / "docs" / "faults.md"
+HEAD = """# Faults of CT data
+
+One healthy phantom series ({shape[0]} x {shape[1]} x {shape[2]} voxels, unsigned, intercept -1024) is spoiled in each
+of these ways. "equal" is the healthy volume, voxel by voxel, at the same place; "repaired" is close to it. Beside it,
+what `monai.transforms.LoadImage` of MONAI {monai} does: a volume that is not equal comes without an error.
+Written by `python -m tests.transforms.ct.faults`; the tests hold the second column.
+"""
+
+
+def our_outcome(fault: Fault, path: Path) -> str:
+    """What `LoadCT` does, without the path."""
+    try:
+        verdict = str(LoadCT(**fault.options)(path).meta["verdict"])
+    except ScanError as error:
+        return f"error: {error.reason}"
+    outcome = {"padded": "equal, padding is air", "other place": "equal voxels"}.get(fault.outcome, fault.outcome)
+    return outcome if verdict == "ok" else f"{outcome}; {verdict}"
+
+
+def monais_outcome(path: Path) -> str:
+    """What `LoadImage` does."""
+    try:
+        volume = LoadImage(image_only=True, ensure_channel_first=True)(path)
+    except BaseException as error:
+        return f"{type(error).__name__}"
+    hu = np.asarray(volume[0], float)
+    if tuple(volume.shape) != (1, *SHAPE):
+        return f"a volume of shape {' x '.join(map(str, volume.shape))}"
+    spacing = np.linalg.norm(np.asarray(volume.affine)[:3, :3], axis=0)
+    if not np.allclose(spacing, [2, 2, 5], atol=0.01):
+        return f"voxels of {' x '.join(f'{v:.3g}' for v in spacing)} mm"
+    flips = [np.abs(np.flip(hu, axes) - HU) for axes in ((), (0, 1), (2,), (0, 1, 2))]
+    wrong = min(flips, key=lambda difference: float((difference > 0.5).mean()))
+    bad = ~(wrong <= 0.5)
+    if bad.any():
+        return f"{bad.mean():.0%} of the voxels wrong, by up to {wrong.max():.0f} HU"
+    corners = np.array(list(itertools.product(*((0, size - 1) for size in SHAPE))))
+    there, here = (np.sort(nib.affines.apply_affine(a, corners), axis=0) for a in (np.asarray(volume.affine), AFFINE))
+    return "equal" if np.allclose(there, here, atol=0.1) else "equal voxels at another place"
+
+
+def write_document() -> None:
+    """To standard output."""
+    print(HEAD.format(shape=SHAPE, monai=monai.__version__))
+    print("| kind | fault | LoadCT | LoadImage |\n|---|---|---|---|")
+    for fault in FAULTS:
+        with tempfile.TemporaryDirectory() as folder:
+            path = write_healthy(Path(folder) / "scan")
+            path = fault.spoil(path) or path
+            row = (fault.kind, option_text(fault), our_outcome(fault, path), monais_outcome(path))
+        print("| " + " | ".join(text.replace("|", "\\|") for text in row) + " |")
+
+
+def option_text(fault: Fault) -> str:
+    """The fault's name and the options that `LoadCT` gets."""
+    return fault.name + "".join(f" (`{name}={value!r}`)" for name, value in fault.options.items())
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    logging.disable()
+    write_document()

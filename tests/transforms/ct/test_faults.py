@@ -10,7 +10,18 @@ import pytest
 from monai_pipelines.errors import ScanError
 from monai_pipelines.transforms import LoadCT
 from monai_pipelines.transforms.ct.volume import AIR_HU
-from tests.transforms.ct.faults import AFFINE, FAULTS, HU, MARKER, Fault, field_hu, write_healthy
+from tests.transforms.ct.faults import (
+    AFFINE,
+    DOCUMENT,
+    FAULTS,
+    HU,
+    MARKER,
+    Fault,
+    field_hu,
+    option_text,
+    our_outcome,
+    write_healthy,
+)
 
 
 def on_healthy_grid(volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -58,5 +69,7 @@ def test_fault(fault: Fault, tmp_path: Path, caplog: pytest.LogCaptureFixture, c
             else:
                 np.testing.assert_array_equal(hu, wanted)
                 np.testing.assert_allclose(affine, AFFINE, atol=0.1)
+    row = f"| {fault.kind} | {option_text(fault)} | {our_outcome(fault, path)} |"
+    assert row in DOCUMENT.read_text(encoding="utf-8"), "python -m tests.transforms.ct.faults > ..."
     out = capfd.readouterr()
     assert MARKER not in said + caplog.text + out.out + out.err

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,13 +15,14 @@ from monai.data import MetaTensor
 from monai.transforms import LoadImage
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
-from pydicom.uid import RLELossless
+from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, RLELossless
 from scipy.spatial.transform import Rotation
 
 from monai_pipelines.errors import ScanError
 from monai_pipelines.phantoms import SCANNERS, Scanner, ThoraxScan, thorax_phantom, write_dicom_series
 from monai_pipelines.transforms import LoadCT
 from monai_pipelines.transforms.ct.volume import AIR_HU
+from tests.transforms.ct import faults
 
 NIBABEL_DATA = Path(nib.__file__).parent / "tests" / "data"
 NUM_PIXEL_BYTES = 48 * 48 * 2
@@ -338,12 +340,65 @@ def test_slices_that_differ(series: Path, name: str, value: object, reason: str)
     assert reason in refused(series)
 
 
-def test_real_mixed_series(shared_data: Path, tmp_path: Path) -> None:
-    """Two kernels of one study."""
-    for name in ("series-2", "series-3"):
-        for file in (shared_data / "ct" / "A0002" / name).iterdir():
-            shutil.copy(file, tmp_path / f"{name}_{file.name}")
-    assert "different SeriesInstanceUID; keep one series per folder" in refused(tmp_path)
+def test_real_mixed_series(shared_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Two kernels of one study in one folder: one is chosen and the other named; by UID each is read."""
+    folders = [shared_data / "ct" / "A0002" / name for name in ("series-2", "series-3")]
+    for folder in folders:
+        for file in folder.iterdir():
+            shutil.copy(file, tmp_path / f"{folder.name}_{file.name}")
+    chosen = LoadCT()(tmp_path)
+    pattern = r"series (\d+) \(30 slices every 8 mm, kernel (\w+)\) chosen, not series (\d+) \(30 slices every 8 mm, .*"
+    number, kernel, other = re.fullmatch(pattern, chosen.meta["verdict"]).groups()
+    assert number != other
+    assert chosen.meta["verdict"] in caplog.text
+    with pytest.raises(ScanError, match=r"2 series: series .*; choose one by number, UID or description"):
+        LoadCT(series="error")(tmp_path)
+    found = []
+    for folder in folders:
+        header = pydicom.dcmread(next(folder.iterdir()))
+        image = _reference_sitk(folder)
+        wanted = sitk.GetArrayFromImage(image).T
+        for policy in (header.SeriesInstanceUID, int(header.SeriesNumber)):
+            volume = LoadCT(series=policy)(tmp_path)
+            assert_same_scan(volume, wanted, itk_affine(image))
+        found.append(np.array_equal(volume, chosen))
+        assert found[-1] == (str(header.SeriesNumber) == number)
+        assert not found[-1] or header.ConvolutionKernel == kernel
+    assert sum(found) == 1
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        faults.enhanced(),
+        faults.enhanced(syntax=RLELossless),
+        faults.compress(RLELossless),
+        faults.compress(JPEGLosslessSV1, "JPEG"),
+        faults.compress(JPEG2000Lossless, "JPEG2000"),
+        faults._gzipped,
+        faults._big_endian,
+        faults.edit(faults._overlay_bits),
+        faults.edit(faults._signed_12_bits),
+    ],
+    ids=["enhanced", "enhanced RLE", "RLE", "JPEG", "JPEG 2000", "gzip", "big endian", "overlay", "signed 12 bits"],
+)
+def test_a_real_series_in_other_forms(shared_data: Path, tmp_path: Path, spoil: faults.Spoil) -> None:
+    """Every eighth slice of a real series, its values limited to 12 bits."""
+    folder = tmp_path / "scan"
+    folder.mkdir()
+    headers = [pydicom.dcmread(file) for file in (shared_data / "ct" / "A0001" / "series-2").iterdir()]
+    for index, header in enumerate(sorted(headers, key=lambda h: h.ImagePositionPatient[2])[::8]):
+        hu = header.pixel_array * header.RescaleSlope + header.RescaleIntercept
+        header.PixelData = np.clip(hu + 1024, 0, 2047 + 1024).astype("<u2").tobytes()
+        header.PixelRepresentation, header.BitsStored, header.HighBit = 0, 16, 15
+        header.RescaleIntercept = -1024
+        for name in ("PixelPaddingValue", "SmallestImagePixelValue", "LargestImagePixelValue"):
+            if name in header:
+                delattr(header, name)
+        header.save_as(folder / f"{index:02d}.dcm")
+    healthy = LoadCT()(folder)
+    changed = LoadCT()(spoil(folder) or folder)
+    assert_same_scan(changed, healthy[0].numpy(), healthy.affine.numpy())
 
 
 def test_missing_slice(series: Path) -> None:
