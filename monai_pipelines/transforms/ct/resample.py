@@ -153,7 +153,7 @@ class _Ras:
     ) -> torch.Tensor:
         """Resample at ``start + i * step`` (voxels in RAS order)."""
         weights = [
-            cubic_weights(n, *along)[:, ::-1] if flip else cubic_weights(n, *along)
+            cubic_weights(n, *along)[:, ::-1].copy() if flip else cubic_weights(n, *along)
             for n, flip, *along in zip(self.values.shape, self.flipped, start, step, size, strict=True)
         ]
         return resample_separable(self.values, weights, fill, at_least)

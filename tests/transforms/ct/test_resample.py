@@ -252,6 +252,12 @@ def test_agrees_with_simpleitk_at_full_size(seed: int) -> None:
     assert lung_difference(512, None, seed, np.eye(4), 128) <= 0.01
 
 
+def test_one_voxel_along_a_flipped_axis() -> None:
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0])
+    out = ResampleCT(size=8)(volume(np.full((1, 16, 16), 7, np.int16), affine))
+    assert out.unique().tolist() == [7]
+
+
 def test_does_not_alias() -> None:
     """Stripes of one voxel, finer than the output can show, become their mean."""
     hu = np.where(np.arange(64) % 2, 400, -1000)[:, None, None] * np.ones((64, 8, 8))
