@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from monai_pipelines.phantoms.fields import Seed
 from monai_pipelines.phantoms.tissue import TISSUES, Tissue
 from monai_pipelines.phantoms.writing import draw_all, new_folder
 
@@ -49,12 +50,7 @@ class Stain(NamedTuple):
         return np.clip(np.rint(rgb + self.noise * rng.standard_normal(rgb.shape)), 0, 255).astype(np.uint8)
 
 
-def histology_tile(
-    seed_or_rng: int | np.random.SeedSequence | np.random.Generator,
-    tissue: str,
-    size: int = 224,
-    stain: Stain | None = None,
-) -> np.ndarray:
+def histology_tile(seed_or_rng: Seed, tissue: str, size: int = 224, stain: Stain | None = None) -> np.ndarray:
     """Draw one tile, (size, size, 3) uint8, 0.5 um per pixel.
 
     Args:

@@ -106,16 +106,10 @@ def _plan(num_slides: int, seed: int, tumour_fraction: tuple[float, float]) -> l
     labels = rng.permutation(np.arange(num_slides) % 2)
     scanners = balanced_kinds(rng, labels, len(_SCANNERS))
     inks = balanced_kinds(rng, labels, len(_INK_KINDS))
+    members = zip(labels.tolist(), scanners, inks, root.spawn(num_slides), strict=True)
     return [
-        _Plan(
-            f"slide-{index:04d}",
-            int(labels[index]),
-            rng.uniform(*tumour_fraction),
-            _SCANNERS[scanners[index]],
-            _INK_KINDS[inks[index]],
-            child,
-        )
-        for index, child in enumerate(root.spawn(num_slides))
+        _Plan(f"slide-{index:04d}", label, rng.uniform(*tumour_fraction), _SCANNERS[scanner], _INK_KINDS[ink], child)
+        for index, (label, scanner, ink, child) in enumerate(members)
     ]
 
 
@@ -155,21 +149,14 @@ def _features(tumour: np.ndarray, cell_px: int) -> list[dict[str, object]]:
         cell_px * (approximate_polygon(ring, 0.1)[:, ::-1] - 1.5) for ring in find_contours(field, 0.5) if len(ring) > 4
     ]
     holes = [ring for ring in rings if _area(ring) < 0]
-    return [
-        {
-            "type": "Feature",
-            "geometry": {
-                "type": "Polygon",
-                "coordinates": [
-                    np.round(ring, 1).tolist()
-                    for ring in (island, *(hole for hole in holes if points_in_poly(hole[:1], island)[0]))
-                ],
-            },
-            "properties": {"objectType": "annotation", "classification": {"name": "Tumor", "color": [200, 0, 0]}},
-        }
-        for island in rings
-        if _area(island) > 0
-    ]
+    properties = {"objectType": "annotation", "classification": {"name": "Tumor", "color": [200, 0, 0]}}
+    features: list[dict[str, object]] = []
+    for island in rings:
+        if _area(island) > 0:
+            inside = [hole for hole in holes if points_in_poly(hole[:1], island)[0]]
+            polygon = {"type": "Polygon", "coordinates": [np.round(ring, 1).tolist() for ring in (island, *inside)]}
+            features.append({"type": "Feature", "geometry": polygon, "properties": properties})
+    return features
 
 
 def _area(ring: np.ndarray) -> float:

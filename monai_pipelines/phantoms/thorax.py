@@ -10,6 +10,7 @@ from scipy.ndimage import gaussian_filter
 
 from monai_pipelines.phantoms.anatomy import Lesion, Lung, Patient, Spot, draw_patient, ellipsoid
 from monai_pipelines.phantoms.canvas import Box, Canvas
+from monai_pipelines.phantoms.fields import Seed
 from monai_pipelines.phantoms.scanners import SCANNERS, Scanner
 
 
@@ -31,7 +32,7 @@ class ThoraxScan:
 
 
 def thorax_phantom(
-    seed_or_rng: int | np.random.SeedSequence | np.random.Generator,
+    seed_or_rng: Seed,
     *,
     diseased: bool,
     matrix: int = 256,
