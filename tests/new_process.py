@@ -7,7 +7,7 @@ import runpy
 import subprocess
 import sys
 import tempfile
-from multiprocessing import get_context
+from multiprocessing import get_context, set_start_method
 from pathlib import Path
 
 from monai_pipelines.declared import declared_path
@@ -29,6 +29,7 @@ def run_module(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedP
 def _run_module(module: str, arguments: tuple[str, ...], cwd: Path, output: list[Path]) -> None:
     for descriptor, file in enumerate(output, start=1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+    set_start_method(None, force=True)  # the platform's; that of this process was inherited
     os.chdir(cwd)
     os.environ["PYTHONPATH"] = str(declared_path("bundles").parent)
     sys.orig_argv = [sys.executable, "-m", module, *arguments]

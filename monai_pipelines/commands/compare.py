@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.box import SIMPLE
@@ -19,16 +18,9 @@ def compare(
     out: Annotated[Path | None, typer.Option(help="Folder for comparison.html and comparison.json.")] = None,
 ) -> None:
     """Compare two models on the same images: paired bootstrap of patients, DeLong's test."""
-    from monai_pipelines.report.comparison import compare_runs
-
-    _print(compare_runs(run_a, run_b, out))
-    if out is not None:
-        typer.echo(f"wrote {out / 'comparison.html'}")
-
-
-def _print(result: Mapping[str, Any]) -> None:
     from monai_pipelines.report.comparison import (
         DECIDE_FIRST,
+        compare_runs,
         compared_metrics,
         format_interval,
         format_p,
@@ -36,6 +28,7 @@ def _print(result: Mapping[str, Any]) -> None:
         verdict,
     )
 
+    result = compare_runs(run_a, run_b, out)
     console, unit = Console(), result["unit"]
     for key, run in result["runs"].items():
         only = f", {run['num_only']} of them not in the other run and excluded" if run["num_only"] else ""
@@ -60,3 +53,5 @@ def _print(result: Mapping[str, Any]) -> None:
     console.print(escape(" ".join([*verdict(result), DECIDE_FIRST])), highlight=False)
     if warning := rules_differ(result):
         console.print(escape(warning), style="bold", highlight=False)
+    if out is not None:
+        typer.echo(f"wrote {out / 'comparison.html'}")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from monai_pipelines.commands.knobs import read_knobs
+from monai_pipelines.commands import read_knobs
 from monai_pipelines.declared import declared_path, list_declared
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
-from collections.abc import Sequence
-from os import PathLike
 from pathlib import Path
 from typing import Annotated
 
@@ -25,32 +23,13 @@ def sweep(
 ) -> None:
     """Train and evaluate a bundle with several seeds and show mean and spread in index.html.
 
-    Seeds that are already evaluated are skipped. Folders that follow output_dir, such as cache_dir, are shared if named
-    in ARGUMENTS.
-    """
-    typer.echo(f"wrote {sweep_seeds(out, range(seeds), arguments)}")
-
-
-def sweep_seeds(output_dir: str | PathLike[str], seeds: Sequence[int], arguments: Sequence[str]) -> Path:
-    """Train and evaluate a bundle once per seed, then write an index page with mean and spread.
-
-    A seed whose ``metrics.json`` is newer than its ``best.pt`` is skipped.
-
-    Args:
-        output_dir: each run goes to ``seed-<seed>`` in it, its output to ``log.txt`` there.
-        seeds: the seeds.
-        arguments: of ``python -m monai.bundle run``, without ``--seed`` and ``--output_dir``.
-
-    Returns:
-        the page.
-
-    Raises:
-        RuntimeError: a training or evaluation failed; with the last lines of its log.
+    Seeds that are already evaluated (metrics.json newer than best.pt) are skipped. Each run writes its output to
+    log.txt in its folder. Folders that follow output_dir, such as cache_dir, are shared if named in ARGUMENTS.
     """
     from monai_pipelines.report.index import write_index
 
-    for seed in track(seeds, f"{len(seeds)} seeds"):
-        folder = Path(output_dir) / f"seed-{seed}"
+    for seed in track(range(seeds), f"{seeds} seeds"):
+        folder = out / f"seed-{seed}"
         weights, metrics = folder / "best.pt", folder / "metrics.json"
         if weights.is_file() and metrics.is_file() and metrics.stat().st_mtime > weights.stat().st_mtime:
             logger.info("seed %d: already evaluated", seed)
@@ -66,4 +45,4 @@ def sweep_seeds(output_dir: str | PathLike[str], seeds: Sequence[int], arguments
                     lines = Path(log.name).read_text("utf-8", errors="replace").splitlines()[-_LAST_LINES:]
                     message = f"seed {seed}: {part} failed with status {status}; end of {log.name}:"
                     raise RuntimeError("\n".join([message, *lines]))
-    return write_index(output_dir)
+    typer.echo(f"wrote {write_index(out)}")

@@ -29,7 +29,6 @@ class ArrayDataset(Dataset):
         images: (N, C, H, W) or (N, C, X, Y, Z) uint8.
         labels: (N,) class indices, or (N, C) 0 and 1 for multilabel; None: unlabeled.
         names: of the images; None: their indices.
-        transform: the chain that finishes the images; stored as an attribute, not applied.
 
     Attributes:
         data: ``name`` and ``label`` of every image; there are no patients.
@@ -46,9 +45,7 @@ class ArrayDataset(Dataset):
         (torch.Size([2, 3, 28, 28]), tensor([1, 0]))
     """
 
-    def __init__(
-        self, images: Tensor, labels: Any, names: Sequence[str] | None = None, transform: Any | None = None
-    ) -> None:
+    def __init__(self, images: Tensor, labels: Any, names: Sequence[str] | None = None) -> None:
         names = [str(index) for index in range(len(images))] if names is None else list(names)
         if images.dtype != torch.uint8 or images.ndim not in (4, 5):
             raise ValueError(
@@ -62,7 +59,7 @@ class ArrayDataset(Dataset):
                 f"ArrayDataset: {len(images)} images want as many labels, (N,) or (N, C), and names, got "
                 f"{shape} and {len(names)}"
             )
-        self.images, self.transform = images, transform
+        self.images = images
         self.data: list[dict[str, Any]] = [{"name": name} for name in names]
         self.labels = None
         if labels is not None:
@@ -88,14 +85,13 @@ class ArrayDataset(Dataset):
         return batch
 
 
-def read_arrays(source: str | PathLike[str], channels: int, transform: Any | None = None) -> ArrayDataset:
+def read_arrays(source: str | PathLike[str], channels: int) -> ArrayDataset:
     """Unlabeled images from one array: a ``.npy``, or a ``.npz`` with ``images`` or ``test_images``.
 
     Args:
         source: the file, or a folder with one such file: uint8 (N, H, W) or (N, X, Y, Z), with three channels
             (N, H, W, 3) or (N, X, Y, Z, 3), as in MedMNIST.
         channels: 1 or 3.
-        transform: of the `ArrayDataset`.
 
     Raises:
         CohortError: no such file or array, or an array of another type, shape or number of channels.
@@ -108,17 +104,13 @@ def read_arrays(source: str | PathLike[str], channels: int, transform: Any | Non
     if not files or not files[0].is_file() or files[0].suffix not in _SUFFIXES:
         raise CohortError(source, ["no such array; wanted a .npy, or an .npz with images or test_images"])
     images = _read_array(files[0])
-    spatial_dims = images.ndim - (1 if channels == 1 else 2)
-    fits = spatial_dims in (2, 3) and images.dtype == np.uint8
-    if channels == 3:
-        fits = fits and images.shape[-1] == 3
-    else:
-        fits = fits and (spatial_dims == 2 or images.shape[-1] not in (1, 3))  # channels, not slices
-    if not fits:
+    spatial_dims, last = images.ndim - (1 if channels == 1 else 2), images.shape[-1:]
+    fits = last == (3,) if channels == 3 else spatial_dims == 2 or last not in ((1,), (3,))  # channels, not slices
+    if spatial_dims not in (2, 3) or images.dtype != np.uint8 or not fits:
         wanted = "(N, H, W) or (N, X, Y, Z)" if channels == 1 else "(N, H, W, 3) or (N, X, Y, Z, 3)"
         problem = f"wanted uint8 {wanted} for {channels} channel(s), got {images.dtype} {images.shape}"
         raise CohortError(files[0], [problem])
-    return ArrayDataset(channels_first(images, channels), None, transform=transform)
+    return ArrayDataset(channels_first(images, channels), None)
 
 
 def _read_array(file: Path) -> np.ndarray:
@@ -145,9 +137,6 @@ def collate_batches(fetched: Any) -> Any:
     """The default ``collate_fn``: batches are not changed, lists of items are collated by MONAI.
 
     Lists of labels become rows (B, C), whereas MONAI alone makes C columns of them.
-
-    Args:
-        fetched: a batch of an `ArrayDataset`, or the items of another dataset.
     """
     if isinstance(fetched, dict):
         return fetched

@@ -20,16 +20,15 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from monai_pipelines.data import Listing
-from monai_pipelines.data.split import SPLIT_NAMES, SPLITS, split_problems
+from monai_pipelines.data.split import SPLIT_NAMES, SPLITS, label_indices, split_problems
 from monai_pipelines.errors import ScanError
-from monai_pipelines.transforms.image2d.decode import decode_in_thread
+from monai_pipelines.transforms.image2d.decode import LUMA, decode_in_thread
 
 WHOLE = "all"  # the split of a source without splits
 NO_LABEL = "none of them"  # the class of multilabel images without a label
 _THUMBNAIL = 24  # pixels
 _DETAIL = 1.5  # Gaussian std in thumbnail pixels: coarser structures are removed
 _FAINT = 2.0  # gray levels of contrast that are damped by half
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # as in decode_image
 _BLOCK = 1024
 
 
@@ -51,7 +50,6 @@ class Duplicates:
 
     @property
     def across_splits(self) -> bool:
-        """Whether they are in more than one split."""
         return len(set(self.splits)) > 1
 
     @property
@@ -123,8 +121,7 @@ class Audit:
 class _Summary:
     """What is kept of an image."""
 
-    height: int
-    width: int
+    size: tuple[int, int]
     channels: int
     file_type: str
     digest: bytes
@@ -161,14 +158,11 @@ def audit_images(listing: Listing, similarity: float = 0.95, num_workers: int | 
     if any(isinstance(item["label"], list) for item in items):
         classes.append(NO_LABEL)
     by_class = {c: [summary for item, summary in readable if c in _labels(item, listing.classes)] for c in classes}
+    counts = Counter((_split(item), c) for item in items for c in _labels(item, listing.classes))
     exact, near = _duplicates(readable, listing.classes, similarity)
     return Audit(
         source=str(listing.source),
-        counts={
-            s: {c: sum(_split(i) == s and c in _labels(i, listing.classes) for i in items) for c in classes}
-            for s in (*SPLITS, WHOLE)
-            if any(_split(item) == s for item in items)
-        },
+        counts={s: {c: counts[s, c] for c in classes} for s in (*SPLITS, WHOLE) if any(s == key for key, _ in counts)},
         sizes={c: _sizes(group) for c, group in by_class.items()},
         file_types={c: dict(Counter(summary.file_type for summary in group)) for c, group in by_class.items()},
         colors={c: dict(Counter("gray" if s.channels == 1 else "color" for s in g)) for c, g in by_class.items()},
@@ -194,12 +188,12 @@ def _summarize(path: str) -> _Summary | str:
         pixels = pixels[..., :1]  # equal to the same image saved as gray
     digest = hashlib.sha256(repr((pixels.shape, pixels.dtype.str)).encode())
     digest.update(np.ascontiguousarray(pixels).data)
-    return _Summary(image.height, image.width, pixels.shape[2], image.file_type, digest.digest(), _thumbnail(pixels))
+    return _Summary(pixels.shape[:2], pixels.shape[2], image.file_type, digest.digest(), _thumbnail(pixels))
 
 
 def _thumbnail(pixels: NDArray[Any]) -> NDArray[np.float32]:
     """Detail of the image in (24, 24) without coarse shading and local contrast, of norm 1 (0: no detail)."""
-    gray = pixels @ (_LUMA if pixels.shape[2] == 3 else np.ones(1, np.float32))
+    gray = pixels @ np.array(LUMA if pixels.shape[2] == 3 else [1], np.float32)
     gray = gray if pixels.dtype == np.uint8 else 255 * gray
     small = np.asarray(Image.fromarray(gray).resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX))
     detail = small - gaussian_filter(small, _DETAIL)
@@ -216,16 +210,13 @@ def _split(item: Mapping[str, Any]) -> str:
 
 
 def _labels(item: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
-    label = item["label"]
-    if isinstance(label, int):
-        return [classes[label]]
-    return [c for c, present in zip(classes, label, strict=True) if present] or [NO_LABEL]
+    return [classes[k] for k in label_indices(item["label"])] or [NO_LABEL]
 
 
 def _sizes(summaries: Sequence[_Summary]) -> dict[str, Any]:
     if not summaries:
         return {}
-    sizes = np.array([(summary.height, summary.width) for summary in summaries])
+    sizes = np.array([summary.size for summary in summaries])
     height, width = np.quantile(sizes, (0, 0.5, 1), axis=0).T.astype(int).tolist()
     return {"height": height, "width": width, "num_sizes": len(np.unique(sizes, axis=0))}
 

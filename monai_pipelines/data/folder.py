@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import lzma
 import re
+import shutil
+import stat
+import tempfile
+import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from os import PathLike
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+
+from rich.progress import track
 
 from monai_pipelines.chains import did_you_mean
-from monai_pipelines.data.archive import unpack
-from monai_pipelines.data.finding import find_inputs
 from monai_pipelines.data.split import SPLIT_NAMES, Cohort, Item, Listing, split_listing
-from monai_pipelines.data.table import list_table
+from monai_pipelines.data.table import find_inputs, list_table
 from monai_pipelines.errors import CohortError
 
 logger = logging.getLogger(__name__)
 
 IMAGES = (".png", ".jpg", ".jpeg", ".jpe", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".dcm", ".dicom")
 _CLUTTER = ("thumbs.db", "desktop.ini", "__macosx")
+MAX_RATIO = 200  # images hardly shrink in a zip, zip bombs do
+MIN_BOMB_BYTES = 1 << 30
+_NOT_IN_FILE_NAMES = re.compile(r'[\x00-\x1f\x7f<>:"|?*]')
 
 
 def read_images(
@@ -88,14 +98,7 @@ def list_images(
 
 
 def find_images(source: str | PathLike[str]) -> list[Item]:
-    """2D images to be classified: the ``image`` column of a CSV table, all images below a folder, or one image.
-
-    Args:
-        source: a CSV file, a folder, or an image.
-
-    Returns:
-        a MONAI datalist; see `find_inputs`.
-    """
+    """2D images to be classified: a CSV table's ``image``, all images below a folder, or one; see `find_inputs`."""
     return find_inputs(source, "image", ", ".join(IMAGES), _images)
 
 
@@ -105,10 +108,10 @@ def _list_table(
     listing = list_table(table, classes, multilabel)
     if pattern is None:
         return listing
-    if any(item["patient"] != item["name"] for item in listing.items):
-        problem = "the table's column 'patient' names the patients: drop the column or the patient_pattern"
-        return replace(listing, problems=[*listing.problems, problem])
-    return replace(listing, problems=listing.problems + _name_patients(listing.items, pattern))
+    named = any(item["patient"] != item["name"] for item in listing.items)
+    problem = "the table's column 'patient' names the patients: drop the column or the patient_pattern"
+    problems = [problem] if named else _name_patients(listing.items, pattern)
+    return replace(listing, problems=listing.problems + problems)
 
 
 def _list_folders(
@@ -178,7 +181,7 @@ def _name_patients(items: Sequence[Item], pattern: re.Pattern[str] | None) -> li
     for item in items:
         match = pattern.search(item["name"]) if pattern else None
         item["patient"] = match[1] if match and match[1] else item["name"]
-        if pattern and not (match and match[1]):
+        if not (match and match[1]):
             nameless.append(item["name"])
     if not pattern or not nameless:
         return []
@@ -188,11 +191,10 @@ def _name_patients(items: Sequence[Item], pattern: re.Pattern[str] | None) -> li
 
 def _innermost(path: Path) -> Path:
     """Enter a folder whose only folder contains folders or a table."""
-    folders = _folders(path)
-    if len(folders) == 1 and folders[0].name.lower() not in SPLIT_NAMES and not (path / "table.csv").is_file():
-        inner = folders[0]
-        if _folders(inner) or (inner / "table.csv").is_file():
-            return _innermost(inner)
+    match _folders(path):
+        case [inner] if inner.name.lower() not in SPLIT_NAMES and not (path / "table.csv").is_file():
+            if _folders(inner) or (inner / "table.csv").is_file():
+                return _innermost(inner)
     return path
 
 
@@ -202,10 +204,8 @@ def _folders(path: Path) -> list[Path]:
 
 def _files(path: Path) -> Iterator[Path]:
     for entry in sorted(path.iterdir()):
-        if entry.is_dir() and not _is_clutter(entry):
-            yield from _files(entry)
-        elif entry.is_file() and not _is_clutter(entry):
-            yield entry
+        if not _is_clutter(entry):
+            yield from _files(entry) if entry.is_dir() else [entry] * entry.is_file()
 
 
 def _images(path: Path) -> list[Path]:
@@ -220,3 +220,85 @@ def _images(path: Path) -> list[Path]:
 
 def _is_clutter(path: Path) -> bool:
     return path.name.startswith(".") or path.name.lower() in _CLUTTER
+
+
+def unpack(archive: str | PathLike[str], directory: str | PathLike[str] | None = None) -> Path:
+    """Unpack a zip once into a new folder, completely or not at all; returns the folder.
+
+    The folder is named after the archive and a hash of its name, size and time, so a changed archive is unpacked again.
+    Archives with links, absolute paths or ``..`` are refused, as are encrypted ones and those that need more space than
+    the disk has or far more than images can. Characters that are not allowed in file names become ``_``; hidden files
+    and those added by macOS are ignored.
+
+    Args:
+        archive: the zip.
+        directory: of the new folder; None: that of the archive.
+
+    Raises:
+        CohortError: lists all problems of the archive.
+        OSError: the folder cannot be written.
+    """
+    archive = Path(archive)
+    parent = archive.parent if directory is None else Path(directory)
+    status = archive.stat()
+    key = hashlib.sha256(repr((archive.name, status.st_size, status.st_mtime_ns)).encode()).hexdigest()[:8]
+    folder = parent / f"{archive.stem}-{key}"
+    if folder.is_dir():
+        return folder
+    parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            targets = _targets(archive, opened, shutil.disk_usage(parent).free)
+            with tempfile.TemporaryDirectory(dir=parent, prefix=f".{folder.name}.") as temporary:
+                whole = Path(temporary) / folder.name
+                for name, entry in track(targets.items(), f"unpacking {archive.name}"):
+                    (whole / name).parent.mkdir(parents=True, exist_ok=True)
+                    with opened.open(entry) as source, (whole / name).open("xb") as out:
+                        shutil.copyfileobj(source, out, 1 << 20)
+                try:
+                    whole.rename(folder)
+                except OSError:
+                    if not folder.is_dir():  # another process was faster
+                        raise
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, lzma.LZMAError, zlib.error) as error:
+        raise CohortError(
+            archive, [f"not a complete zip that can be unpacked ({error}); copy or download it again"]
+        ) from error
+    return folder
+
+
+def _targets(archive: Path, opened: zipfile.ZipFile, free_bytes: int) -> dict[str, zipfile.ZipInfo]:
+    """Entries by file name in the new folder."""
+    targets: dict[str, zipfile.ZipInfo] = {}
+    problems: list[str] = []
+    for entry in opened.infolist():
+        kind = stat.S_IFMT(entry.external_attr >> 16)
+        path = entry.filename.replace("\\", "/")
+        parts = PurePosixPath(path).parts
+        hidden = [part for part in parts if part.startswith(".") and part != ".."]
+        if path.endswith("/") or hidden or "__MACOSX" in parts:
+            continue
+        if not parts or parts[0] == "/" or ".." in parts or re.match(r"[A-Za-z]:", parts[0]):
+            problems.append(f"{entry.filename!r} points outside the archive")
+        elif kind not in (0, stat.S_IFREG):
+            problems.append(f"{entry.filename!r} is a link or device, not a file")
+        elif entry.flag_bits & 0x1:
+            problems.append(f"{entry.filename!r} is encrypted; unpack the archive yourself and use the folder")
+        else:
+            name = "/".join(_NOT_IN_FILE_NAMES.sub("_", part) for part in parts)
+            if name in targets:
+                problems.append(f"{name!r} is in it twice")
+            targets[name] = entry
+    packed = sum(entry.compress_size for entry in targets.values())
+    unpacked = sum(entry.file_size for entry in targets.values())
+    if unpacked > MIN_BOMB_BYTES and unpacked > MAX_RATIO * packed:
+        problems.append(f"{packed / 1e6:.1f} MB would unpack to {unpacked / 1e9:.1f} GB: images never shrink that much")
+    if unpacked > free_bytes:
+        problems.append(
+            f"wanted {unpacked / 1e9:.1f} GB of disk, got {free_bytes / 1e9:.1f} GB free; choose extract_dir"
+        )
+    if not targets:
+        problems.append("no file in it")
+    if problems:
+        raise CohortError(archive, problems)
+    return targets

@@ -96,11 +96,9 @@ class MedMNIST:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names by index."""
         return self.info.classes
 
     def labels(self, split: str = "train") -> list[Any]:
-        """Label of every image of a split."""
         return getattr(self, split).labels.tolist()
 
     @cached_property
@@ -126,7 +124,6 @@ def read_medmnist(
     dataset_dir: str | PathLike[str],
     download: bool | str = False,
     size: int = 28,
-    transform: Any | None = None,
 ) -> MedMNIST:
     """Read a MedMNIST set from ``<flag>.npz`` (or ``<flag>_<size>.npz``) in a folder.
 
@@ -138,7 +135,6 @@ def read_medmnist(
         dataset_dir: the folder.
         download: fetch a missing file and verify its checksum.
         size: of the images, in pixels: 28, 64, 128 or 224; 3D: 28 or 64.
-        transform: the chain that finishes the images; see `ArrayDataset`.
 
     Raises:
         KeyError: no such set.
@@ -163,7 +159,7 @@ def read_medmnist(
     for split, key in _KEYS.items():
         images = channels_first(arrays[f"{key}_images"], info.channels)
         names = [f"{key}_{index}" for index in range(len(images))]
-        datasets[split] = ArrayDataset(images, arrays[f"{key}_labels"], names, transform)
+        datasets[split] = ArrayDataset(images, arrays[f"{key}_labels"], names)
     return MedMNIST(**datasets, info=info)
 
 
@@ -172,14 +168,12 @@ def _read_arrays(file: Path, info: MedMNISTInfo, size: int) -> dict[str, np.ndar
     try:
         with file.open("rb") as opened:
             archive = np.load(opened, allow_pickle=False)
-            missing = [name for name in wanted if name not in archive]
-            if missing:
-                raise CohortError(file, [f"no array {name!r}; there are {', '.join(archive)}" for name in missing])
-            arrays = {name: archive[name] for name in wanted}
+            names = ", ".join(archive)
+            arrays = {name: archive[name] for name in wanted if name in archive}
     except UNREADABLE as error:
-        if isinstance(error, CohortError):
-            raise
         raise CohortError(file, [f"not a NumPy archive of plain arrays ({error}); cut short?"]) from error
+    if missing := [name for name in wanted if name not in arrays]:
+        raise CohortError(file, [f"no array {name!r}; there are {names}" for name in missing])
     problems: list[str] = []
     shape = (size,) * info.spatial_dims + ((3,) if info.channels == 3 else ())
     num_columns = len(info.classes) if info.multilabel else 1
@@ -191,8 +185,8 @@ def _read_arrays(file: Path, info: MedMNISTInfo, size: int) -> dict[str, np.ndar
         if not info.multilabel and labels.ndim == 1:
             labels = labels[:, None]
         if labels.dtype.kind not in "iu" or labels.shape != (len(images), num_columns):
-            wanted_shape = f"({len(images)}, {num_columns})"
-            problems.append(f"{key}_labels: wanted integers {wanted_shape}, got {labels.dtype} {labels.shape}")
+            got = f"{labels.dtype} {labels.shape}"
+            problems.append(f"{key}_labels: wanted integers ({len(images)}, {num_columns}), got {got}")
         elif len(labels) == 0:
             problems.append(f"{key}: no image in it")
         else:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,15 +98,11 @@ def _count(num: int) -> str:
     return "1 image" if num == 1 else f"{num} images"
 
 
-def _images(split: str, part: Any) -> Iterator[_Image]:
+def _images(split: str, part: Any) -> list[_Image]:
     items = getattr(part, "data", part)
     if hasattr(part, "images"):
-        for item, pixels in zip(items, np.asarray(part.images), strict=True):
-            yield _Image(split, item["name"], pixels)
-        return
-    for item in items:
-        if "image" in item:
-            yield _Image(split, item["name"], Path(item["image"]))
+        return [_Image(split, item["name"], array) for item, array in zip(items, np.asarray(part.images), strict=True)]
+    return [_Image(split, item["name"], Path(item["image"])) for item in items if "image" in item]
 
 
 def _in_several_splits(

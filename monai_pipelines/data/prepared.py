@@ -54,15 +54,10 @@ class UsableItems(Dataset):
     ) -> None:
         if on_error not in ("raise", "skip"):
             raise ValueError(f"{type(self).__name__}: on_error must be 'raise' or 'skip', got {on_error!r}")
-        self.skipped: list[Item] = []
-        self._results: list[Any] = []
-        usable = []
-        for item, (result, reason) in zip(data, outcomes, strict=True):
-            if reason:
-                self.skipped.append({**item, "skipped": reason})
-            else:
-                usable.append(item)
-                self._results.append(result)
+        judged = [(item, *outcome) for item, outcome in zip(data, outcomes, strict=True)]
+        self.skipped: list[Item] = [{**item, "skipped": reason} for item, _, reason in judged if reason]
+        self._results = [result for _, result, reason in judged if not reason]
+        usable = [item for item, _, reason in judged if not reason]
         if self.skipped and (on_error == "raise" or not usable):
             raise CohortError(f"{len(self.skipped)} of {len(data)} cannot be used", _reasons(self.skipped))
         for item in self.skipped:
@@ -116,8 +111,6 @@ class PreparedDataset(UsableItems):
         num_workers: int = 0,
     ) -> None:
         preparation = _Preparation(list(data), transform, Path(cache_dir) if cache_dir else None, tuple(outputs))
-        if preparation.cache_dir:
-            preparation.cache_dir.mkdir(parents=True, exist_ok=True)
         loader = DataLoader(preparation, batch_size=None, num_workers=num_workers, collate_fn=as_is)
         # copied: a tensor in a worker's shared memory keeps a file open
         outcomes = ((deepcopy(result), reason) for result, reason in track(loader, "preparing", total=len(preparation)))
@@ -133,7 +126,7 @@ class Splits(Generic[Part]):
     """A dataset for each split of a cohort, all prepared on first access, so that every bad file is reported at once.
 
     Args:
-        cohort: with the datalists ``train``, ``validation`` and ``test``.
+        cohort: with the datalists ``train``, ``validation`` (chooses the epoch) and ``test``.
         make: makes a dataset from a datalist.
         training: attributes that the training dataset gets.
     """
@@ -150,17 +143,14 @@ class Splits(Generic[Part]):
 
     @property
     def train(self) -> Part:
-        """Training set."""
         return self._parts["train"]
 
     @property
     def validation(self) -> Part:
-        """Validation set: chooses the epoch."""
         return self._parts["validation"]
 
     @property
     def test(self) -> Part:
-        """Held-out set."""
         return self._parts["test"]
 
 
@@ -169,19 +159,13 @@ class PreparedSplits(Splits[PreparedDataset]):
 
     Args:
         cohort: with the datalists ``train``, ``validation`` and ``test``.
-        transform, cache_dir, on_error, num_workers: of the `PreparedDataset`.
+        transform, cache_dir, options: of the `PreparedDataset`.
     """
 
     def __init__(
-        self,
-        cohort: Cohort,
-        transform: Chain,
-        cache_dir: str | PathLike[str] | None = None,
-        on_error: OnError = "raise",
-        num_workers: int = 0,
+        self, cohort: Cohort, transform: Chain, cache_dir: str | PathLike[str] | None = None, **options: Any
     ) -> None:
-        options: dict[str, Any] = {"cache_dir": cache_dir, "on_error": on_error, "num_workers": num_workers}
-        super().__init__(cohort, partial(PreparedDataset, transform=transform, **options))
+        super().__init__(cohort, partial(PreparedDataset, transform=transform, cache_dir=cache_dir, **options))
 
 
 class _Preparation(Dataset):
@@ -213,8 +197,7 @@ class _Preparation(Dataset):
 
     def _prepare(self, image: str) -> Item:
         result = self.chain({"image": image})
-        missing = [key for key in self.outputs if key not in result]
-        if missing:
+        if missing := [key for key in self.outputs if key not in result]:
             raise KeyError(f"PreparedDataset: the chain gives no {missing}; it gives {sorted(map(str, result))}")
         return {key: _pack(result[key]) for key in self.outputs}
 

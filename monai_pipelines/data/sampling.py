@@ -109,9 +109,7 @@ def loader_order(labels: Any, sampling: str, batch_size: int, seed: int = 0) -> 
 
     Args:
         labels: of the training set, (N,), or (N, C) of 0 and 1; list, array or tensor.
-        sampling: "shuffle", "weighted" or "balanced".
-        batch_size: samples in a batch.
-        seed: of the order.
+        sampling, batch_size, seed: of `make_loader`.
 
     Returns:
         keyword arguments of `torch.utils.data.DataLoader`; fewer samples than `batch_size` make one batch.

@@ -9,12 +9,11 @@ from os import PathLike
 from pathlib import Path, PurePath
 from typing import Any
 
-from monai_pipelines.data.finding import find_inputs
 from monai_pipelines.data.prepared import file_stats
 from monai_pipelines.data.split import Cohort, Item, split_listing
-from monai_pipelines.data.table import list_table
+from monai_pipelines.data.table import find_inputs, list_table
 from monai_pipelines.errors import CohortError
-from monai_pipelines.slides.resolution import PLAUSIBLE_MPP, check_mpp
+from monai_pipelines.slides.opening import PLAUSIBLE_MPP, check_mpp
 
 SLIDES = (".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".czi", ".dcm")
 
@@ -73,20 +72,13 @@ def _with_mpp(item: Item, problems: list[str]) -> Item:
 
 
 def find_slides(source: str | PathLike[str]) -> list[Item]:
-    """Slides to be classified: the ``image`` column of a CSV table, all slides below a folder, or one slide.
+    """Slides to be classified: a CSV table's ``image``, all slides below a folder, or one; see `find_inputs`.
 
-    In a folder every file with the suffix of a slide is one (.svs, .tif, .tiff, .ndpi, .vms, .vmu, .scn, .mrxs,
-    .svslide, .bif, .czi), and every folder that directly holds .dcm files. A table may have the column ``mpp``.
-
-    Args:
-        source: a CSV file, a folder, or a slide.
-
-    Returns:
-        a MONAI datalist as from `find_inputs`, with ``mpp`` as a number where the table has one.
+    In a folder every file with the suffix of a slide is one (`SLIDES`), and every folder that directly holds .dcm
+    files. A table may have the column ``mpp``, which becomes a number.
 
     Raises:
-        FileNotFoundError: no such file or folder.
-        CohortError: nothing to classify in it, or a ``mpp`` that is not a number from 0.1 to 2.
+        CohortError: a ``mpp`` that is not a number from 0.1 to 2.
     """
     problems: list[str] = []
     items = find_inputs(source, "slide", ", ".join(SLIDES), _list_slides, columns=("mpp",))

@@ -102,8 +102,7 @@ def split_listing(listing: Listing, fractions: Sequence[float], seed: int) -> Co
 
     Args:
         listing: of the source.
-        fractions: share of the patients in train, validation and test.
-        seed: of the draw.
+        fractions, seed: of `read_cohort`.
 
     Raises:
         CohortError: the listing's problems and everything else that prevents a split.
@@ -127,7 +126,7 @@ def _split(
     torn: list[str] = []
     labels: defaultdict[str, set[int]] = defaultdict(set)
     for item in items:
-        labels[item["patient"]].update(_label_indices(item["label"]))
+        labels[item["patient"]].update(label_indices(item["label"]))
     count = Counter(k for indices in labels.values() for k in indices)
     if any(isinstance(item["label"], list) for item in items):  # the rarest label; patients without any form a stratum
         strata = {p: min(ks, key=lambda k: (count[k], k), default=len(classes)) for p, ks in labels.items()}
@@ -148,7 +147,7 @@ def _split(
                 present = " and ".join(sorted(set(split_of.values())))
                 problems.append(f"no patient in {name}; the given split has {present}")
                 continue
-            indices = {k for item in split[name] for k in _label_indices(item["label"])}
+            indices = {k for item in split[name] for k in label_indices(item["label"])}
             problems += [f"class {c!r} has no patient in {name}" for k, c in enumerate(classes) if k not in indices]
     return split, problems, torn
 
@@ -166,7 +165,8 @@ def _given_split(items: Sequence[Item], problems: list[str]) -> tuple[dict[str, 
     return {patient: min(splits) for patient, splits in splits_of.items()}, torn
 
 
-def _label_indices(label: int | Sequence[float]) -> list[int]:
+def label_indices(label: int | Sequence[float]) -> list[int]:
+    """Indices of an item's classes."""
     return [label] if isinstance(label, int) else [k for k, present in enumerate(label) if present]
 
 

@@ -1,13 +1,14 @@
-"""Tables of scans or images and their labels as datalists, split by patient."""
+"""CSV tables, folders and files as datalists: labeled ones split by patient, others to be classified."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import csv
+from collections.abc import Callable, Iterable, Sequence
 from os import PathLike
 from pathlib import Path
 
-from monai_pipelines.data.finding import find_inputs, read_rows
-from monai_pipelines.data.split import Cohort, Item, Listing, split_listing
+from monai_pipelines.data.split import Cohort, Item, Listing, label_indices, split_listing
+from monai_pipelines.errors import CohortError
 
 VOLUMES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 SIDECARS = (".csv", ".tsv", ".txt", ".json", ".yaml", ".md", ".raw", ".zraw", ".raw.gz")
@@ -60,30 +61,46 @@ def list_table(
         labels = {name for row in rows for name in _label_names(row["label"], multilabel)}
         classes = sorted(labels, key=lambda name: (len(name) if name.isdecimal() else 0, name))
     problems: list[str] = []
+    items: list[Item] = []
     folder, names = Path(table).parent, list(classes)
-    items = [item for row in rows if (item := _item(row, folder, names, multilabel, is_optional, problems)) is not None]
+    for row in rows:
+        where, image = f"line {row.pop('line')}", row["image"].strip()
+        wrong = []
+        if not image:
+            wrong.append(f"{where}: no image")
+        elif not (folder / image).exists() and not (is_optional and is_optional(image)):
+            wrong.append(f"{where}: {image}: no such file or folder")
+        indices = []
+        for name in _label_names(row["label"], multilabel):
+            if name in names:
+                indices.append(names.index(name))
+            elif name.isdecimal() and int(name) < len(names):
+                indices.append(int(name))
+            else:
+                problem = f"unknown label {name!r}" if name else "no label"
+                wanted = f"wanted one of {', '.join(names)} or 0 to {len(names) - 1}"
+                wrong.append(f"{where}: {image}: {problem}, {wanted}")
+        problems += wrong
+        if not wrong:
+            row["label"] = [float(k in indices) for k in range(len(names))] if multilabel else indices[0]
+            patient = row.get("patient", "").strip() or image
+            items.append({**row, "image": str(folder / image), "name": image, "patient": patient})
     first: dict[str, Item] = {}
     for item in items:
         same = first.setdefault(item["image"], item)
         if same["patient"] != item["patient"]:
             problems.append(f"{item['name']}: listed for patients {same['patient']} and {item['patient']}")
         if same["label"] != item["label"]:
-            labels_text = " and as ".join(_label_text(one["label"], names) for one in (same, item))
-            problems.append(f"{item['name']}: listed as {labels_text}")
+            texts = ("|".join(names[k] for k in label_indices(one["label"])) or NO_FINDING for one in (same, item))
+            problems.append(f"{item['name']}: listed as {' and as '.join(texts)}")
     return Listing(table, items, tuple(classes), problems)
 
 
 def find_scans(source: str | PathLike[str]) -> list[Item]:
-    """Scans to be classified: the ``image`` column of a CSV table, or all scans in a folder.
+    """Scans to be classified: a CSV table's ``image``, all scans in a folder, or one; see `find_inputs`.
 
     In a folder every NIfTI, NRRD and MetaImage file is a scan, and every folder that directly holds other files (but
     notes, tables and the data files of such volumes) is one DICOM series.
-
-    Args:
-        source: a CSV file, a folder, or one scan.
-
-    Returns:
-        a MONAI datalist; see `find_inputs`.
     """
     return find_inputs(source, "scan", "DICOM series folders, NIfTI, NRRD or MetaImage files", _list_scans)
 
@@ -95,44 +112,80 @@ def _list_scans(folder: Path) -> list[Path]:
     return sorted(volumes | series)
 
 
-def _item(
-    row: Item,
-    folder: Path,
-    classes: list[str],
-    multilabel: bool,
-    is_optional: Callable[[str], bool] | None,
-    problems: list[str],
-) -> Item | None:
-    where = f"line {row.pop('line')}"
-    image, label = row["image"].strip(), row["label"].strip()
-    before = len(problems)
-    if not image:
-        problems.append(f"{where}: no image")
-    elif not (folder / image).exists() and not (is_optional and is_optional(image)):
-        problems.append(f"{where}: {image}: no such file or folder")
-    indices = []
-    for name in _label_names(label, multilabel):
-        if name in classes:
-            indices.append(classes.index(name))
-        elif name.isdecimal() and int(name) < len(classes):
-            indices.append(int(name))
-        else:
-            wanted = f"wanted one of {', '.join(classes)} or 0 to {len(classes) - 1}"
-            problem = f"unknown label {name!r}" if name else "no label"
-            problems.append(f"{where}: {image}: {problem}, {wanted}")
-    if len(problems) > before:
-        return None
-    row["label"] = [float(k in indices) for k in range(len(classes))] if multilabel else indices[0]
-    patient = row.get("patient", "").strip() or image
-    return {**row, "image": str(folder / image), "name": image, "patient": patient}
-
-
 def _label_names(label: str, multilabel: bool) -> list[str]:
     names = [name.strip() for name in (label.split("|") if multilabel else [label])]
     return [name for name in names if name not in ("", NO_FINDING)] if multilabel else names
 
 
-def _label_text(label: int | list[float], classes: Sequence[str]) -> str:
-    if isinstance(label, int):
-        return classes[label]
-    return "|".join(c for c, present in zip(classes, label, strict=True) if present) or NO_FINDING
+def find_inputs(
+    source: str | PathLike[str],
+    kind: str,
+    wanted: str,
+    list_folder: Callable[[Path], Iterable[Path]],
+    columns: Sequence[str] = (),
+) -> list[Item]:
+    """The ``image`` column of a CSV table, one file, or the inputs in a folder; a missing file is left to the reader.
+
+    Args:
+        source: a CSV file, a file or a folder.
+        kind: of the input, for messages: "scan", "image", ...
+        wanted: in a folder, for messages.
+        list_folder: gives the inputs in a folder, which may be the folder itself, in order.
+        columns: further columns of a table that are kept where they are not empty.
+
+    Returns:
+        a MONAI datalist: ``image`` (path), ``name`` (relative to the folder, or as the table has it), ``columns``.
+
+    Raises:
+        FileNotFoundError: no such file or folder.
+        CohortError: nothing to classify in it.
+    """
+    path = Path(source)
+    if not path.exists():
+        article = "an" if kind[0] in "aeiou" else "a"
+        raise FileNotFoundError(
+            f"{path}: no such file or folder; wanted a CSV table, a folder of {kind}s, or {article} {kind}"
+        )
+    if path.suffix.lower() == ".csv":
+        return _from_table(path, columns)
+    if path.is_file():
+        return [{"image": str(path), "name": path.name}]
+    inputs = list(list_folder(path))
+    if not inputs:
+        raise CohortError(source, [f"no {kind} in it: wanted {wanted}"])
+    return [
+        {"image": str(p), "name": p.relative_to(path).as_posix() if p != path else path.resolve().name} for p in inputs
+    ]
+
+
+def _from_table(table: Path, columns: Sequence[str]) -> list[Item]:
+    rows = read_rows(table, needed=("image",))
+    missing = [f"line {row['line']}: no image" for row in rows if not row["image"].strip()]
+    if missing:
+        raise CohortError(table, missing)
+    return [
+        {"image": str(table.parent / row["image"].strip()), "name": row["image"].strip()}
+        | {column: row[column].strip() for column in columns if row.get(column, "").strip()}
+        for row in rows
+    ]
+
+
+def read_rows(table: str | PathLike[str], needed: Sequence[str]) -> list[Item]:
+    """The rows of a CSV table as dictionaries, with their ``line``.
+
+    Raises:
+        CohortError: no such table, a ``needed`` column is missing, no row, or more fields than columns.
+    """
+    if not Path(table).is_file():
+        raise CohortError(table, [f"no such table; wanted a CSV with the columns {', '.join(needed)}"])
+    with open(table, newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file, restval="")
+        rows: list[Item] = [{**row, "line": reader.line_num} for row in reader]
+        columns = list(reader.fieldnames or ())
+    problems = [f"no column {c!r}; the table's columns are {', '.join(columns)}" for c in needed if c not in columns]
+    problems += [f"line {r['line']}: more fields than columns (a comma without quotes?)" for r in rows if None in r]
+    if problems:
+        raise CohortError(table, problems)
+    if not rows:
+        raise CohortError(table, ["no row in it"])
+    return rows

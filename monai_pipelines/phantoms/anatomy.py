@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -45,25 +46,18 @@ class Lung(NamedTuple):
         across, along = (x - 48 * (1 - taper)) / half_x, (y + 15 * (1 - taper)) / half_y
         chest = (np.abs(across) ** 2.4 + np.abs(along) ** 2.4) ** (1 / 2.4) - taper
         wave = self.surface(x, y, z)
-        inside = chest * half_y + 1.5 * wave
-        for part in (
+        parts = [
+            chest * half_y + 1.5 * wave,
             self.mediastinum_mm * (1 - 0.45 * np.maximum(y / half_y, 0)) + 3 * wave - x,
             26 - np.sqrt(x**2 + (y + half_y - 12) ** 2),
             -ellipsoid(x, y, z, self.dome_mm, self.dome_half_mm),
             -ellipsoid(x, y, z, self.heart_mm, self.heart_half_mm),
             self.base_mm - z,
-            *self._aorta(x, y, z),
-        ):
-            inside = np.maximum(inside, part)
-        return inside
-
-    def _aorta(self, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, ...]:
-        """The dents of the arch and the descending aorta, in the left lung only."""
-        if self.side > 0:
-            return ()
-        arch = 20 - np.sqrt((x - 18) ** 2 + (y + 15) ** 2 + (z - 71) ** 2)
-        descending = 16 - np.sqrt((x - 22) ** 2 + (y + self.half_mm[1].item() - 32) ** 2) - np.maximum(z - 60, 0)
-        return arch, descending
+        ]
+        if self.side < 0:  # dents of the arch and of the descending aorta
+            parts.append(20 - np.sqrt((x - 18) ** 2 + (y + 15) ** 2 + (z - 71) ** 2))
+            parts.append(16 - np.sqrt((x - 22) ** 2 + (y + half_y - 32) ** 2) - np.maximum(z - 60, 0))
+        return reduce(np.maximum, parts)
 
     def bounds_mm(self) -> tuple[np.ndarray, np.ndarray]:
         """Two corners of a box around the lung."""

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+Box = tuple[slice, slice, slice]
 Implicit = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
@@ -38,14 +39,14 @@ class Canvas:
         self._step_mm, self._origin_mm = np.diag(affine)[:3], affine[:3, 3]
         self.voxel_mm = np.abs(self._step_mm)
 
-    def box(self, low_mm: np.ndarray, high_mm: np.ndarray) -> tuple[slice, slice, slice]:
+    def box(self, low_mm: np.ndarray, high_mm: np.ndarray) -> Box:
         """The voxels around a box in mm, cut at the volume's ends."""
         ends = (np.stack([low_mm, high_mm]) - self._origin_mm) / self._step_mm
         first = np.clip(np.floor(ends.min(axis=0)), 0, self.hu.shape).astype(int)
         stop = np.clip(np.ceil(ends.max(axis=0)) + 1, first, self.hu.shape).astype(int)
         return tuple(map(slice, first, stop))  # type: ignore[return-value]
 
-    def grid(self, box: tuple[slice, slice, slice]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def grid(self, box: Box) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """RAS mm of a box's voxels, three float32 arrays that broadcast to its shape."""
         axes = (
             self._origin_mm[axis] + self._step_mm[axis] * np.arange(box[axis].start, box[axis].stop)
@@ -53,7 +54,7 @@ class Canvas:
         )
         return np.ix_(*(axis.astype(np.float32) for axis in axes))
 
-    def coverage(self, box: tuple[slice, slice, slice], shape: Implicit) -> np.ndarray:
+    def coverage(self, box: Box, shape: Implicit) -> np.ndarray:
         """Share of each voxel of a box that lies in a shape (where `shape` is negative).
 
         The edge is taken as a plane through the voxel: 1/2 - g / sum_i |dg/di|.
@@ -65,7 +66,7 @@ class Canvas:
                 width += np.abs(np.gradient(values, axis=axis))
         return np.clip(0.5 - values / width, 0, 1)
 
-    def paint(self, box: tuple[slice, slice, slice], coverage: np.ndarray, hu: float | np.ndarray) -> None:
+    def paint(self, box: Box, coverage: np.ndarray, hu: float | np.ndarray) -> None:
         """Blend a density into a box."""
         target = self.hu[box]
         target += coverage * (hu - target)
@@ -77,7 +78,7 @@ class Canvas:
         box = self.box(ends.min(axis=0) - reach_mm, ends.max(axis=0) + reach_mm)
         self.paint(box, self.tube_coverage(box, tubes), hu)
 
-    def tube_coverage(self, box: tuple[slice, slice, slice], tubes: Tubes) -> np.ndarray:
+    def tube_coverage(self, box: Box, tubes: Tubes) -> np.ndarray:
         """Share of each voxel of a box that lies in any of many capsules; thin ones keep their cross-section."""
         covered = np.zeros([side.stop - side.start for side in box], dtype=np.float32)
         corner = np.array([side.start for side in box])

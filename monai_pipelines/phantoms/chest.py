@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from monai_pipelines.phantoms.anatomy import Lung, Patient, chain, draw_patient, ellipsoid, join
-from monai_pipelines.phantoms.canvas import Canvas, Implicit, Ripple, Tubes
+from monai_pipelines.phantoms.canvas import Box, Canvas, Implicit, Ripple, Tubes
 from monai_pipelines.phantoms.thorax import paint_body, paint_tissue
 
 FINDINGS = ("opacity", "nodule", "effusion")
@@ -63,7 +63,7 @@ def draw_chest(rng: np.random.Generator, findings: Sequence[str]) -> Chest:
     return Chest(patient, breast_mm, join([tubes for tubes, _ in solid]), hu, deposits)
 
 
-def paint_chest(chest: Chest) -> tuple[Canvas, list[tuple[str, tuple[slice, slice, slice], np.ndarray]]]:
+def paint_chest(chest: Chest) -> tuple[Canvas, list[tuple[str, Box, np.ndarray]]]:
     """The chest in HU without its solid tubes, and for every deposit its kind, its box and the HU it added there."""
     patient = chest.patient
     right = patient.lungs[0]

@@ -1,4 +1,4 @@
-"""Writes a volume as a DICOM CT series."""
+"""Writes DICOM: a volume as a CT series, an X-ray as one image."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import UID, ComputedRadiographyImageStorage, CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from pydicom.valuerep import DSfloat
 
 from monai_pipelines.phantoms.scanners import SCANNERS, Scanner
+from monai_pipelines.phantoms.xray import ChestXray
 
 
 def write_dicom_series(
@@ -72,21 +73,46 @@ def write_dicom_series(
     for index in range(num_slices):
         number = num_slices - index if scanner.head_first else index + 1
         position = lps[:3, :3] @ [0, 0, index] + lps[:3, 3]
-        uid = phantom_uid(patient_id, scan_id, f"slice {index}")
+        uid = _uid(patient_id, scan_id, f"slice {index}")
         header.file_meta.MediaStorageSOPInstanceUID = header.SOPInstanceUID = uid
         header.InstanceNumber = number
-        header.ImagePositionPatient = decimals(position)
-        header.SliceLocation = decimals([position @ axes[:, 2]])[0]
+        header.ImagePositionPatient = [*map(_decimal, position)]
+        header.SliceLocation = _decimal(position @ axes[:, 2])
         header.PixelData = stored[:, :, index].T.tobytes()
         name = hashlib.md5(uid.encode()).hexdigest()[:12] if scanner.hashed_names else f"IM{number:04d}"
         header.save_as(folder / f"{name}{scanner.suffix}", enforce_file_format=True)
     return folder
 
 
+def write_dicom_xray(path: Path, xray: ChestXray, photometric: str, patient_id: str, scan_id: str) -> None:
+    """Write a Computed Radiography object whose window shows the signal from 0 to 1.
+
+    The standard's window runs from (center - 0.5) - (width - 1) / 2 to (center - 0.5) + (width - 1) / 2.
+    """
+    low, high = 800, 3200
+    stored = np.clip(np.rint(low + (high - low) * xray.signal), 0, 4095).astype(np.uint16)
+    center = (low + high) / 2 + 0.5
+    if photometric == "MONOCHROME1":
+        stored, center = 4095 - stored, 4096 - center
+    header = _base_header(ComputedRadiographyImageStorage, patient_id, scan_id, "xray ")
+    uid = _uid(patient_id, scan_id, "xray")
+    header.file_meta.MediaStorageSOPInstanceUID = header.SOPInstanceUID = uid
+    header.ImageType = ["ORIGINAL", "PRIMARY"]
+    header.Modality, header.Manufacturer, header.InstanceNumber = "CR", "Phantom Works", 1
+    header.ViewPosition, header.PatientOrientation = xray.view, ["L", "F"]
+    header.ImagerPixelSpacing = [_decimal(xray.pixel_mm)] * 2
+    header.PhotometricInterpretation = photometric
+    header.Rows, header.Columns = stored.shape
+    header.BitsAllocated, header.BitsStored, header.HighBit, header.PixelRepresentation = 16, 12, 11, 0
+    header.WindowCenter, header.WindowWidth = _decimal(center), _decimal(high - low + 1)
+    header.PixelData = stored.tobytes()
+    header.save_as(path, enforce_file_format=True)
+
+
 def _header(
     shape: tuple[int, ...], axes: np.ndarray, spacing_mm: np.ndarray, scanner: Scanner, patient_id: str, scan_id: str
 ) -> Dataset:
-    header = base_header(CTImageStorage, patient_id, scan_id)
+    header = _base_header(CTImageStorage, patient_id, scan_id)
     header.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
     header.AcquisitionDate, header.AcquisitionTime, header.AcquisitionNumber = "20000101", "120000", 1
     header.Modality = "CT"
@@ -95,12 +121,12 @@ def _header(
     header.KVP = 120
     header.ConvolutionKernel = scanner.kernel.upper()
     header.PatientPosition = "HFS"
-    header.FrameOfReferenceUID = phantom_uid(patient_id, scan_id, "frame")
+    header.FrameOfReferenceUID = _uid(patient_id, scan_id, "frame")
     header.PositionReferenceIndicator = ""
-    header.ImageOrientationPatient = decimals([*axes[:, 0], *axes[:, 1]])
-    header.PixelSpacing = decimals([spacing_mm[1], spacing_mm[0]])
-    header.SliceThickness = decimals([scanner.thickness_mm])[0]
-    header.SpacingBetweenSlices = decimals([spacing_mm[2]])[0]
+    header.ImageOrientationPatient = [*map(_decimal, axes[:, :2].T.flat)]
+    header.PixelSpacing = [*map(_decimal, spacing_mm[1::-1])]
+    header.SliceThickness = _decimal(scanner.thickness_mm)
+    header.SpacingBetweenSlices = _decimal(spacing_mm[2])
     header.PhotometricInterpretation = "MONOCHROME2"
     header.Columns, header.Rows = shape[:2]
     header.BitsAllocated = header.BitsStored = 16
@@ -114,14 +140,14 @@ def _header(
     return header
 
 
-def base_header(sop_class: UID, patient_id: str, scan_id: str, prefix: str = "") -> Dataset:
+def _base_header(sop_class: UID, patient_id: str, scan_id: str, prefix: str = "") -> Dataset:
     """Attributes that all DICOM files of phantoms share; `prefix` starts the sources of the UIDs."""
     header = Dataset()
     header.file_meta = FileMetaDataset()
     header.file_meta.MediaStorageSOPClassUID = header.SOPClassUID = sop_class
     header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    header.StudyInstanceUID = phantom_uid(patient_id, scan_id, f"{prefix}study")
-    header.SeriesInstanceUID = phantom_uid(patient_id, scan_id, f"{prefix}series")
+    header.StudyInstanceUID = _uid(patient_id, scan_id, f"{prefix}study")
+    header.SeriesInstanceUID = _uid(patient_id, scan_id, f"{prefix}series")
     header.StudyDate = header.SeriesDate = header.ContentDate = "20000101"
     header.StudyTime = header.SeriesTime = header.ContentTime = "120000"
     header.AccessionNumber = header.ReferringPhysicianName = header.PatientBirthDate = header.PatientSex = ""
@@ -130,11 +156,10 @@ def base_header(sop_class: UID, patient_id: str, scan_id: str, prefix: str = "")
     return header
 
 
-def decimals(values: np.ndarray | list[float]) -> list[DSfloat]:
-    """Numbers as DICOM decimal strings."""
-    return [DSfloat(float(value), auto_format=True) for value in values]
+def _decimal(value: float) -> DSfloat:
+    return DSfloat(float(value), auto_format=True)
 
 
-def phantom_uid(*sources: str) -> UID:
+def _uid(*sources: str) -> UID:
     """A UID determined by its sources."""
     return generate_uid(entropy_srcs=["monai_pipelines phantom", *sources])

@@ -6,6 +6,8 @@ import numpy as np
 from scipy.ndimage import map_coordinates
 from scipy.spatial import cKDTree
 
+Seed = int | np.random.SeedSequence | np.random.Generator
+
 
 def grid(size: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows and columns of all pixels, float32."""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from monai_pipelines.phantoms.fields import grid, noise, streaks, strokes
+from monai_pipelines.phantoms.fields import Seed, grid, noise, streaks, strokes
 
 BLOOD_OD = np.array([0.22, 0.85, 0.7])
 
@@ -85,7 +85,7 @@ class Eye(NamedTuple):
 
 
 def fundus_photo(
-    seed_or_rng: int | np.random.SeedSequence | np.random.Generator,
+    seed_or_rng: Seed,
     *,
     diseased: bool,
     left: bool = False,

@@ -51,7 +51,6 @@ SCANNERS = (
         "Lumen 64",
         manufacturer="Eastern Phantom",
         fov_mm=410,
-        slice_mm=2.5,
         noise_hu=28,
         kernel="sharp",
         table="flat",

@@ -21,13 +21,7 @@ _SHARPER = [round(min(max(6 * (value - 127.5) + 127.5, 0), 255)) for value in ra
 
 
 def draw_slide(rng: np.random.Generator, layout: SlideLayout, ink: str | None = None) -> Image.Image:
-    """Paint a layout, `CELL_PX` pixels per cell.
-
-    Args:
-        rng: draws stain, textures and dirt.
-        layout: what lies where.
-        ink: color of the pen, from `INKS`; None: no pen.
-    """
+    """Paint a layout, `CELL_PX` pixels per cell, with a pen in one of `INKS`; None: no pen."""
     stain = Stain.draw(rng)
     stain = stain._replace(light=(stain.light + 250) / 2)  # scanners balance white
     textures = _textures(rng, stain, np.unique(layout.kinds).tolist())

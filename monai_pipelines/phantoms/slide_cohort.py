@@ -69,14 +69,11 @@ def write_slides(
     each class has pen marks. The same arguments give the same bytes, for any `num_workers`.
 
     Args:
-        directory: new or empty folder.
+        directory, seed, num_workers, progress: of `write_lung_ct_cohort`.
         num_slides: at least 2.
-        seed: random seed.
         size_mm: width and height of a slide, at least 0.5 each.
         tumour_fraction: range of the tumour's share of the tissue in a positive slide; more where islands would be too
             small to see.
-        num_workers: processes; None: one per core. More than one needs the usual `if __name__ == "__main__"`.
-        progress: show a progress bar.
 
     Returns:
         Path of the table.
@@ -98,21 +95,9 @@ def write_slides(
     if not 0 < tumour_fraction[0] <= tumour_fraction[1] < 1:
         raise ValueError(f"write_slides: tumour_fraction must rise within (0, 1), got {tumour_fraction}")
     folder = new_folder(directory, "write_slides", "slides", "annotations", "masks")
-    plans = _plan(num_slides, seed, tumour_fraction)
-    for _ in draw_all(partial(_write_slide, folder=folder, size_mm=size_mm), plans, num_workers, progress):
-        pass
-    table = folder / "table.csv"
-    rows = [
-        (
-            f"slides/{plan.name}.tif",
-            _LABELS[plan.label],
-            plan.name.replace("slide", "phantom"),
-            f"annotations/{plan.name}.geojson" if plan.label else "",
-        )
-        for plan in plans
-    ]
-    write_csv(table, ["image", "label", "patient", "annotation"], rows)
-    return table
+    plans, write = _plan(num_slides, seed, tumour_fraction), partial(_write_slide, folder=folder, size_mm=size_mm)
+    rows = draw_all(write, plans, num_workers, progress)
+    return write_csv(folder / "table.csv", ["image", "label", "patient", "annotation"], rows)
 
 
 def _plan(num_slides: int, seed: int, tumour_fraction: tuple[float, float]) -> list[_Plan]:
@@ -121,20 +106,15 @@ def _plan(num_slides: int, seed: int, tumour_fraction: tuple[float, float]) -> l
     labels = rng.permutation(np.arange(num_slides) % 2)
     scanners = balanced_kinds(rng, labels, len(_SCANNERS))
     inks = balanced_kinds(rng, labels, len(_INK_KINDS))
+    members = zip(labels.tolist(), scanners, inks, root.spawn(num_slides), strict=True)
     return [
-        _Plan(
-            f"slide-{index:04d}",
-            int(labels[index]),
-            rng.uniform(*tumour_fraction),
-            _SCANNERS[scanners[index]],
-            _INK_KINDS[inks[index]],
-            child,
-        )
-        for index, child in enumerate(root.spawn(num_slides))
+        _Plan(f"slide-{index:04d}", label, rng.uniform(*tumour_fraction), _SCANNERS[scanner], _INK_KINDS[ink], child)
+        for index, (label, scanner, ink, child) in enumerate(members)
     ]
 
 
-def _write_slide(plan: _Plan, folder: Path, size_mm: tuple[float, float]) -> None:
+def _write_slide(plan: _Plan, folder: Path, size_mm: tuple[float, float]) -> tuple[str, str, str, str]:
+    """Returns the slide's row of the table."""
     rng = np.random.default_rng(plan.seed)
     zoom, mpp = plan.scanner.zoom, plan.scanner.mpp
     width, height = (round(1000 * side / mpp / zoom) for side in size_mm)
@@ -144,14 +124,14 @@ def _write_slide(plan: _Plan, folder: Path, size_mm: tuple[float, float]) -> Non
     if zoom > 1:
         drawing = drawing.resize((zoom * width, zoom * height), Image.Resampling.BICUBIC)
     levels = [np.asarray(drawing), *(_shrunk(drawing, times) for times in (4, 16))]
-    file = folder / "slides" / f"{plan.name}.tif"
-    write_pyramid(file, levels, mpp, quality=plan.scanner.quality, subsampling=plan.scanner.subsampling)
+    image, annotation = f"slides/{plan.name}.tif", f"annotations/{plan.name}.geojson" if plan.label else ""
+    write_pyramid(folder / image, levels, mpp, quality=plan.scanner.quality, subsampling=plan.scanner.subsampling)
     gray = np.where(layout.kinds == GLASS, 0, np.where(layout.kinds == TUMOUR, 255, 128)).astype(np.uint8)
     Image.fromarray(gray).save(folder / "masks" / f"{plan.name}.png")
-    if plan.label:
+    if annotation:
         outlines = {"type": "FeatureCollection", "features": _features(layout.kinds == TUMOUR, zoom * CELL_PX)}
-        path = folder / "annotations" / f"{plan.name}.geojson"
-        path.write_text(json.dumps(outlines) + "\n", encoding="utf-8")
+        (folder / annotation).write_text(json.dumps(outlines) + "\n", encoding="utf-8")
+    return image, _LABELS[plan.label], plan.name.replace("slide", "phantom"), annotation
 
 
 def _shrunk(drawing: Image.Image, times: int) -> np.ndarray:
@@ -168,22 +148,15 @@ def _features(tumour: np.ndarray, cell_px: int) -> list[dict[str, object]]:
     rings = [
         cell_px * (approximate_polygon(ring, 0.1)[:, ::-1] - 1.5) for ring in find_contours(field, 0.5) if len(ring) > 4
     ]
-    outer = [ring for ring in rings if _area(ring) > 0]
     holes = [ring for ring in rings if _area(ring) < 0]
-    return [
-        {
-            "type": "Feature",
-            "geometry": {
-                "type": "Polygon",
-                "coordinates": [
-                    np.round(ring, 1).tolist()
-                    for ring in (island, *(hole for hole in holes if points_in_poly(hole[:1], island)[0]))
-                ],
-            },
-            "properties": {"objectType": "annotation", "classification": {"name": "Tumor", "color": [200, 0, 0]}},
-        }
-        for island in outer
-    ]
+    properties = {"objectType": "annotation", "classification": {"name": "Tumor", "color": [200, 0, 0]}}
+    features: list[dict[str, object]] = []
+    for island in rings:
+        if _area(island) > 0:
+            inside = [hole for hole in holes if points_in_poly(hole[:1], island)[0]]
+            polygon = {"type": "Polygon", "coordinates": [np.round(ring, 1).tolist() for ring in (island, *inside)]}
+            features.append({"type": "Feature", "geometry": polygon, "properties": properties})
+    return features
 
 
 def _area(ring: np.ndarray) -> float:

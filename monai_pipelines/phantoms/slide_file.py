@@ -61,29 +61,26 @@ def write_pyramid(
                 sizes.append(file.write(simplejpeg.encode_jpeg(tile, quality, "RGB", _SUBSAMPLINGS[subsampling])))
             height, width, _ = pixels.shape
             per_cm = 1e4 / mpp * width / levels[0].shape[1]
-            link = _write_directory(
-                file,
-                link,
-                [
-                    (254, _LONG, [int(number > 0)]),  # NewSubfileType: reduced
-                    (256, _LONG, [width]),
-                    (257, _LONG, [height]),
-                    (258, _SHORT, [8, 8, 8]),  # BitsPerSample
-                    (259, _SHORT, [7]),  # Compression: JPEG
-                    (262, _SHORT, [6]),  # PhotometricInterpretation: YCbCr
-                    (277, _SHORT, [3]),  # SamplesPerPixel
-                    (282, _RATIONAL, [round(1000 * per_cm), 1000]),  # XResolution
-                    (283, _RATIONAL, [round(1000 * per_cm), 1000]),
-                    (284, _SHORT, [1]),  # PlanarConfiguration: interleaved
-                    (296, _SHORT, [3]),  # ResolutionUnit: centimeter
-                    (322, _LONG, [tile_px]),
-                    (323, _LONG, [tile_px]),
-                    (324, _LONG, offsets),
-                    (325, _LONG, sizes),
-                    (530, _SHORT, list(subsampling)),
-                    (532, _RATIONAL, [0, 1, 255, 1, 128, 1, 255, 1, 128, 1, 255, 1]),  # ReferenceBlackWhite
-                ],
-            )
+            tags = [
+                (254, _LONG, [int(number > 0)]),  # NewSubfileType: reduced
+                (256, _LONG, [width]),
+                (257, _LONG, [height]),
+                (258, _SHORT, [8, 8, 8]),  # BitsPerSample
+                (259, _SHORT, [7]),  # Compression: JPEG
+                (262, _SHORT, [6]),  # PhotometricInterpretation: YCbCr
+                (277, _SHORT, [3]),  # SamplesPerPixel
+                (282, _RATIONAL, [round(1000 * per_cm), 1000]),  # XResolution
+                (283, _RATIONAL, [round(1000 * per_cm), 1000]),
+                (284, _SHORT, [1]),  # PlanarConfiguration: interleaved
+                (296, _SHORT, [3]),  # ResolutionUnit: centimeter
+                (322, _LONG, [tile_px]),
+                (323, _LONG, [tile_px]),
+                (324, _LONG, offsets),
+                (325, _LONG, sizes),
+                (530, _SHORT, list(subsampling)),
+                (532, _RATIONAL, [0, 1, 255, 1, 128, 1, 255, 1, 128, 1, 255, 1]),  # ReferenceBlackWhite
+            ]
+            link = _write_directory(file, link, tags)
 
 
 def _tiles(pixels: np.ndarray, tile_px: int) -> Iterator[np.ndarray]:

@@ -43,7 +43,17 @@ def draw_layout(
         tumour: the islands are of tumour.
         pen: with pen strokes on the glass.
     """
-    return _Drawing(rng, shape).draw(tumour_fraction, tumour, pen)
+    drawing = _Drawing(rng, shape)
+    centers, pieces = drawing.pieces(int(rng.integers(2, 5)), rng.uniform(0.28, 0.4))
+    for number in range(len(centers)):
+        drawing.layers(pieces == number)
+    tissue = drawing.kinds != GLASS
+    drawing.spread(LYMPHOCYTES, np.isin(drawing.kinds, (STROMA, MUCOSA)), rng.uniform(0, 0.12), 90)
+    drawing.spread(DEBRIS, tissue, rng.uniform(0, 0.05), 110)
+    drawing.spread(GLASS, tissue, rng.uniform(0, 0.025), 70)
+    islands = drawing.islands(tumour_fraction * (drawing.kinds != GLASS).sum(), tumour)
+    strokes = drawing.pen(centers, tissue, islands) if pen else np.zeros(shape, dtype=bool)
+    return SlideLayout(drawing.kinds, strokes)
 
 
 class _Drawing:
@@ -59,20 +69,7 @@ class _Drawing:
         height, width = self.shape
         return noise(self.rng, max(self.shape), length_um / STEP_UM)[:height, :width]
 
-    def draw(self, tumour_fraction: float, tumour: bool, pen: bool) -> SlideLayout:
-        rng = self.rng
-        centers, pieces = self._pieces(int(rng.integers(2, 5)), rng.uniform(0.28, 0.4))
-        for number in range(len(centers)):
-            self._layers(pieces == number)
-        tissue = self.kinds != GLASS
-        self._spread(LYMPHOCYTES, np.isin(self.kinds, (STROMA, MUCOSA)), rng.uniform(0, 0.12), 90)
-        self._spread(DEBRIS, tissue, rng.uniform(0, 0.05), 110)
-        self._spread(GLASS, tissue, rng.uniform(0, 0.025), 70)
-        islands = self._islands(tumour_fraction * (self.kinds != GLASS).sum(), tumour)
-        strokes = self._pen(centers, tissue, islands) if pen else np.zeros(self.shape, dtype=bool)
-        return SlideLayout(self.kinds, strokes)
-
-    def _pieces(self, count: int, share: float) -> tuple[np.ndarray, np.ndarray]:
+    def pieces(self, count: int, share: float) -> tuple[np.ndarray, np.ndarray]:
         """Centers (count, 2), and for every cell the number of its piece, -1 on glass."""
         rng, extent = self.rng, np.array(self.shape)
         tries = rng.uniform(0.24, 0.76, (80, count, 2)) * extent
@@ -101,7 +98,7 @@ class _Drawing:
         second = down * np.cos(angle) - along * np.sin(angle)
         return np.hypot(first / np.sqrt(stretch), second * np.sqrt(stretch))
 
-    def _layers(self, piece: np.ndarray) -> None:
+    def layers(self, piece: np.ndarray) -> None:
         """Mucosa, stroma, muscle and fat in layers, as in the wall of the bowel; some pieces lack some."""
         if not piece.any():
             return
@@ -114,12 +111,12 @@ class _Drawing:
         layers = order[np.searchsorted(cuts, depth + 12 / STEP_UM * self.noise(24))]
         self.kinds[piece] = layers[piece]
 
-    def _spread(self, kind: int, where: np.ndarray, share: float, length_um: float) -> None:
+    def spread(self, kind: int, where: np.ndarray, share: float, length_um: float) -> None:
         """Spots of a kind."""
         spots = self.noise(length_um) + 0.25 * self.noise(length_um / 4)
         self.kinds[_lowest(spots, where, share * where.sum())] = kind
 
-    def _islands(self, area: float, tumour: bool) -> np.ndarray:
+    def islands(self, area: float, tumour: bool) -> np.ndarray:
         """Islands of a total area, tiny and large; returns their cells."""
         rng = self.rng
         count = 1 + rng.poisson(1.6)
@@ -135,7 +132,7 @@ class _Drawing:
             islands |= island
         return islands
 
-    def _pen(self, centers: np.ndarray, tissue: np.ndarray, islands: np.ndarray) -> np.ndarray:
+    def pen(self, centers: np.ndarray, tissue: np.ndarray, islands: np.ndarray) -> np.ndarray:
         """A stroke around a piece, or part of it; of several the one that hides least."""
         strokes = [self._stroke(centers) for _ in range(6)]
         hidden = [4 * (stroke & islands).sum() + (stroke & tissue).sum() for stroke in strokes]

@@ -9,10 +9,9 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from monai_pipelines.phantoms.anatomy import Lesion, Lung, Patient, Spot, draw_patient, ellipsoid
-from monai_pipelines.phantoms.canvas import Canvas
+from monai_pipelines.phantoms.canvas import Box, Canvas
+from monai_pipelines.phantoms.fields import Seed
 from monai_pipelines.phantoms.scanners import SCANNERS, Scanner
-
-Box = tuple[slice, slice, slice]
 
 
 @dataclass(frozen=True)
@@ -24,18 +23,16 @@ class ThoraxScan:
         affine: (4, 4) float64, voxel indices -> RAS mm.
         lungs: (X, Y, Z) bool, the lungs with everything in them.
         lesions: none in a healthy scan.
-        scanner: that made the scan.
     """
 
     hu: np.ndarray
     affine: np.ndarray
     lungs: np.ndarray
     lesions: list[Lesion]
-    scanner: Scanner
 
 
 def thorax_phantom(
-    seed_or_rng: int | np.random.SeedSequence | np.random.Generator,
+    seed_or_rng: Seed,
     *,
     diseased: bool,
     matrix: int = 256,
@@ -104,7 +101,7 @@ def scan_patient(
     if scanner.outside_hu is not None:
         from_center = np.arange(matrix) - (matrix - 1) / 2
         hu[np.hypot(*np.ix_(from_center, from_center)) > matrix / 2] = scanner.outside_hu
-    return ThoraxScan(hu, affine, lungs, [spot.lesion for spot in patient.spots], scanner)
+    return ThoraxScan(hu, affine, lungs, [spot.lesion for spot in patient.spots])
 
 
 def _reconstruct(volume: np.ndarray, scanner: Scanner) -> np.ndarray:

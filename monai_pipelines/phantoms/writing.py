@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from multiprocessing import get_context
 from os import PathLike
@@ -41,16 +41,13 @@ def balanced_kinds(rng: np.random.Generator, labels: np.ndarray, num_kinds: int)
 
 def draw_all(
     draw: Callable[[Plan], Result], plans: Sequence[Plan], num_workers: int | None, progress: bool
-) -> Iterator[Result]:
+) -> list[Result]:
     """Results of `draw` in the order of the plans, drawn in `num_workers` processes (None: one per core)."""
     draw = partial(_on_one_thread, draw)
     workers = min(num_workers or os.cpu_count() or 1, len(plans))
-    with ExitStack() as stack:
-        results: Iterable[Result] = map(draw, plans)
-        if workers > 1:
-            pool: Executor = stack.enter_context(ProcessPoolExecutor(workers, mp_context=get_context("spawn")))
-            results = pool.map(draw, plans, chunksize=1)
-        yield from track(results, "Drawing phantoms", total=len(plans), disable=not progress)
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if workers > 1 else nullcontext() as pool:
+        results = pool.map(draw, plans) if pool else map(draw, plans)
+        return list(track(results, "Drawing phantoms", total=len(plans), disable=not progress))
 
 
 def _on_one_thread(draw: Callable[[Plan], Result], plan: Plan) -> Result:
@@ -61,7 +58,8 @@ def _on_one_thread(draw: Callable[[Plan], Result], plan: Plan) -> Result:
         return draw(plan)
 
 
-def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a table, the same bytes on every system."""
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
+    """Write a table, the same bytes on every system; returns its path."""
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([header, *rows])
+    return path

@@ -11,6 +11,7 @@ from scipy.ndimage import gaussian_filter, rotate
 
 from monai_pipelines.phantoms.canvas import Tubes
 from monai_pipelines.phantoms.chest import FINDINGS, Chest, draw_chest, paint_chest
+from monai_pipelines.phantoms.fields import Seed
 
 MU_WATER_PER_MM = 0.02
 LETTERS = {"R": ("1110", "1001", "1110", "1010", "1001"), "L": ("1000", "1000", "1000", "1000", "1111")}
@@ -115,9 +116,7 @@ def _hat(places: np.ndarray, size: int) -> np.ndarray:
     return np.maximum(1 - np.abs(np.arange(size)[:, None] - places) / step, 0).astype(np.float32)
 
 
-def chest_xray(
-    seed_or_rng: int | np.random.SeedSequence | np.random.Generator, findings: Sequence[str] = (), size: int = 256
-) -> ChestXray:
+def chest_xray(seed_or_rng: Seed, findings: Sequence[str] = (), size: int = 256) -> ChestXray:
     """Draw one patient and X-ray it.
 
     The line integrals of mu = 0.02/mm (1 + HU / 1000) give exp(-integral) at the detector, plus scatter, blur and

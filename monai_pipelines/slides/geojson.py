@@ -84,23 +84,13 @@ def write_geojson(
     if {*lengths.values()} != {len(corners)}:
         got = ", ".join(f"{length} of {name}" for name, length in lengths.items())
         raise ValueError(f"write_geojson: wanted values and colors for {len(corners)} tiles, got {got}")
-    side = level0_px
-    features = [
-        {
-            "type": "Feature",
-            "geometry": {
-                "type": "Polygon",
-                "coordinates": [[[x, y], [x + side, y], [x + side, y + side], [x, y + side], [x, y]]],
-            },
-            "properties": {
-                "objectType": "tile",
-                "classification": {"name": classification},
-                "color": color,
-                "measurements": {name: float(f"{column[k]:.6g}") for name, column in columns.items()},
-            },
-        }
-        for k, ((x, y), color) in enumerate(zip(corners, colors.tolist(), strict=True))
-    ]
+    features, side = [], level0_px
+    for k, ((x, y), color) in enumerate(zip(corners, colors.tolist(), strict=True)):
+        ring = [[x, y], [x + side, y], [x + side, y + side], [x, y + side], [x, y]]
+        properties = {"objectType": "tile", "classification": {"name": classification}, "color": color}
+        properties["measurements"] = {name: float(f"{column[k]:.6g}") for name, column in columns.items()}
+        polygon = {"type": "Polygon", "coordinates": [ring]}
+        features.append({"type": "Feature", "geometry": polygon, "properties": properties})
     text = json.dumps({"type": "FeatureCollection", "features": features}, separators=(",", ":"))
     Path(file).write_text(text + "\n", encoding="utf-8")
 
@@ -109,9 +99,7 @@ def _polygons(part: Any) -> Iterator[list[Ring]]:
     if isinstance(part, list):
         for feature in part:
             yield from _polygons(feature)
-        return
-    kind = part["type"]
-    if kind == "FeatureCollection":
+    elif (kind := part["type"]) == "FeatureCollection":
         yield from _polygons(part["features"])
     elif kind == "Feature":
         yield from _polygons(part["geometry"])

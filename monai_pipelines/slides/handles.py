@@ -12,10 +12,7 @@ MAX_OPEN = 8
 
 
 class Handles:
-    """The readers that this process used last; the oldest is dropped, and closes when its last user is done.
-
-    Args:
-        max_open: number of readers that stay open.
+    """The readers that this process used last; beyond `max_open` the oldest is dropped, and closes when unused.
 
     Example:
         >>> handles = Handles(max_open=1)
@@ -33,7 +30,6 @@ class Handles:
         os.register_at_fork(after_in_child=self._forget)
 
     def get(self, key: Any, opener: Callable[[], Any]) -> Any:
-        """The open reader of this key, or a new one."""
         with self._lock:
             if key not in self._open:
                 while len(self._open) >= self.max_open:
@@ -43,12 +39,10 @@ class Handles:
             return self._open[key]
 
     def drop(self, key: Any) -> None:
-        """Drop the reader of this key, if open."""
         with self._lock:
             self._open.pop(key, None)
 
     def clear(self) -> None:
-        """Drop all readers."""
         with self._lock:
             self._open.clear()
 

@@ -1,20 +1,28 @@
-"""Open a slide, or say what is wrong with it."""
+"""Open a slide with its micrometers per pixel, however the file states them, or say what is wrong with it."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from unicodedata import normalize
+from xml.etree import ElementTree
 
 import tifffile
 from openslide import OpenSlide, OpenSlideError
 
 from monai_pipelines.errors import ScanError
 from monai_pipelines.slides.readers import Backend, drop_reader, open_reader, stamp_of
-from monai_pipelines.slides.resolution import check_mpp, mpp_of
 from monai_pipelines.slides.slide import Slide
 
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+PLAUSIBLE_MPP = (0.1, 2.0)  # 100x with oil immersion to 5x
+MAX_ANISOTROPY = 0.01
+UNIT_UM = {"centimeter": 10_000.0, "inch": 25_400.0}
+# OME's default is um; units other than these are ignored
+OME_UNIT_UM = {"nm": 1e-3, "um": 1.0, "\N{GREEK SMALL LETTER MU}m": 1.0, "mm": 1e3}
+WAY_OUT = "set it: knob `slide_mpp` of the chain, or column `mpp` of the table"
 
 
 def open_slide(path: str | os.PathLike[str], mpp: float | None = None) -> Slide:
@@ -93,3 +101,73 @@ def _first_of_series(folder: Path) -> Path:
     if len(series) > 1:
         raise ScanError(folder, f"wanted one DICOM series, found {len(series)}; give each a folder, or name one file")
     return files[0]
+
+
+def check_mpp(mpp: float, name: str = "mpp") -> float:
+    """A caller's resolution in um per pixel, called `name` in the error.
+
+    Raises:
+        ValueError: no scanner has it.
+    """
+    if not PLAUSIBLE_MPP[0] <= mpp <= PLAUSIBLE_MPP[1]:
+        raise ValueError(f"{name} must lie in {PLAUSIBLE_MPP[0]}..{PLAUSIBLE_MPP[1]:g} um per pixel, got {mpp}")
+    return float(mpp)
+
+
+def mpp_of(path: str | os.PathLike[str], properties: Mapping[str, str]) -> float:
+    """Micrometers per pixel at level 0, from the scanner's metadata or a TIFF's resolution tags.
+
+    Args:
+        path: of the slide, for the error.
+        properties: OpenSlide's names: ``openslide.mpp-x``, ``openslide.mpp-y``, else ``tiff.XResolution``,
+            ``tiff.YResolution`` in pixels per ``tiff.ResolutionUnit`` ("centimeter" or "inch"); before these the
+            OME-XML in ``tiff.ImageDescription``.
+
+    Raises:
+        ScanError: no resolution, no plausible one (0.1 to 2), or pixels more than 1 % from square.
+    """
+    implausible = []
+    for x, y, name in _stated(properties):
+        if not (x and y):
+            continue
+        if not all(PLAUSIBLE_MPP[0] <= mpp <= PLAUSIBLE_MPP[1] for mpp in (x, y)):
+            implausible.append(f"{name} of {x:.4g}")
+            continue
+        if abs(x - y) > MAX_ANISOTROPY * max(x, y):
+            raise ScanError(
+                path,
+                f"wanted square pixels, got {x:.4g} x {y:.4g} um ({name}); make them square, or where the file is "
+                f"wrong {WAY_OUT}",
+            )
+        return (x + y) / 2
+    raise ScanError(
+        path,
+        f"wanted a resolution of {PLAUSIBLE_MPP[0]} to {PLAUSIBLE_MPP[1]:g} um per pixel, got "
+        f"{' and '.join(implausible) or 'none'}; {WAY_OUT}",
+    )
+
+
+def _stated(properties: Mapping[str, str]) -> Iterator[tuple[float, float, str]]:
+    """Um per pixel in x and y, 0 if missing, and what states them."""
+    yield _number(properties.get("openslide.mpp-x")), _number(properties.get("openslide.mpp-y")), "mpp"
+    attributes: Mapping[str, str] = {}  # of OME's first image
+    with suppress(ElementTree.ParseError):
+        root = ElementTree.fromstring(properties.get("tiff.ImageDescription", ""))
+        attributes = next((element.attrib for element in root.iterfind(".//{*}Pixels")), {})
+    x, y = (
+        _number(attributes.get(size)) * OME_UNIT_UM.get(normalize("NFKC", attributes.get(f"{size}Unit", "um")), 0)
+        for size in ("PhysicalSizeX", "PhysicalSizeY")
+    )
+    yield x, y, "OME's physical size"
+    unit_um = UNIT_UM.get(properties.get("tiff.ResolutionUnit", ""), 0.0)
+    x, y = (_number(properties.get(f"tiff.{axis}Resolution")) for axis in "XY")
+    yield unit_um / x if x else 0.0, unit_um / y if y else 0.0, "TIFF resolution"
+
+
+def _number(text: str | None) -> float:
+    """0 if missing or invalid."""
+    try:
+        number = float(text or 0)
+    except ValueError:
+        return 0.0
+    return number if 0 < number < float("inf") else 0.0

@@ -20,15 +20,13 @@ from PIL import Image
 from monai_pipelines.errors import ScanError
 from monai_pipelines.slides.geometry import whole_downsamples
 from monai_pipelines.slides.handles import HANDLES
-from monai_pipelines.slides.jpeg import RGB, JpegSegments, is_plain_jpeg
-from monai_pipelines.slides.segments import Segments, check_side
+from monai_pipelines.slides.segments import INTERLEAVED, RGB, JpegSegments, Segments, check_side, is_plain_jpeg
 
 Backend = Literal["openslide", "tifffile"]
 Stamp = tuple[int, int]  # bytes, and nanoseconds of the last change
 PLAIN_TIFF = ("aperio", "generic-tiff")  # vendors with a page for each level, of tiles that do not overlap
 GRAY = (0, 1)  # TIFF photometric interpretation
 LOSSLESS = (1, 5, 8, 32773, 32946)  # TIFF compression: none, LZW, deflate, PackBits, deflate
-INTERLEAVED = 1  # TIFF planar configuration
 PREMULTIPLIED, STRAIGHT = 1, 2  # TIFF extra samples: two kinds of alpha
 RAW_ROWS = 64  # read at once
 ICC_PROFILE = 34675  # TIFF tag
@@ -230,12 +228,8 @@ class TiffSegments(Segments):
 
 
 def _is_plain_rgb(page: Any) -> bool:
-    return (
-        page.photometric == RGB
-        and page.dtype == np.uint8
-        and page.planarconfig == INTERLEAVED
-        and page.samplesperpixel >= 3
-    )
+    plain = (RGB, np.uint8, INTERLEAVED)
+    return (page.photometric, page.dtype, page.planarconfig) == plain and page.samplesperpixel >= 3
 
 
 def _segments(path: str, descriptor: int, page: Any, name: str) -> Segments:

@@ -23,8 +23,7 @@ from monai_pipelines.transforms.image2d.resize import ResizeImage, ResizeImaged
 from monai_pipelines.transforms.image2d.retina import CropRetina, CropRetinad
 from monai_pipelines.transforms.image2d.spatial import RandSpatial2D, RandSpatial2Dd
 from monai_pipelines.transforms.image2d.stain import NormalizeStain, NormalizeStaind, RandStain, RandStaind
-from monai_pipelines.transforms.slide.load import LoadSlide, LoadSlided
-from monai_pipelines.transforms.slide.read import ReadTiles, ReadTilesd
+from monai_pipelines.transforms.slide.load import LoadSlide, LoadSlided, ReadTiles, ReadTilesd
 from monai_pipelines.transforms.slide.tiles import RandSampleTiles, RandSampleTilesd, TileSlide, TileSlided
 from monai_pipelines.transforms.slide.tissue import SegmentTissue, SegmentTissued
 

@@ -19,7 +19,7 @@ from monai.utils import set_determinism
 from monai_pipelines.declared import declared_path
 from monai_pipelines.report import rebuild_report
 from monai_pipelines.report.comparison import compare_runs
-from tests.bundles.conftest import CASES, check_metrics
+from tests.bundles.conftest import CASES, check_metrics, demo_of
 
 NAME = "fundus_classification"
 ROOT = declared_path("bundles") / NAME
@@ -35,8 +35,8 @@ def _random_again(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return CASES[NAME].make(tmp_path_factory.mktemp("fundus") / "data")
+def data() -> Path:
+    return demo_of(NAME).data
 
 
 @pytest.fixture(scope="module")

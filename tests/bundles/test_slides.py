@@ -17,7 +17,7 @@ from monai.utils import set_determinism
 
 from monai_pipelines.declared import declared_path
 from monai_pipelines.runs.command_line import root_cause
-from tests.bundles.conftest import CASES, WEIGHTS, check_metrics
+from tests.bundles.conftest import WEIGHTS, check_metrics, demo_of
 
 NAME = "histology_slide_classification"
 ROOT = declared_path("bundles") / NAME
@@ -26,8 +26,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group(NAME)]
 
 
 @pytest.fixture(scope="module")
-def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return CASES[NAME].make(tmp_path_factory.mktemp("slides") / "data")
+def slides() -> Path:
+    return demo_of(NAME).data
 
 
 @pytest.fixture(scope="module")

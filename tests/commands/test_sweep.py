@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from monai_pipelines.commands import sweep as sweeping
-from monai_pipelines.commands.sweep import sweep_seeds
+from monai_pipelines.commands.sweep import sweep
 from tests.report.pages import page_of
 
 ARGUMENTS = ["--config_file", "train.yaml", "--dataset_dir", "data"]
@@ -54,8 +54,11 @@ def program(monkeypatch: pytest.MonkeyPatch) -> Program:
     return program
 
 
-def test_every_seed_is_trained_and_evaluated_once(program: Program, tmp_path: Path) -> None:
-    assert sweep_seeds(tmp_path, range(3), ARGUMENTS) == tmp_path / "index.html"
+def test_every_seed_is_trained_and_evaluated_once(
+    program: Program, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep(tmp_path, ARGUMENTS, seeds=3)
+    assert capsys.readouterr().out.splitlines()[-1] == f"wrote {tmp_path / 'index.html'}"
     assert program.started == [(seed, evaluates) for seed in "012" for evaluates in (False, True)]
     page = page_of(tmp_path, "index.html")
     assert page.value("num_seeds") == 3
@@ -65,8 +68,8 @@ def test_every_seed_is_trained_and_evaluated_once(program: Program, tmp_path: Pa
     program.started.clear()
     (tmp_path / "seed-1" / "best.pt").touch()  # trained again
     os.utime(tmp_path / "seed-1" / "metrics.json", (0, 0))
-    sweep_seeds(tmp_path, [0, 1, 2, 7], ARGUMENTS)
-    assert program.started == [(seed, evaluates) for seed in "17" for evaluates in (False, True)]
+    sweep(tmp_path, ARGUMENTS, seeds=4)
+    assert program.started == [(seed, evaluates) for seed in "13" for evaluates in (False, True)]
 
 
 def test_a_seed_that_fails_stops_with_the_end_of_its_log(program: Program, tmp_path: Path) -> None:
@@ -74,7 +77,7 @@ def test_a_seed_that_fails_stops_with_the_end_of_its_log(program: Program, tmp_p
     with pytest.raises(
         RuntimeError, match=r"seed 1: training failed with status 3; end of .*seed-1.log\.txt:\n"
     ) as error:
-        sweep_seeds(tmp_path, range(3), ARGUMENTS)
+        sweep(tmp_path, ARGUMENTS, seeds=3)
     assert str(error.value).endswith("\nout of luck")
     assert len(str(error.value).splitlines()) < 20
     assert program.started == [("0", False), ("0", True), ("1", False)]

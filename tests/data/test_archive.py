@@ -11,8 +11,8 @@ from zipfile import ZIP_DEFLATED, ZIP_LZMA, ZipFile, ZipInfo
 
 import pytest
 
-from monai_pipelines.data import archive as module
-from monai_pipelines.data.archive import unpack
+from monai_pipelines.data import folder as module
+from monai_pipelines.data.folder import unpack
 from monai_pipelines.errors import CohortError
 
 

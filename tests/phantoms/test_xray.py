@@ -13,8 +13,8 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 from monai_pipelines.phantoms import ChestXray, chest_xray, write_chest_xray_cohort
 from monai_pipelines.phantoms.canvas import Tubes
 from monai_pipelines.phantoms.chest import FINDINGS, draw_chest, paint_chest
+from monai_pipelines.phantoms.dicom import write_dicom_xray
 from monai_pipelines.phantoms.xray import Beam
-from monai_pipelines.phantoms.xray_cohort import _write_dicom
 from tests.phantoms.written_files import read_rows
 
 SMALL = {"size": 64, "progress": False}
@@ -166,7 +166,7 @@ def _reference_window(stored: np.ndarray, center: float, width: float) -> np.nda
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
 def test_dicom_shows_the_signal(photometric: str, tmp_path: Path) -> None:
     signal = np.linspace(-0.4, 1.4, 35 * 41, dtype=np.float32).reshape(35, 41)
-    _write_dicom(tmp_path / "a.dcm", ChestXray(signal, "AP", 1.25, []), photometric, "phantom-0007", "1")
+    write_dicom_xray(tmp_path / "a.dcm", ChestXray(signal, "AP", 1.25, []), photometric, "phantom-0007", "1")
     file = pydicom.dcmread(tmp_path / "a.dcm")
     assert (file.Rows, file.Columns, file.BitsStored, file.PixelRepresentation) == (35, 41, 12, 0)
     stored = file.pixel_array

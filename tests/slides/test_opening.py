@@ -17,9 +17,9 @@ import tifffile
 from monai_pipelines.errors import ScanError
 from monai_pipelines.slides import Slide, open_slide
 from monai_pipelines.slides.geometry import fit_tile
-from monai_pipelines.slides.jpeg import JpegSegments
+from monai_pipelines.slides.opening import mpp_of
 from monai_pipelines.slides.readers import open_reader
-from monai_pipelines.slides.resolution import mpp_of
+from monai_pipelines.slides.segments import JpegSegments
 from tests.slides.slide_files import COMPRESSION, JPEG, PHOTOMETRIC, YCBCR, levels, write_lossless, write_slide
 
 OME = '<Image><Pixels SizeX="9" PhysicalSizeX="0.25" PhysicalSizeY="0.25"{}></Pixels></Image>'

@@ -10,10 +10,9 @@ import torch
 from monai.config import KeysCollection
 from torch import Tensor
 
+from monai_pipelines.transforms.image2d.decode import LUMA
 from monai_pipelines.transforms.image2d.normalize import require_unit
 from monai_pipelines.transforms.random import RandImage, RandStepd
-
-GRAY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in Pillow and torchvision
 
 
 class ColorDraw(NamedTuple):
@@ -82,13 +81,9 @@ class RandColor2D(RandImage):
     ) -> None:
         super().__init__()
         self.probs = (brightness_prob, contrast_prob, saturation_prob, hue_prob)
-        ranges = (
-            _range("brightness", brightness, 1, (0, float("inf"))),
-            _range("contrast", contrast, 1, (0, float("inf"))),
-            _range("saturation", saturation, 1, (0, float("inf"))),
-            _range("hue_turns", hue_turns, 0, (-0.5, 0.5)),
-        )
-        self.low, self.high = np.array(ranges).T
+        factors = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
+        ranges = [_range(name, value, 1) for name, value in factors.items()]
+        self.low, self.high = np.array([*ranges, _range("hue_turns", hue_turns, 0)]).T
         for name, prob in zip(ColorDraw._fields, self.probs, strict=True):
             if not 0 <= prob <= 1:
                 raise ValueError(f"RandColor2D: {name.removesuffix('_turns')}_prob must lie in 0..1, got {prob}")
@@ -118,26 +113,25 @@ class RandColor2D(RandImage):
         return out
 
 
-def _range(
-    name: str, value: float | Sequence[float], center: float, bounds: tuple[float, float]
-) -> tuple[float, float]:
-    """``(low, high)`` of a jitter given as one number or as a range."""
+def _range(name: str, value: float | Sequence[float], center: float) -> tuple[float, float]:
+    """``(low, high)`` of factors (center 1) or turns (center 0) given as one number or as a range."""
+    lowest, highest = (0.0, float("inf")) if center else (-0.5, 0.5)
     if isinstance(value, int | float):
         if value < 0:
             raise ValueError(f"RandColor2D: {name} must be 0 or more (it holds for both directions), got {value}")
-        low, high = max(center - value, bounds[0]) if center else center - value, center + value
+        low, high = max(center - value, 0) if center else center - value, center + value
     else:
         if len(value) != 2:
             raise ValueError(f"RandColor2D: {name} must be one number or (low, high), got {list(value)}")
         low, high = value
-    if not bounds[0] <= low <= high <= bounds[1]:
-        raise ValueError(f"RandColor2D: {name} must rise within {bounds[0]}..{bounds[1]}, got {low}..{high}")
+    if not lowest <= low <= high <= highest:
+        raise ValueError(f"RandColor2D: {name} must rise within {lowest:g}..{highest:g}, got {low}..{high}")
     return float(low), float(high)
 
 
 def _gray(images: Tensor) -> Tensor:
     red, green, blue = images.split(1, dim=1)
-    return (red * GRAY[0]).add_(green, alpha=GRAY[1]).add_(blue, alpha=GRAY[2])
+    return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
 
 
 def _turn_hue(images: Tensor, turns: Tensor) -> Tensor:
@@ -162,7 +156,6 @@ class RandColor2Dd(RandStepd):
 
     Args:
         keys: images of the same size.
-        allow_missing_keys: whether a key may be missing.
         knobs: the arguments of `RandColor2D`.
 
     Example:

@@ -24,11 +24,11 @@ from monai_pipelines.errors import ScanError
 
 FileType = Literal["png", "jpeg", "tiff", "dicom", "bmp", "other"]
 MAX_PIXELS = 100_000_000
+LUMA = (0.299, 0.587, 0.114)  # of red, green and blue, ITU-R BT.601, as in Pillow and torchvision
 
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000")
 _FILE_TYPES: dict[str | None, FileType] = {"PNG": "png", "JPEG": "jpeg", "MPO": "jpeg", "TIFF": "tiff", "BMP": "bmp"}
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION = 258, 262, 274  # TIFF tags
-_LUMA = np.array([[0.299], [0.587], [0.114]], np.float32)  # ITU-R BT.601
 _FAILURES = (
     Image.DecompressionBombError, ArithmeticError, AttributeError, EOFError, LookupError, NotImplementedError, OSError,
     RuntimeError, SyntaxError, TypeError, ValueError, struct.error, zlib.error,
@@ -54,16 +54,6 @@ class DecodedImage:
     spacing_mm: tuple[float, float] | None = None
     """Distance between rows and between columns, mm; only from DICOM."""
 
-    @property
-    def height(self) -> int:
-        """Rows."""
-        return self.pixels.shape[0]
-
-    @property
-    def width(self) -> int:
-        """Columns."""
-        return self.pixels.shape[1]
-
 
 def decode_image(path: str | PathLike[str], channels: Literal[1, 3] | None = None) -> DecodedImage:
     """Read an image file of any type into pixels as a viewer shows them.
@@ -88,8 +78,8 @@ def decode_image(path: str | PathLike[str], channels: Literal[1, 3] | None = Non
     Example:
         >>> from pydicom.data import get_testdata_file
         >>> image = decode_image(get_testdata_file("examples_palette.dcm"))
-        >>> image.file_type, image.height, image.width, image.pixels.shape[2]
-        ('dicom', 350, 800, 3)
+        >>> image.file_type, image.pixels.shape
+        ('dicom', (350, 800, 3))
 
     Reference: DICOM PS3.3 C.7.6.3 (image pixel), C.11.1 (modality LUT), C.11.2 (VOI LUT).
     """
@@ -129,7 +119,7 @@ def _with_channels(pixels: NDArray[Any], channels: int | None) -> NDArray[Any]:
         return np.repeat(pixels, 3, axis=2)
     if pixels.dtype == np.uint8:
         return np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
-    return pixels @ _LUMA
+    return pixels @ np.array(LUMA, np.float32)[:, None]
 
 
 def _check_size(path: str | PathLike[str], height: int, width: int) -> None:

@@ -115,19 +115,18 @@ class RandSpatial2D(RandImage):
     ) -> None:
         super().__init__()
         probs: dict[str, Any] = {
-            "flip_prob": flip_prob,
             "rotate90_prob": rotate90_prob,
             "rotation_prob": rotation_prob,
             "scale_prob": scale_prob,
             "shift_prob": shift_prob,
+            "flip_prob": flip_prob,
         }
         for name, prob in probs.items():
             if not 0 <= np.min(prob) <= np.max(prob) <= 1:
                 raise ValueError(f"RandSpatial2D: {name} must lie in 0..1, got {prob}")
             if np.ndim(prob) and name != "flip_prob":
                 raise ValueError(f"RandSpatial2D: {name} must be one number, got {prob}")
-        limits: dict[str, Any] = {"rotation_deg": rotation_deg, "shift": shift}
-        for name, limit in limits.items():
+        for name, limit in (("rotation_deg", rotation_deg), ("shift", shift)):
             if not np.min(limit) >= 0:
                 raise ValueError(f"RandSpatial2D: {name} must be 0 or more (it holds for both directions), got {limit}")
         if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
@@ -138,22 +137,14 @@ class RandSpatial2D(RandImage):
             raise ValueError(f"RandSpatial2D: mode must be one of {', '.join(MODES)}, got {mode!r}")
         if fill not in FILLS and not isinstance(fill, Real):
             raise ValueError(f"RandSpatial2D: fill must be one of {', '.join(FILLS)} or a value, got {fill!r}")
-        self.flip_prob = np.array(ensure_tuple_rep(flip_prob, 2), dtype=float)
+        self.probs = np.hstack([rotate90_prob, rotation_prob, scale_prob, shift_prob, ensure_tuple_rep(flip_prob, 2)])
         self.shift = np.array(ensure_tuple_rep(shift, 2), dtype=float)
         self.rotation_deg, self.scale = float(rotation_deg), (float(scale[0]), float(scale[1]))
-        self.rotate90_prob, self.rotation_prob = rotate90_prob, rotation_prob
-        self.scale_prob, self.shift_prob = scale_prob, shift_prob
         self.crop_size = None if crop_size is None else tuple(crop_size)
         self.mode, self.fill = mode, fill
 
     def _draw(self) -> SpatialDraw2D:
-        turn, rotate, zoom, move, rows, columns = self.R.random_sample(6) < (
-            self.rotate90_prob,
-            self.rotation_prob,
-            self.scale_prob,
-            self.shift_prob,
-            *self.flip_prob,
-        )
+        turn, rotate, zoom, move, rows, columns = self.R.random_sample(6) < self.probs
         quarters, angle, scale, *rest = self.R.random_sample(7)
         shift = self.shift * (2 * np.array(rest[:2]) - 1)
         return SpatialDraw2D(
@@ -179,7 +170,7 @@ class RandSpatial2D(RandImage):
         size = self.crop_size or shape
         if size[0] > shape[0] or size[1] > shape[1]:
             raise ValueError(f"RandSpatial2D: crop_size {size} does not fit in an image of {shape} (pad it first)")
-        if self.rotate90_prob and shape[0] != shape[1]:
+        if self.probs[0] and shape[0] != shape[1]:
             raise ValueError(f"RandSpatial2D: rotate90_prob wants square images, got {shape} (resize, or set it to 0)")
         if size == shape and all(draw.still for draw in draws):
             return self._unit(batch)
@@ -230,7 +221,6 @@ class RandSpatial2Dd(RandStepd):
 
     Args:
         keys: images of the same size.
-        allow_missing_keys: whether a key may be missing.
         knobs: the arguments of `RandSpatial2D`.
 
     Example:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from monai_pipelines.transforms.slide.load import LoadSlide, LoadSlided
-from monai_pipelines.transforms.slide.read import ReadTiles, ReadTilesd
+from monai_pipelines.transforms.slide.load import LoadSlide, LoadSlided, ReadTiles, ReadTilesd
 from monai_pipelines.transforms.slide.tiles import RandSampleTiles, RandSampleTilesd, TileSlide, TileSlided
 from monai_pipelines.transforms.slide.tissue import SegmentTissue, SegmentTissued
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
-from typing import Any
-
 import numpy as np
 from monai.config import KeysCollection, NdarrayOrTensor
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, RandomizableTransform, Transform
+from monai.transforms import RandomizableTransform, Transform
 from monai.utils import convert_to_tensor
 from numpy.typing import NDArray
 
@@ -142,23 +139,17 @@ class TileSlided(EachKeyd):
         super().__init__(keys, TileSlide(mpp, tile_px, overlap, min_tissue), allow_missing_keys, mask_key)
 
 
-class RandSampleTilesd(RandomizableTransform, MapTransform):
+class RandSampleTilesd(RandomizableTransform, EachKeyd):
     """`RandSampleTiles` for dictionaries; each key gets a separate draw."""
 
     def __init__(self, keys: KeysCollection, num_tiles: int | None = None, allow_missing_keys: bool = False) -> None:
-        MapTransform.__init__(self, keys, allow_missing_keys)
-        RandomizableTransform.__init__(self)
         self.sample = RandSampleTiles(num_tiles)
+        EachKeyd.__init__(self, keys, self.sample, allow_missing_keys)
+        RandomizableTransform.__init__(self)
 
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> RandSampleTilesd:
         self.sample.set_random_state(seed, state)
         return self
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        d = dict(data)
-        for key in self.key_iterator(d):
-            d[key] = self.sample(d[key])
-        return d
 
 
 def _fractions(
