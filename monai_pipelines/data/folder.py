@@ -12,7 +12,7 @@ import tempfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path, PurePosixPath
@@ -23,11 +23,11 @@ from monai_pipelines.chains import did_you_mean
 from monai_pipelines.data.split import SPLIT_NAMES, Cohort, Item, Listing, split_listing
 from monai_pipelines.data.table import find_inputs, list_table
 from monai_pipelines.errors import CohortError
+from monai_pipelines.walk import is_clutter, walk_files
 
 logger = logging.getLogger(__name__)
 
 IMAGES = (".png", ".jpg", ".jpeg", ".jpe", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".dcm", ".dicom")
-_CLUTTER = ("thumbs.db", "desktop.ini", "__macosx")
 MAX_RATIO = 200  # images hardly shrink in a zip, zip bombs do
 MIN_BOMB_BYTES = 1 << 30
 _NOT_IN_FILE_NAMES = re.compile(r'[\x00-\x1f\x7f<>:"|?*]')
@@ -199,27 +199,28 @@ def _innermost(path: Path) -> Path:
 
 
 def _folders(path: Path) -> list[Path]:
-    return sorted(p for p in path.iterdir() if p.is_dir() and not _is_clutter(p))
-
-
-def _files(path: Path) -> Iterator[Path]:
-    for entry in sorted(path.iterdir()):
-        if not _is_clutter(entry):
-            yield from _files(entry) if entry.is_dir() else [entry] * entry.is_file()
+    return sorted(p for p in path.iterdir() if p.is_dir() and not is_clutter(p.name))
 
 
 def _images(path: Path) -> list[Path]:
-    """The images below a folder, sorted; other files are listed in the log."""
-    files = list(_files(path))
-    others = Counter(file.suffix.lower() or "no suffix" for file in files if not file.name.lower().endswith(IMAGES))
+    """The images below a folder, by suffix, or by content where they are DICOM; others are listed in the log."""
+    images, others = [], Counter[str]()
+    for file in walk_files(path):
+        if not file.is_file():
+            others["broken link"] += 1
+        elif file.name.lower().endswith(IMAGES) or _is_dicom(file):
+            images.append(file)
+        else:
+            others[file.suffix.lower() or "no suffix"] += 1
     if others:
         counts = ", ".join(f"{suffix} ({count})" for suffix, count in sorted(others.items()))
         logger.warning("%s: %d files are not images and are ignored: %s", path, others.total(), counts)
-    return [file for file in files if file.name.lower().endswith(IMAGES)]
+    return images
 
 
-def _is_clutter(path: Path) -> bool:
-    return path.name.startswith(".") or path.name.lower() in _CLUTTER
+def _is_dicom(file: Path) -> bool:
+    with file.open("rb") as opened:
+        return opened.read(132)[128:] == b"DICM" and file.name.upper() != "DICOMDIR"
 
 
 def unpack(archive: str | PathLike[str], directory: str | PathLike[str] | None = None) -> Path:

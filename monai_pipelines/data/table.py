@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import csv
+import os
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from os import PathLike
 from pathlib import Path
 
+from monai_pipelines.data.rows import read_rows
 from monai_pipelines.data.split import Cohort, Item, Listing, label_indices, split_listing
 from monai_pipelines.errors import CohortError
+from monai_pipelines.transforms.ct.formats import ITK_SUFFIXES, NIFTI_SUFFIXES
+from monai_pipelines.transforms.ct.series import is_sidecar
+from monai_pipelines.walk import is_text, walk_folders
 
-VOLUMES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
-SIDECARS = (".csv", ".tsv", ".txt", ".json", ".yaml", ".md", ".raw", ".zraw", ".raw.gz")
+VOLUMES = (*NIFTI_SUFFIXES, *ITK_SUFFIXES)
 NO_FINDING = "No Finding"
 
 
@@ -62,13 +66,14 @@ def list_table(
         classes = sorted(labels, key=lambda name: (len(name) if name.isdecimal() else 0, name))
     problems: list[str] = []
     items: list[Item] = []
+    lines: list[str] = []
     folder, names = Path(table).parent, list(classes)
     for row in rows:
         where, image = f"line {row.pop('line')}", row["image"].strip()
         wrong = []
         if not image:
             wrong.append(f"{where}: no image")
-        elif not (folder / image).exists() and not (is_optional and is_optional(image)):
+        elif not (path := _on_disk(folder, image)).exists() and not (is_optional and is_optional(image)):
             wrong.append(f"{where}: {image}: no such file or folder")
         indices = []
         for name in _label_names(row["label"], multilabel):
@@ -84,10 +89,17 @@ def list_table(
         if not wrong:
             row["label"] = [float(k in indices) for k in range(len(names))] if multilabel else indices[0]
             patient = row.get("patient", "").strip() or image
-            items.append({**row, "image": str(folder / image), "name": image, "patient": patient})
-    first: dict[str, Item] = {}
-    for item in items:
-        same = first.setdefault(item["image"], item)
+            items.append({**row, "image": str(path), "name": image, "patient": patient})
+            lines.append(where)
+    first: dict[str, int] = {}
+    for index, item in enumerate(items):
+        earlier = first.setdefault(os.path.realpath(item["image"]), index)
+        same = items[earlier]
+        if earlier == index:
+            continue
+        if (same["patient"], same["label"]) == (item["patient"], item["label"]):
+            also = "" if same["name"] == item["name"] else f", there as {same['name']}"
+            problems.append(f"{lines[index]}: {item['name']}: already in {lines[earlier]}{also}; remove one row")
         if same["patient"] != item["patient"]:
             problems.append(f"{item['name']}: listed for patients {same['patient']} and {item['patient']}")
         if same["label"] != item["label"]:
@@ -96,20 +108,33 @@ def list_table(
     return Listing(table, items, tuple(classes), problems)
 
 
+def _on_disk(folder: Path, image: str) -> Path:
+    """The path of a table's ``image``: also with Windows' separators, or in the decomposed form that macOS writes."""
+    path = folder / image
+    if path.exists():
+        return path
+    others = (image.replace("\\", "/"), unicodedata.normalize("NFD", image))
+    return next((folder / other for other in others if (folder / other).exists()), path)
+
+
 def find_scans(source: str | PathLike[str]) -> list[Item]:
     """Scans to be classified: a CSV table's ``image``, all scans in a folder, or one; see `find_inputs`.
 
-    In a folder every NIfTI, NRRD and MetaImage file is a scan, and every folder that directly holds other files (but
-    notes, tables and the data files of such volumes) is one DICOM series.
+    In a folder every NIfTI, NRRD and MetaImage file is a scan, and so is every folder that directly holds DICOM files
+    (or others that may be damaged ones), with all below it. Texts, documents and pictures are left out; links are
+    followed.
     """
     return find_inputs(source, "scan", "DICOM series folders, NIfTI, NRRD or MetaImage files", _list_scans)
 
 
 def _list_scans(folder: Path) -> list[Path]:
-    files = [p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")]
-    volumes = {p for p in files if p.name.lower().endswith(VOLUMES)}
-    series = {p.parent for p in files if p not in volumes and not p.name.lower().endswith(SIDECARS)}
-    return sorted(volumes | series)
+    found = []
+    for place, folders, files in walk_folders(folder):
+        found += [file for file in files if file.name.lower().endswith(VOLUMES)]
+        if any(not is_sidecar(file) and not (file.is_file() and is_text(file)) for file in files):
+            found.append(place)
+            folders.clear()
+    return sorted(found)
 
 
 def _label_names(label: str, multilabel: bool) -> list[str]:
@@ -164,28 +189,7 @@ def _from_table(table: Path, columns: Sequence[str]) -> list[Item]:
     if missing:
         raise CohortError(table, missing)
     return [
-        {"image": str(table.parent / row["image"].strip()), "name": row["image"].strip()}
+        {"image": str(_on_disk(table.parent, row["image"].strip())), "name": row["image"].strip()}
         | {column: row[column].strip() for column in columns if row.get(column, "").strip()}
         for row in rows
     ]
-
-
-def read_rows(table: str | PathLike[str], needed: Sequence[str]) -> list[Item]:
-    """The rows of a CSV table as dictionaries, with their ``line``.
-
-    Raises:
-        CohortError: no such table, a ``needed`` column is missing, no row, or more fields than columns.
-    """
-    if not Path(table).is_file():
-        raise CohortError(table, [f"no such table; wanted a CSV with the columns {', '.join(needed)}"])
-    with open(table, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, restval="")
-        rows: list[Item] = [{**row, "line": reader.line_num} for row in reader]
-        columns = list(reader.fieldnames or ())
-    problems = [f"no column {c!r}; the table's columns are {', '.join(columns)}" for c in needed if c not in columns]
-    problems += [f"line {r['line']}: more fields than columns (a comma without quotes?)" for r in rows if None in r]
-    if problems:
-        raise CohortError(table, problems)
-    if not rows:
-        raise CohortError(table, ["no row in it"])
-    return rows

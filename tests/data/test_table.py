@@ -102,7 +102,7 @@ a,1,p8,train
 @pytest.mark.parametrize(
     ("text", "problems"),
     [
-        ("image;label\na;0\n", ["no column 'image'; the table's columns are image;label", "no column 'label'"]),
+        ("image|label\na|0\n", ["no column 'image'; the table's columns are image|label", "no column 'label'"]),
         ("file,class\na,0\n", ["no column 'image'; the table's columns are file, class", "no column 'label'"]),
         ("image,label\n", ["no row in it"]),
         ("", ["no column 'image'", "no column 'label'"]),

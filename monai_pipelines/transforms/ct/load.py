@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydicom.errors import InvalidDicomError
 
 from monai_pipelines.errors import ScanError
-from monai_pipelines.transforms.ct.files import ITK_SUFFIXES, NIFTI_SUFFIXES, read_itk, read_nifti
+from monai_pipelines.transforms.ct.formats import ITK_SUFFIXES, NIFTI_SUFFIXES, read_itk, read_nifti
 from monai_pipelines.transforms.ct.grid import placed
 from monai_pipelines.transforms.ct.series import Series, Slice, choose_series, find_slices
 from monai_pipelines.transforms.ct.volume import AIR_HU, LPS_TO_RAS, Volume, checked, evenly_spaced, to_int16

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +18,7 @@ from pydicom.uid import UID, CTImageStorage, EnhancedCTImageStorage, LegacyConve
 
 from monai_pipelines.errors import ScanError
 from monai_pipelines.transforms.dicom import Header, read_header
+from monai_pipelines.walk import is_text, walk_files
 
 logger = logging.getLogger(__name__)
 
@@ -32,14 +32,13 @@ TAGS = (
     "SOPInstanceUID", "SpacingBetweenSlices", "TemporalPositionIdentifier", "TriggerTime",
 )  # fmt: skip
 SIDECARS = (".csv", ".tsv", ".txt", ".json", ".yaml", ".md", ".xml", ".html", ".pdf", ".png", ".jpg", ".jpeg", ".raw",
-            ".zraw", ".raw.gz", ".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".zip", "thumbs.db")  # fmt: skip
+            ".zraw", ".raw.gz", ".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".zip")  # fmt: skip
 # Two stacks in one series differ in one of these.
 _STACK_TAGS = (
     "StackID", "TemporalPositionIndex", "TemporalPositionIdentifier", "NominalPercentageOfCardiacPhase", "TriggerTime",
     "AcquisitionNumber", "ConvolutionKernel", "SliceThickness", "FrameType", "ImageType",
 )  # fmt: skip
 _CT_CLASSES = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
-_CLUTTER = ("__macosx", "@eadir")
 _ROUNDING_MM = 0.11  # positions may be rounded to 0.1 mm
 
 
@@ -132,36 +131,19 @@ class Found:
     notes: list[str] = field(default_factory=list)
 
 
-def list_files(folder: Path) -> Iterator[Path]:
-    """Files below a folder, links followed, in order; hidden ones, thumbnails and loops are left out.
-
-    Raises:
-        ScanError: links to files that are not there.
-    """
-    seen, broken = set(), []
-    for place, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        folders[:] = sorted(n for n in folders if not is_clutter(n)) if real not in seen else []
-        if real in seen:
-            continue
-        seen.add(real)
-        for name in sorted(names):
-            file = Path(place, name)
-            if is_clutter(name):
-                continue
-            if file.is_file():
-                yield file
-            elif not name.lower().endswith(SIDECARS):
-                broken.append(file)
+def _files(folder: Path) -> list[Path]:
+    files = list(walk_files(folder))
+    broken = [file for file in files if not file.is_file() and not is_sidecar(file)]
     if broken:
         raise ScanError(
             folder, f"{len(broken)} broken links, such as {broken[0].name}; fetch the data they point to, or mount it"
         )
+    return [file for file in files if file.is_file()]
 
 
-def is_clutter(name: str) -> bool:
-    """Hidden files and folders, and what operating systems and file servers put beside data."""
-    return name.startswith(".") or name.lower() in _CLUTTER
+def is_sidecar(file: Path) -> bool:
+    """Whether a file beside slices is no slice, by its name."""
+    return file.name.lower().endswith(SIDECARS) or file.name.upper() == "DICOMDIR"
 
 
 def find_slices(path: Path) -> Found:
@@ -172,7 +154,7 @@ def find_slices(path: Path) -> Found:
     """
     found = Found(path)
     headers: dict[str, Header] = {}
-    files = list(list_files(path)) if path.is_dir() else [path]
+    files = _files(path) if path.is_dir() else [path]
     if strange := sum(not str(file).isprintable() for file in files):  # undecoded bytes are surrogates
         found.notes.append(f"{strange} names are not UTF-8")
     for file in files:
@@ -181,7 +163,7 @@ def find_slices(path: Path) -> Found:
         except InvalidDicomError:
             if path == file:
                 raise
-            if not file.name.lower().endswith(SIDECARS) and not _is_text(file):
+            if not is_sidecar(file) and not is_text(file):
                 raise ScanError(file, "not DICOM (truncated?); copy it again or remove it") from None
             found.others["file that is not DICOM"] += 1
             continue
@@ -201,13 +183,6 @@ def find_slices(path: Path) -> Found:
         except ScanError as error:
             found.unusable.append((header.text("SeriesInstanceUID"), error))
     return found
-
-
-def _is_text(file: Path) -> bool:
-    """Whether a file is text, such as a README: not a damaged image."""
-    with file.open("rb") as opened:
-        start = opened.read(512)
-    return bool(start) and not re.search(rb"[\x00-\x08\x0e-\x1f]", start)
 
 
 def _other_kind(header: Header) -> str:

@@ -10,18 +10,8 @@ import pytest
 from monai_pipelines.errors import ScanError
 from monai_pipelines.transforms import LoadCT
 from monai_pipelines.transforms.ct.volume import AIR_HU
-from tests.transforms.ct.faults import (
-    AFFINE,
-    DOCUMENT,
-    FAULTS,
-    HU,
-    MARKER,
-    Fault,
-    field_hu,
-    option_text,
-    our_outcome,
-    write_healthy,
-)
+from tests.transforms.ct.faults import DOCUMENT, FAULTS, Fault, option_text, our_outcome
+from tests.transforms.ct.spoiling import AFFINE, HU, MARKER, field_hu, write_healthy
 
 
 def on_healthy_grid(volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,18 +10,17 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from monai.data import MetaTensor
 from monai.transforms import LoadImage
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
-from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, RLELossless
+from pydicom.uid import RLELossless
 from scipy.spatial.transform import Rotation
 
 from monai_pipelines.errors import ScanError
 from monai_pipelines.phantoms import SCANNERS, Scanner, ThoraxScan, thorax_phantom, write_dicom_series
 from monai_pipelines.transforms import LoadCT
 from monai_pipelines.transforms.ct.volume import AIR_HU
-from tests.transforms.ct import faults
+from tests.transforms.ct.comparing import assert_same_scan, itk_affine, reference_sitk
 
 NIBABEL_DATA = Path(nib.__file__).parent / "tests" / "data"
 NUM_PIXEL_BYTES = 48 * 48 * 2
@@ -50,28 +48,6 @@ def rewrite(folder: Path, change: Change) -> None:
         files[file].save_as(file)
 
 
-def assert_same_scan(volume: MetaTensor, hu: np.ndarray, affine: np.ndarray) -> None:
-    """Same values at the same positions, in any order of voxels."""
-    to_other = np.linalg.inv(affine) @ volume.affine.numpy()
-    steps = np.rint(to_other)
-    np.testing.assert_allclose(to_other, steps, atol=1e-3)
-    where = nib.affines.apply_affine(steps, np.stack(np.indices(volume.shape[1:]), -1)).astype(int)
-    assert hu.shape == tuple(np.abs(steps[:3, :3]).astype(int) @ volume.shape[1:])
-    np.testing.assert_array_equal(volume[0].numpy(), np.rint(hu[tuple(np.moveaxis(where, -1, 0))]))
-
-
-def itk_affine(image: sitk.Image) -> np.ndarray:
-    columns = [image.TransformIndexToPhysicalPoint([int(a == b) for b in range(3)]) for a in range(3)]
-    origin = np.array(image.TransformIndexToPhysicalPoint([0, 0, 0]))
-    return LPS @ nib.affines.from_matvec((np.array(columns) - origin).T, origin)
-
-
-def _reference_sitk(folder: Path) -> sitk.Image:
-    reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
-    return reader.Execute()
-
-
 def _reference_pydicom(folder: Path) -> np.ndarray:
     """HU (X, Y, Z) of an axial series, from the feet up: pydicom's pixels, slope and intercept by hand."""
     headers = sorted((pydicom.dcmread(f) for f in folder.iterdir()), key=lambda d: d.ImagePositionPatient[2])
@@ -97,7 +73,7 @@ def test_series_agrees_with_phantom_simpleitk_and_monai(
     assert volume.shape == (1, *scan.hu.shape)
     assert str(volume.dtype) == "torch.int16"
     assert_same_scan(volume, scan.hu, affine)
-    image = _reference_sitk(folder)
+    image = reference_sitk(folder)
     assert_same_scan(volume, sitk.GetArrayFromImage(image).T, itk_affine(image))
     other = LoadImage(reader="PydicomReader", image_only=True, ensure_channel_first=True)(folder)
     assert_same_scan(volume, other[0].numpy(), other.affine.numpy())
@@ -136,7 +112,7 @@ def test_slope_and_intercept_are_per_slice(
     rewrite(series, change)
     volume = LoadCT()(series)
     np.testing.assert_array_equal(volume[0], np.rint(_reference_pydicom(series)))
-    image = sitk.GetArrayFromImage(_reference_sitk(series)).T
+    image = sitk.GetArrayFromImage(reference_sitk(series)).T
     np.testing.assert_allclose(volume[0].numpy(), image, atol=0.51)
 
 
@@ -208,7 +184,7 @@ def test_other_formats_agree_with_their_dicom_source(
 ) -> None:
     folder = write_dicom_series(tmp_path / "scan", scan.hu, place @ scan.affine)
     file = tmp_path / f"scan{suffix}"
-    sitk.WriteImage(_reference_sitk(folder), str(file))
+    sitk.WriteImage(reference_sitk(folder), str(file))
     dicom = LoadCT()(folder)
     assert_same_scan(LoadCT()(file), dicom[0].numpy(), dicom.affine.numpy())
 
@@ -338,67 +314,6 @@ def test_slices_that_are_not_ct(series: Path, change: Change, reason: str) -> No
 def test_slices_that_differ(series: Path, name: str, value: object, reason: str) -> None:
     rewrite(series, one(name, value))
     assert reason in refused(series)
-
-
-def test_real_mixed_series(shared_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Two kernels of one study in one folder: one is chosen and the other named; by UID each is read."""
-    folders = [shared_data / "ct" / "A0002" / name for name in ("series-2", "series-3")]
-    for folder in folders:
-        for file in folder.iterdir():
-            shutil.copy(file, tmp_path / f"{folder.name}_{file.name}")
-    chosen = LoadCT()(tmp_path)
-    pattern = r"series (\d+) \(30 slices every 8 mm, kernel (\w+)\) chosen, not series (\d+) \(30 slices every 8 mm, .*"
-    number, kernel, other = re.fullmatch(pattern, chosen.meta["verdict"]).groups()
-    assert number != other
-    assert chosen.meta["verdict"] in caplog.text
-    with pytest.raises(ScanError, match=r"2 series: series .*; choose one by number, UID or description"):
-        LoadCT(series="error")(tmp_path)
-    found = []
-    for folder in folders:
-        header = pydicom.dcmread(next(folder.iterdir()))
-        image = _reference_sitk(folder)
-        wanted = sitk.GetArrayFromImage(image).T
-        for policy in (header.SeriesInstanceUID, int(header.SeriesNumber)):
-            volume = LoadCT(series=policy)(tmp_path)
-            assert_same_scan(volume, wanted, itk_affine(image))
-        found.append(np.array_equal(volume, chosen))
-        assert found[-1] == (str(header.SeriesNumber) == number)
-        assert not found[-1] or header.ConvolutionKernel == kernel
-    assert sum(found) == 1
-
-
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        faults.enhanced(),
-        faults.enhanced(syntax=RLELossless),
-        faults.compress(RLELossless),
-        faults.compress(JPEGLosslessSV1, "JPEG"),
-        faults.compress(JPEG2000Lossless, "JPEG2000"),
-        faults._gzipped,
-        faults._big_endian,
-        faults.edit(faults._overlay_bits),
-        faults.edit(faults._signed_12_bits),
-    ],
-    ids=["enhanced", "enhanced RLE", "RLE", "JPEG", "JPEG 2000", "gzip", "big endian", "overlay", "signed 12 bits"],
-)
-def test_a_real_series_in_other_forms(shared_data: Path, tmp_path: Path, spoil: faults.Spoil) -> None:
-    """Every eighth slice of a real series, its values limited to 12 bits."""
-    folder = tmp_path / "scan"
-    folder.mkdir()
-    headers = [pydicom.dcmread(file) for file in (shared_data / "ct" / "A0001" / "series-2").iterdir()]
-    for index, header in enumerate(sorted(headers, key=lambda h: h.ImagePositionPatient[2])[::8]):
-        hu = header.pixel_array * header.RescaleSlope + header.RescaleIntercept
-        header.PixelData = np.clip(hu + 1024, 0, 2047 + 1024).astype("<u2").tobytes()
-        header.PixelRepresentation, header.BitsStored, header.HighBit = 0, 16, 15
-        header.RescaleIntercept = -1024
-        for name in ("PixelPaddingValue", "SmallestImagePixelValue", "LargestImagePixelValue"):
-            if name in header:
-                delattr(header, name)
-        header.save_as(folder / f"{index:02d}.dcm")
-    healthy = LoadCT()(folder)
-    changed = LoadCT()(spoil(folder) or folder)
-    assert_same_scan(changed, healthy[0].numpy(), healthy.affine.numpy())
 
 
 def test_missing_slice(series: Path) -> None:
