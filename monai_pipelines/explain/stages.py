@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch
 from monai.utils import ensure_tuple_rep
 from torch import Tensor, nn
+
+from monai_pipelines.networks.classifier import evaluating
 
 MIN_CELLS = 7  # along the shortest side: fewer cannot localize anything
 
@@ -44,6 +45,7 @@ def stages(network: nn.Module, image: Tensor) -> list[Stage]:
         in forward order, without those of a single cell.
 
     Example:
+        >>> import torch
         >>> from monai.networks.nets import resnet10
         >>> network = resnet10(spatial_dims=2, n_input_channels=1, conv1_t_stride=2, bias_downsample=False)
         >>> [(stage.name, stage.cells) for stage in stages(network, torch.zeros(1, 1, 64, 64))]
@@ -68,15 +70,12 @@ def stages(network: nn.Module, image: Tensor) -> list[Stage]:
         module.register_forward_hook(lambda m, inputs, output, name=name: visit(name, m, inputs, output))
         for name, module in network.named_modules()
     ]
-    modes = {module: module.training for module in network.modules()}
     try:
-        with torch.no_grad():
-            network.eval()(image)
+        with evaluating(network):
+            network(image)
     finally:
         for hook in hooks:
             hook.remove()
-        for module, mode in modes.items():
-            module.training = mode
     found: list[Stage] = []
     for cells, layers in names.items():
         once = [name for name in layers if calls[name] == 1 and not _contains(name, found)]

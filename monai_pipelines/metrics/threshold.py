@@ -44,8 +44,10 @@ def choose_threshold(prob: ArrayLike, label: ArrayLike, rule: str = "youden") ->
     Reference: Youden, Index for rating diagnostic tests, Cancer, 1950.
     """
     name, target = check_rule(rule)
-    scores, truth = checked_predictions(prob, label, 2 if np.ndim(label) == 1 else None)
+    scores, truth = checked_predictions(prob, label)
     if truth.ndim == 1:
+        if scores.shape[1] != 2:
+            raise ValueError(f"choose_threshold: wanted two classes or multi-label data, got {scores.shape[1]} classes")
         return _best_cut(scores[:, 1], truth, name, target)
     cuts = [_best_cut(score, column, name, target) for score, column in zip(scores.T, truth.T, strict=True)]
     return [0.5 if cut is None else cut for cut in cuts]
