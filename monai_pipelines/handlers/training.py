@@ -26,11 +26,10 @@ class TrainingHandlers:
             and the key metric are.
         output_dir: folder of the run.
         lr_scheduler: of the trainer's optimizer.
-        split: `monai_pipelines.data.Cohort.split_card`, stored with the weights.
         interval: epochs from validation to validation.
-        patience, threshold_by, calibrate: of `Checkpoints`.
         clip_norm: largest norm of the gradient; None does not clip.
         resume: go on from the run's ``last.pt``.
+        options: of `Checkpoints`: ``patience``, ``split``, ``threshold_by``, ``calibrate``.
     """
 
     def __init__(
@@ -38,30 +37,21 @@ class TrainingHandlers:
         validator: Any,
         output_dir: str | PathLike[str],
         lr_scheduler: Any,
-        split: dict[str, Any] | None = None,
         interval: int = 1,
-        patience: int | None = 15,
         clip_norm: float | None = 1.0,
-        threshold_by: str | None = None,
-        calibrate: bool = True,
         resume: bool = False,
+        **options: Any,
     ) -> None:
         history: list[dict[str, Any]] = []
-        model, key_metric = validator.model, validator.key_metric
         self.validator, self.interval = validator, interval
         self.lr_scheduler, self.clip_norm, self.resume = lr_scheduler, clip_norm, resume
-        self.monitor = Monitor(output_dir, validator, model.classes, key_metric, history)
-        self.checkpoints = Checkpoints(
-            *(output_dir, model, validator, lr_scheduler, key_metric, patience, split),
-            threshold_by=threshold_by,
-            calibrate=calibrate,
-            history=history,
-        )
+        self.monitor = Monitor(output_dir, validator, history)
+        self.checkpoints = Checkpoints(output_dir, validator, lr_scheduler, history, **options)
 
     def attach(self, engine: Any) -> None:
         ValidationHandler(self.interval, self.validator).attach(engine)
         bar = ProgressBar(persist=False, ncols=80, disable=None)  # None: no bar where no terminal shows it
-        bar.attach(engine, output_transform=_loss)
+        bar.attach(engine, output_transform=lambda output: {"loss": float(output["loss"].detach())})
         StopOnNaN().attach(engine)
         if self.clip_norm is not None:
             ClipGradients(self.clip_norm).attach(engine)
@@ -78,7 +68,3 @@ class TrainingHandlers:
             self.lr_scheduler.step()
         elif self.validator.state.epoch == engine.state.epoch:
             self.lr_scheduler.step(self.validator.state.metrics["loss"])
-
-
-def _loss(output: dict[str, Any]) -> dict[str, float]:
-    return {"loss": float(output["loss"].detach())}

@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from monai_pipelines.metrics import shortcut_baselines
 from monai_pipelines.report import embedding, evaluation, rebuild_report
 from monai_pipelines.report.evaluation import report_evaluation, write_inference
-from monai_pipelines.runs import Decisions, Member
+from monai_pipelines.runs.trained import Decisions, Member
 from tests.report.pages import page_of
 
 
