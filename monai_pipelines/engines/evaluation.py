@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,20 +12,15 @@ from monai_pipelines.report.evaluation import report_evaluation, write_inference
 
 
 def evaluate(
-    evaluator: TrainedSupervisedEvaluator,
-    datasets: Any,
-    output_dir: str | PathLike[str],
-    title: str,
-    unit: str = "image",
-    key_metric: str = "roc_auc",
-    subgroups: Sequence[str] = (),
+    evaluator: TrainedSupervisedEvaluator, datasets: Any, output_dir: str | PathLike[str], title: str, **options: Any
 ) -> dict[str, Any]:
-    """Run an evaluator over the test data and write the report, see `monai_pipelines.report.report_evaluation`.
+    """Run an evaluator over the test data and write the report, see `report_evaluation`.
 
     Args:
         evaluator: of ``datasets.test``; those of its handlers that have ``results`` and ``pictures`` are reported.
         datasets: ``train``, ``validation`` and ``test``.
-        output_dir, title, unit, key_metric, subgroups: of `report_evaluation`.
+        output_dir, title, options: of `monai_pipelines.report.evaluation.report_evaluation`; of the options ``unit``,
+            ``key_metric`` and ``subgroups``.
 
     Returns:
         the content of ``metrics.json``.
@@ -35,16 +29,10 @@ def evaluate(
     features.attach(evaluator)
     evaluator.run()
     return report_evaluation(
-        output_dir,
-        title,
-        evaluator.trained,
-        evaluator.predictions.rows,
-        datasets,
+        *(output_dir, title, evaluator.trained, evaluator.predictions.rows, datasets),
         features=features.features,
-        unit=unit,
-        key_metric=key_metric,
-        subgroups=subgroups,
         explanations=[handler for handler in evaluator.handlers if hasattr(handler, "pictures")],
+        **options,
     )
 
 

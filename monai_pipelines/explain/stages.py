@@ -62,7 +62,8 @@ def stages(network: nn.Module, image: Tensor) -> list[Stage]:
         cells = tuple(output.shape[2:])
         if cells not in places and hasattr(module, "kernel_size") and tuple(inputs[0].shape[2:]) in places:
             places[cells] = _placed(module, *places[tuple(inputs[0].shape[2:])])
-        if name and (_is_block(module) or type(module).__module__ == "torch.nn.modules.activation"):
+        is_block = next(module.children(), None) is not None
+        if name and (is_block or type(module).__module__ == "torch.nn.modules.activation"):
             calls[name] += 1
             names.setdefault(cells, []).append(name)
 
@@ -78,9 +79,12 @@ def stages(network: nn.Module, image: Tensor) -> list[Stage]:
             hook.remove()
     found: list[Stage] = []
     for cells, layers in names.items():
-        once = [name for name in layers if calls[name] == 1 and not _contains(name, found)]
+        # a module with an earlier stage inside is (most of) the network, not a stage
+        inner = [name for name in layers if not any(stage.name.startswith(f"{name}.") for stage in found)]
+        once = [name for name in inner if calls[name] == 1]
         if once and max(cells) > 1:
-            step, first = places.get(cells) or _even(size, cells)
+            even = tuple(n / c for n, c in zip(size, cells, strict=True))
+            step, first = places.get(cells) or (even, tuple((s - 1) / 2 for s in even))
             found.append(Stage(once[-1], cells, step, first))
     return found
 
@@ -103,15 +107,6 @@ def default_stage(found: Sequence[Stage]) -> Stage:
     return fine[-1] if fine else max(found, key=lambda stage: min(stage.cells))
 
 
-def _is_block(module: nn.Module) -> bool:
-    return next(module.children(), None) is not None
-
-
-def _contains(name: str, found: Sequence[Stage]) -> bool:
-    """Whether a module contains one of the stages: then it is (most of) the network, not a stage."""
-    return any(stage.name.startswith(f"{name}.") for stage in found)
-
-
 def _placed(
     module: Any, step: tuple[float, ...], first: tuple[float, ...]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -127,9 +122,3 @@ def _placed(
         tuple(a * s for a, s in zip(step, stride, strict=True)),
         tuple(a + s * b for a, s, b in zip(first, step, shift, strict=True)),
     )
-
-
-def _even(size: Cells, cells: Cells) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Step and first pixel of cells that divide the image evenly."""
-    step = tuple(n / c for n, c in zip(size, cells, strict=True))
-    return step, tuple((s - 1) / 2 for s in step)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from os import PathLike
@@ -20,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from monai_pipelines.chains import Chain, chain_file, load_chain
+from monai_pipelines.chains import Chain, chain_file, did_you_mean, load_chain
 from monai_pipelines.declared import declared_path, list_declared
 from monai_pipelines.slides import Slide, Tiles
 from monai_pipelines.transforms.slide import ReadTilesd
@@ -33,9 +32,9 @@ def show_one(name: str) -> None:
     """Print knobs, steps and numbers of a chain, or the numbers and chains of a bundle."""
     bundle = Path(name) if (Path(name) / "configs").is_dir() else declared_path("bundles") / name
     if not (bundle / "configs").is_dir():
-        near = difflib.get_close_matches(name, list_declared("bundles"), n=1)
-        if near and not difflib.get_close_matches(name, list_declared("transforms")):
-            raise FileNotFoundError(f"no chain or bundle {name!r} (did you mean {near[0]!r}?)")
+        near = did_you_mean(name, list_declared("bundles"))
+        if near and not did_you_mean(name, list_declared("transforms")):
+            raise FileNotFoundError(f"no chain or bundle {name!r}{near}")
         chain = load_chain(name)
         _print_knobs(chain_file(name), chain.describe()["knobs"])
         _print_steps(chain)

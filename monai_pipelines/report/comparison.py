@@ -178,30 +178,17 @@ def better(name: str, difference: Mapping[str, float]) -> str | None:
     return "b" if (low > 0) != (name in LOWER_IS_BETTER) else "a"
 
 
-def winners(result: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The metrics by which "b" or "a" is better, and those that show "neither"; undefined ones are left out.
-
-    Example:
-        >>> rows = {"roc_auc": {"better": "b", "low": 0.01}, "f1": {"better": None, "low": -0.02}}
-        >>> winners({"unit": "image", "multilabel": False, "metrics": rows})
-        {'b': ['roc_auc'], 'a': [], 'neither': ['f1']}
-    """
-    lists: dict[str, list[str]] = {"b": [], "a": [], "neither": []}
-    for name in compared_metrics(result):
-        row = result["metrics"][name]
-        if row["low"] is not None:
-            lists[row["better"] or "neither"].append(name)
-    return lists
-
-
 def verdict(result: Mapping[str, Any]) -> list[str]:
-    """Sentences that say which model is better, and in which metrics."""
-    rows, names = result["metrics"].values(), compared_metrics(result)
-    if {row[end] for row in rows for end in ("low", "high")} - {None} == {0}:
+    """Sentences that say which model is better, and in which metrics; undefined ones are left out."""
+    rows, names = result["metrics"], compared_metrics(result)
+    if {row[end] for row in rows.values() for end in ("low", "high")} - {None} == {0}:
         return ["A and B make the same predictions."]
-    texts = {"b": "B is better in", "a": "A is better in", "neither": "No difference shown in"}
-    lists = winners(result)
-    return [f"{texts[key]} {'; '.join(names[name][0] for name in found)}." for key, found in lists.items() if found]
+    sentences = []
+    for winner, text in (("b", "B is better in"), ("a", "A is better in"), (None, "No difference shown in")):
+        found = [names[n][0] for n in names if rows[n]["low"] is not None and rows[n]["better"] == winner]
+        if found:
+            sentences.append(f"{text} {'; '.join(found)}.")
+    return sentences
 
 
 def rules_differ(result: Mapping[str, Any]) -> str | None:
@@ -247,9 +234,6 @@ def differences_figure(result: Mapping[str, Any]) -> Figure:
 
     Args:
         result: of :func:`compare_runs`.
-
-    Returns:
-        The figure.
     """
     names = {name: short for name, (short, _) in compared_metrics(result).items() if name != _UNBOUNDED}
     figure = Figure(figsize=(6.6, 1.3 + 0.34 * len(names)), layout="constrained")

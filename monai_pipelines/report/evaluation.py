@@ -6,7 +6,6 @@ import logging
 import re
 import shutil
 from collections.abc import Sequence
-from itertools import zip_longest
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from monai_pipelines.metrics.classification import Threshold
 from monai_pipelines.report.embedding import embed, embedding_figure, principal_components, stratified_indices
 from monai_pipelines.report.figures import png_bytes
 from monai_pipelines.report.page import DPI, Report, write_report
-from monai_pipelines.report.pictures import images_figure
+from monai_pipelines.report.pictures import images_figure, in_turn
 from monai_pipelines.report.predictions import class_name, write_predictions
 from monai_pipelines.report.results import class_table, confident_mistakes
 from monai_pipelines.report.saved import Evaluation, picture
@@ -248,11 +247,7 @@ def _shrunken(image: Any) -> NDArray[np.float32]:
 def _samples(dataset: Any, classes: Sequence[str], num: int) -> Pictures:
     """Drawn from the classes in turn, shown class by class."""
     label = [tuple(np.ravel(item["label"]).tolist()) for item in dataset.data]
-    by_class: dict[tuple[int, ...], list[int]] = {}
-    for index in np.random.default_rng(0).permutation(len(label)).tolist():
-        by_class.setdefault(label[index], []).append(index)
-    in_turn = [i for turn in zip_longest(*by_class.values()) for i in turn if i is not None]
-    chosen = sorted(in_turn[:num], key=label.__getitem__)
+    chosen = in_turn(np.random.default_rng(0).permutation(len(label)).tolist(), label.__getitem__, num)
     named = [class_name(dataset.data[i]["label"], classes, ", ", "none") for i in chosen]
     return [(f"{name}\n{dataset.data[i]['name']}", dataset[i]["image"]) for i, name in zip(chosen, named, strict=True)]
 

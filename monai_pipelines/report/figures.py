@@ -35,9 +35,6 @@ def confusion_figure(
         classes: C class names.
         threshold: see :func:`monai_pipelines.metrics.predicted_classes`.
 
-    Returns:
-        The figure; ``figure.savefig(path)`` writes it.
-
     Example:
         >>> confusion_figure([0, 1, 1], [[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]], ["healthy", "ill"]).axes[0].get_xlabel()
         'Predicted'
@@ -80,9 +77,6 @@ def class_figure(counts: Mapping[str, Mapping[str, int]]) -> Figure:
     Args:
         counts: split -> class name -> number of images.
 
-    Returns:
-        The figure.
-
     Example:
         >>> figure = class_figure({"train": {"healthy": 90, "ill": 10}, "test": {"healthy": 20, "ill": 5}})
         >>> [[int(bar.get_width()) for bar in axes.patches] for axes in figure.axes]
@@ -112,9 +106,6 @@ def history_figure(history: Sequence[Mapping[str, Any]], key_metric: str = "roc_
             ``{"epoch": 1, "lr": 1e-3, "train": {"loss": 0.7, ...}, "val": {...}}``. Missing values are not drawn;
             ``lr``, if present, has a panel.
         key_metric: the validation metric whose best epoch is marked.
-
-    Returns:
-        The figure.
 
     Raises:
         ValueError: no epoch.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,9 +30,6 @@ def images_figure(images: Sequence[Any], titles: Sequence[str], columns: int = 6
             see :func:`slices_figure`.
         titles: one short title per image.
         columns: at most this many.
-
-    Returns:
-        The figure.
 
     Raises:
         ValueError: no images, an unsupported shape, or a wrong number of titles.
@@ -72,6 +70,20 @@ def thumbnail(image: Any, side: int = 192) -> tuple[str, bytes]:
     return kind, buffer.getvalue()
 
 
+def png_pixels(png: bytes) -> NDArray[np.uint8]:
+    """(3, h, w) of a PNG file."""
+    return np.asarray(Image.open(BytesIO(png)).convert("RGB")).transpose(2, 0, 1)
+
+
+def in_turn(items: Iterable[Any], kind: Callable[[Any], Any], num: int) -> list[Any]:
+    """At most `num` items, taken from their kinds in turn, then put together kind by kind."""
+    by_kind: dict[Any, list[Any]] = {}
+    for item in items:
+        by_kind.setdefault(kind(item), []).append(item)
+    turns = [item for turn in zip_longest(*by_kind.values()) for item in turn if item is not None]
+    return sorted(turns[:num], key=kind)
+
+
 def shown_pixels(images: Sequence[Any]) -> list[NDArray[np.uint8]]:
     """Pixels (H, W) or (H, W, 3) that :func:`images_figure` draws."""
     arrays = []
@@ -101,9 +113,6 @@ def slices_figure(images: Sequence[Any], titles: Sequence[str]) -> Figure:
         images: up to 8 volumes (C, X, Y, Z): MetaTensors in RAS with their ``pixdim``, or arrays and tensors of
             isotropic voxels.
         titles: one line for each volume.
-
-    Returns:
-        The figure.
 
     Raises:
         ValueError: no volumes, more than 8, an unsupported shape, or a wrong number of titles.

@@ -124,8 +124,8 @@ def picture(name: str, caption: str, image: Any, side: int = 192) -> dict[str, A
     Args:
         name: of the file; may not identify a patient.
         caption: below the picture.
-        image: 2D (C, H, W), as :func:`monai_pipelines.report.images_figure` takes it, or a volume (C, X, Y, Z), drawn
-            as three slices.
+        image: 2D (C, H, W), as `monai_pipelines.report.pictures.images_figure` takes it, or a volume (C, X, Y, Z),
+            drawn as three slices.
         side: a 2D image's longest side in pixels, at most.
 
     Returns:

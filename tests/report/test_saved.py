@@ -11,7 +11,8 @@ import torch
 from monai.data import MetaTensor
 from PIL import Image
 
-from monai_pipelines.report import Evaluation, embedding_figure, rebuild_report, write_report
+from monai_pipelines.report import Evaluation, rebuild_report, write_report
+from monai_pipelines.report.embedding import embedding_figure
 from monai_pipelines.report.figures import png_bytes
 from monai_pipelines.report.results import class_table
 from monai_pipelines.report.saved import picture
