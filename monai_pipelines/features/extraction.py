@@ -8,7 +8,7 @@ import logging
 import time
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from os import PathLike
@@ -126,7 +126,10 @@ def extract_features(
                         file.unlink(missing_ok=True)
     finally:
         if any(row["status"] != "kept" for row in rows.values()):
-            _write_rows(folder / "features.csv", rows.values())
+            with atomic_write(folder / "features.csv") as part, part.open("w", newline="", encoding="utf-8") as out:
+                writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(rows.values())
     if num_bad := sum(row["status"] == "skipped" for row in rows.values()):
         logger.warning("%d of %d slides skipped: see %s", num_bad, len(rows), folder / "features.csv")
     return [dict(rows[feature_file(folder, item["name"])]) for item in items]
@@ -145,13 +148,6 @@ def _by_file(folder: Path, items: Sequence[Mapping[str, Any]]) -> dict[Path, Map
     if shared:
         raise CohortError(folder, [*shared, "rename the slides"])
     return slides
-
-
-def _write_rows(file: Path, rows: Iterable[Row]) -> None:
-    with atomic_write(file) as part, part.open("w", newline="", encoding="utf-8") as out:
-        writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 class _Origin:

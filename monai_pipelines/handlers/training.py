@@ -1,13 +1,14 @@
-"""The handlers that every training needs, as one entry in a config."""
+"""The handlers that every training needs, as one entry in a config, and experiment tracking."""
 
 from __future__ import annotations
 
+from operator import itemgetter
 from os import PathLike
 from typing import Any
 
 from ignite.engine import Events
 from ignite.handlers import ProgressBar
-from monai.handlers import ValidationHandler
+from monai.handlers import MLFlowHandler, ValidationHandler
 from torch.optim.lr_scheduler import CyclicLR, OneCycleLR, ReduceLROnPlateau
 
 from monai_pipelines.handlers.guards import ClipGradients, StopOnNaN
@@ -68,3 +69,23 @@ class TrainingHandlers:
             self.lr_scheduler.step()
         elif self.validator.state.epoch == engine.state.epoch:
             self.lr_scheduler.step(self.validator.state.metrics["loss"])
+
+
+class TrackTraining(MLFlowHandler):
+    """MONAI's `MLFlowHandler` for a trainer whose output is that of a whole batch, see ``bundles/mlflow.yaml``.
+
+    Metrics are logged as ``train_<name>``, so that they do not mix with those of the validation.
+
+    Args:
+        options: of `MLFlowHandler`.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(output_transform=itemgetter("loss"), epoch_logger=self.log_epoch, **options)
+
+    def log_epoch(self, engine: Any) -> None:
+        """Log the metrics of an epoch; the loss is logged step by step."""
+        run: Any = self.cur_run
+        for name, value in engine.state.metrics.items():
+            if name != "loss":
+                self.client.log_metric(run.info.run_id, f"train_{name}", value, step=engine.state.epoch)

@@ -138,12 +138,7 @@ def _read_run(path: str | PathLike[str]) -> dict[str, Any]:
 
 
 def write_comparison(file: str | PathLike[str], result: Mapping[str, Any]) -> None:
-    """Write the page of a comparison, self-contained.
-
-    Args:
-        file: the page.
-        result: of :func:`compare_runs`.
-    """
+    """Write the page of a comparison, self-contained, from the result of :func:`compare_runs`."""
     page = page_template("comparison.html.j2").render(
         names=compared_metrics(result),
         verdict=verdict(result),
@@ -231,9 +226,6 @@ def differences_figure(result: Mapping[str, Any]) -> Figure:
     """A point with its interval for each metric: right of the line B is better, left of it A.
 
     The sign is flipped where lower is better; log loss, which has no upper bound, is not drawn.
-
-    Args:
-        result: of :func:`compare_runs`.
     """
     names = {name: short for name, (short, _) in compared_metrics(result).items() if name != _UNBOUNDED}
     figure = Figure(figsize=(6.6, 1.3 + 0.34 * len(names)), layout="constrained")

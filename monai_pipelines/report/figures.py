@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from io import BytesIO
@@ -121,7 +120,7 @@ def history_figure(history: Sequence[Mapping[str, Any]], key_metric: str = "roc_
     names = dict.fromkeys((*_PANELS, key_metric))
     curves = {(part, name): _series(history, part, name) for part in ("train", "val") for name in names}
     panels = [name for name in names if np.isfinite([curves["train", name], curves["val", name]]).any()]
-    rate = np.array([_number(row.get("lr")) for row in history])
+    rate = _finite([row.get("lr") for row in history])
     if np.isfinite(rate).any():
         panels.append("lr")
     grid: list[Any] = [panels[i : i + 2] for i in range(0, len(panels), 2)]
@@ -169,11 +168,13 @@ def best_epoch(history: Sequence[Mapping[str, Any]], key_metric: str = "roc_auc"
 
 
 def _series(history: Sequence[Mapping[str, Any]], part: str, name: str) -> np.ndarray:
-    return np.array([_number((row.get(part) or {}).get(name)) for row in history])
+    return _finite([(row.get(part) or {}).get(name) for row in history])
 
 
-def _number(value: float | None) -> float:
-    return float(value) if value is not None and math.isfinite(value) else math.nan
+def _finite(values: Sequence[float | None]) -> np.ndarray:
+    """None and infinite ones as NaN."""
+    numbers = np.array(values, dtype=float)
+    return np.where(np.isfinite(numbers), numbers, np.nan)
 
 
 def plain(text: str, width: int, lines: int = 2) -> str:

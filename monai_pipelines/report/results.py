@@ -23,8 +23,7 @@ from monai_pipelines.metrics import (
     uncertainty,
 )
 from monai_pipelines.metrics.classification import Threshold
-
-Row = Mapping[str, Any]
+from monai_pipelines.report.predictions import Row
 
 MAX_VALUES = 12  # of a subgroup column
 NUM_POINTS = 200  # of a risk-coverage curve, at most

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from os import PathLike
@@ -15,8 +14,6 @@ from monai_pipelines.report.figures import png_bytes
 from monai_pipelines.report.pictures import slices_figure, thumbnail
 from monai_pipelines.report.results import Row, plain_data
 from monai_pipelines.runs.folder import RunFolder
-
-logger = logging.getLogger(__name__)
 
 Pictures = Sequence[Mapping[str, Any]]
 

@@ -217,7 +217,7 @@ def test_items_of_tiles(items: list[Item]) -> None:
 
 
 def test_training_draws_new_tiles_and_evaluation_does_not(cohort: Cohort) -> None:
-    datasets = TileSplits(cohort, small_chain(num_tiles=5))
+    datasets = TileSplits(cohort, chain=small_chain(num_tiles=5))
     first = [item["coords"] for item in datasets.test]
     drawn = {datasets.train[0]["coords"].tobytes() for _ in range(10)}
     assert len(drawn) > 5
