@@ -37,10 +37,6 @@ def evaluate(
 
 
 def predict(evaluator: TrainedSupervisedEvaluator, output_dir: str | PathLike[str]) -> Path:
-    """Run an evaluator over unlabelled data and write ``predictions.csv``, see `write_inference`.
-
-    Returns:
-        the file.
-    """
+    """Run an evaluator over unlabelled data and write ``predictions.csv``, see `write_inference`."""
     evaluator.run()
     return write_inference(output_dir, evaluator.trained, evaluator.predictions.rows, evaluator.dataset)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from monai.utils import ensure_tuple_rep
+import numpy as np
 from torch import Tensor, nn
 
 from monai_pipelines.networks.classifier import evaluating
@@ -111,14 +111,8 @@ def _placed(
     module: Any, step: tuple[float, ...], first: tuple[float, ...]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Step and first pixel of the output cells of a convolution or pooling."""
-    dims = len(step)
     padding = 0 if module.padding == "valid" else module.padding
-    kernel, stride, pad, dilation = (
-        ensure_tuple_rep(value, dims)
-        for value in (module.kernel_size, module.stride, padding, getattr(module, "dilation", 1))
-    )
-    shift = [d * (k - 1) / 2 - p for k, p, d in zip(kernel, pad, dilation, strict=True)]
-    return (
-        tuple(a * s for a, s in zip(step, stride, strict=True)),
-        tuple(a + s * b for a, s, b in zip(first, step, shift, strict=True)),
-    )
+    values = (module.kernel_size, module.stride, padding, getattr(module, "dilation", 1), step, first)
+    kernel, stride, pad, dilation, before, start = map(np.array, values)
+    shift = dilation * (kernel - 1) / 2 - pad
+    return tuple((before * stride).tolist()), tuple((start + before * shift).tolist())

@@ -104,7 +104,7 @@ def extract_features(
     bf16 = precision == "bf16" or (precision == "auto" and fast_bf16(device.type, gradients=False))
     used: Precision = "bf16" if bf16 else "fp32"
     origin = _Origin(chain, backbone, used)
-    todo, outdated, precisions = _check_files(folder, slides, rows, origin)
+    todo, precisions = _check_files(folder, slides, rows, origin)
     if len(precisions | ({used} if todo or precision != "auto" else set())) > 1:
         logger.warning("%s: features of precision %s, this run has %s", folder, " and ".join(sorted(precisions)), used)
     try:
@@ -122,8 +122,8 @@ def extract_features(
                 for file, share, row in _extract(loader, todo, network, device, origin, dtype):
                     bar.advance(task, share)
                     rows[file].update(row)
-                    if row.get("status") == "skipped" and file in outdated:
-                        file.unlink(missing_ok=True)
+                    if row.get("status") == "skipped":
+                        file.unlink(missing_ok=True)  # features of what the slide was before
     finally:
         if any(row["status"] != "kept" for row in rows.values()):
             with atomic_write(folder / "features.csv") as part, part.open("w", newline="", encoding="utf-8") as out:
@@ -185,14 +185,9 @@ class _Origin:
 
 def _check_files(
     folder: Path, slides: Mapping[Path, Mapping[str, Any]], rows: Mapping[Path, Row], origin: _Origin
-) -> tuple[list[Path], set[Path], set[str]]:
-    """Fill in the rows of kept and unusable files.
-
-    Returns:
-        the files to make, those of them whose slide has changed, and the precisions of the kept files.
-    """
+) -> tuple[list[Path], set[str]]:
+    """Fill in the rows of kept and unusable files; the files to make, and the precisions of the kept ones."""
     todo: list[Path] = []
-    outdated: set[Path] = set()
     precisions: set[str] = set()
     different: defaultdict[str, list[Path]] = defaultdict(list)
     for file, item in slides.items():
@@ -212,12 +207,11 @@ def _check_files(
             precisions.update({attributes["precision"]} if "precision" in attributes else ())
         else:
             todo.append(file)
-            outdated.add(file)
     if different:
         problems = [f"{len(files)} file(s) such as {files[0].name}: {text}" for text, files in different.items()]
         way_out = "choose another features_dir, delete this one, or use the chain and backbone it was made with"
         raise CohortError(folder, [*problems, way_out])
-    return todo, outdated, precisions
+    return todo, precisions
 
 
 @dataclass

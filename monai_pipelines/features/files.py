@@ -175,21 +175,27 @@ def write_features(file: Path, bag: FeatureBag, attributes: Mapping[str, Any], d
         raise ValueError(
             f"{file}: features are NaN or infinite as {dtype}; extract them as float32 with precision fp32"
         )
+    with atomic_write(file) as part, h5py.File(part, "w") as out:
+        _write(out, bag, features, attributes)
+
+
+def _write(out: h5py.File, bag: FeatureBag, features: NDArray[np.floating], attributes: Mapping[str, Any]) -> None:
+    out.create_dataset("features", data=features)
+    coords = out.create_dataset("coords", data=bag.coords)
+    if bag.thumbnail is not None and bag.tissue is not None:
+        for key, picture in (("thumbnail", bag.thumbnail), ("tissue", bag.tissue)):
+            out.create_dataset(key, data=picture, compression="gzip").attrs["downsample"] = bag.downsample
     keys = ("mpp", "tile_px", "slide_mpp", "slide_size")
     described = {"tile_px_level0": bag.level0_px, **{key: getattr(bag, key) for key in keys}, **attributes}
-    of_coords = {
-        "name": "",  # CLAM prints it; the name of a slide may be that of a patient
-        "patch_size": bag.level0_px,
-        "patch_level": 0,
-        "patch_size_level0": bag.level0_px,
-        "downsample": np.ones(2),
-        "level_dim": bag.slide_size,
-        "downsampled_level_dim": bag.slide_size,
-    }
-    with atomic_write(file) as part, h5py.File(part, "w") as out:
-        out.create_dataset("features", data=features)
-        out.create_dataset("coords", data=bag.coords).attrs.update(of_coords)
-        if bag.thumbnail is not None and bag.tissue is not None:
-            for key, picture in (("thumbnail", bag.thumbnail), ("tissue", bag.tissue)):
-                out.create_dataset(key, data=picture, compression="gzip").attrs["downsample"] = bag.downsample
-        out.attrs.update({key: value for key, value in described.items() if value is not None})
+    out.attrs.update({key: value for key, value in described.items() if value is not None})
+    coords.attrs.update(
+        {
+            "name": "",  # CLAM prints it; the name of a slide may be that of a patient
+            "patch_size": bag.level0_px,
+            "patch_level": 0,
+            "patch_size_level0": bag.level0_px,
+            "downsample": np.ones(2),
+            "level_dim": bag.slide_size,
+            "downsampled_level_dim": bag.slide_size,
+        }
+    )

@@ -67,7 +67,6 @@ class Monitor:
             self.writers["train"].add_text(tag, text, epoch)
 
     def step(self, engine: Any) -> None:
-        """After each step."""
         iteration, output, writer = engine.state.iteration, engine.state.output, self.writers["steps"]
         writer.add_scalar("steps/loss", float(output["loss"].detach()), iteration)
         writer.add_scalar("steps/learning_rate", _learning_rate(engine), iteration)
@@ -79,7 +78,6 @@ class Monitor:
             self.writers["train"].add_figure("input/train", images_figure(images, titles), engine.state.epoch)
 
     def epoch(self, engine: Any) -> None:
-        """After each epoch and its validation."""
         epoch = engine.state.epoch
         record: dict[str, Any] = {"epoch": epoch, "lr": _learning_rate(engine), "train": _numbers(engine.state.metrics)}
         if epoch == 1:
@@ -110,7 +108,6 @@ class Monitor:
         logger.info("epoch %d/%d: %s", epoch, engine.state.max_epochs, ", ".join(parts))
 
     def end(self, engine: Any) -> None:
-        """After the last epoch."""
         if self.history:
             history_figure(self.history, self.validator.key_metric).savefig(self.output_dir / "history.png", dpi=120)
         for writer in self.writers.values():

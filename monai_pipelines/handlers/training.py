@@ -64,7 +64,6 @@ class TrainingHandlers:
             self.checkpoints.resume(engine)
 
     def schedule(self, engine: Any) -> None:
-        """Step the learning rate."""
         if not isinstance(self.lr_scheduler, ReduceLROnPlateau):
             self.lr_scheduler.step()
         elif self.validator.state.epoch == engine.state.epoch:

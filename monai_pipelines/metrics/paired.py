@@ -69,11 +69,9 @@ def compare_predictions(
         raise ValueError(
             f"compare_predictions: prob_a and prob_b must have one shape, got {scores[0].shape} and {scores[1].shape}"
         )
-    thresholds = (threshold_a, threshold_b)
-    a, b = (classification_metrics(prob, truth, threshold=t) for prob, t in zip(scores, thresholds, strict=True))
-    boot_a, boot_b = (
-        resampled_metrics(prob, truth, groups, threshold=t, num_resamples=num_resamples, seed=seed)
-        for prob, t in zip(scores, thresholds, strict=True)
+    (a, boot_a), (b, boot_b) = (
+        (classification_metrics(prob, truth, t), resampled_metrics(prob, truth, groups, t, num_resamples, seed))
+        for prob, t in zip(scores, (threshold_a, threshold_b), strict=True)
     )
     positive = truth == 1 if truth.ndim == 2 else truth[:, None] == np.arange(scores[0].shape[1])
     classes = [1] if positive.shape[1] == 2 and truth.ndim == 1 else range(positive.shape[1])

@@ -37,12 +37,10 @@ def load_imagenet(network: Network, file: str | PathLike[str] | None = None) -> 
     convolution is summed over its three: a gray image then gives what it gives as three equal channels.
 
     Args:
-        network: changed in place. The published ResNet is MONAI's with ``conv1_t_stride=2, bias_downsample=False``.
+        network: changed in place and returned. The published ResNet is MONAI's with ``conv1_t_stride=2`` and
+            ``bias_downsample=False``.
         file: a checkpoint file of torchvision (resnet18-f37072fd.pth, ...); "download": from torch's hub folder,
             downloaded and its SHA-256 checked if missing; None: none, to train from scratch.
-
-    Returns:
-        `network`.
 
     Raises:
         FileNotFoundError: no such file.
@@ -70,8 +68,9 @@ def load_imagenet(network: Network, file: str | PathLike[str] | None = None) -> 
         )
     source = _download(set(expected)) if file == "download" else read_checkpoint(Path(file), "load_imagenet", WANTED)
     weights = {monai_name(name): value for name, value in source.items() if not name.startswith(HEADS)}
-    notes = [_fit_stem(weights, f"{first}.weight", expected[f"{first}.weight"].shape[1]), _stride_note(target, first)]
-
+    notes = [_fit_stem(weights, f"{first}.weight", expected[f"{first}.weight"].shape[1])]
+    if (stride := target.get_submodule(first).stride) != (2, 2):
+        notes.append(f"first convolution has stride {stride}, the weights were trained with (2, 2)")
     problems = mismatches(weights, expected)
     if problems:
         head = f"load_imagenet: {file} does not fit {type(network).__name__} (another depth? the published ResNet has "
@@ -116,11 +115,6 @@ def _fit_stem(weights: dict[str, Tensor], name: str, num_channels: int) -> str:
         )
     weights[name] = weights[name].sum(1, keepdim=True)
     return "first convolution summed over its 3 channels"
-
-
-def _stride_note(network: nn.Module, first: str) -> str:
-    stride = network.get_submodule(first).stride
-    return "" if stride == (2, 2) else f"first convolution has stride {stride}, the weights were trained with (2, 2)"
 
 
 def _download(names: set[str]) -> dict[str, Tensor]:

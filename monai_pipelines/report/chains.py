@@ -81,17 +81,16 @@ def draw_chain(name: str, scan: str | PathLike[str], file: str | PathLike[str], 
     axes = figure.subplots(rows, len(drawn), squeeze=False)
     for column, (step, image, mask) in zip(axes.T, drawn, strict=True):
         if slide:
-            column[0].set_title(f"{step}\n{_draw_slide(column[0], image, mask)}", fontsize=9)
-            continue
-        title = f"{step}\n{'x'.join(map(str, image.shape))} {str(image.dtype).removeprefix('torch.')}"
-        if rows == 1:
-            values = _draw_image(column[0], np.asarray(image))
-            column[0].set_title(f"{title}\n{values}", fontsize=9)
-            continue
-        mm = " x ".join(f"{v:.2g}" for v in image.pixdim)
-        column[0].set_title(f"{title}\n{mm} mm", fontsize=9)
-        for axis, plane in zip(column, (2, 1), strict=True):
-            _draw_plane(axis, image, mask, plane)
+            text = _draw_slide(column[0], image, mask)
+        else:
+            text = f"{'x'.join(map(str, image.shape))} {str(image.dtype).removeprefix('torch.')}\n"
+            if rows == 1:
+                text += _draw_image(column[0], np.asarray(image))
+            else:
+                text += " x ".join(f"{v:.2g}" for v in image.pixdim) + " mm"
+                for axis, plane in zip(column, (2, 1), strict=True):
+                    _draw_plane(axis, image, mask, plane)
+        column[0].set_title(f"{step}\n{text}", fontsize=9)
     with matplotlib.rc_context({"savefig.dpi": 130}):
         figure.savefig(file)
 

@@ -201,24 +201,14 @@ def rules_differ(result: Mapping[str, Any]) -> str | None:
 
 
 def format_interval(row: Mapping[str, float | None]) -> str:
-    """The interval of a difference, with signs.
-
-    Example:
-        >>> format_interval({"low": 0.01, "high": 0.2})
-        '+0.010 to +0.200'
-    """
+    """The interval of a difference, with signs: ``+0.010 to +0.200``."""
     if row["low"] is None or row["high"] is None:
         return "n/a"
     return f"{row['low']:+.3f} to {row['high']:+.3f}"
 
 
 def format_p(p: float | None) -> str:
-    """A p value.
-
-    Example:
-        >>> format_p(0.0004), format_p(0.25)
-        ('< 0.001', '0.250')
-    """
+    """A p value: ``< 0.001`` or ``0.250``."""
     return "n/a" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 

@@ -22,7 +22,7 @@ from monai_pipelines.metrics import shortcut_baselines
 from monai_pipelines.metrics.classification import Threshold
 from monai_pipelines.report.embedding import embed, embedding_figure, principal_components, stratified_indices
 from monai_pipelines.report.figures import png_bytes
-from monai_pipelines.report.page import DPI, Report, write_report
+from monai_pipelines.report.page import DPI, write_report
 from monai_pipelines.report.pictures import images_figure, in_turn
 from monai_pipelines.report.predictions import class_name, write_predictions
 from monai_pipelines.report.results import class_table, confident_mistakes
@@ -143,9 +143,9 @@ def report_evaluation(
     ).after_training(output_dir)
     shutil.rmtree(Path(output_dir) / "pictures", ignore_errors=True)  # of an earlier evaluation
     evaluation.save(output_dir)
-    report = write_report(output_dir, evaluation)
+    metrics = write_report(output_dir, evaluation)
 
-    tagged = _tagged(evaluation, report, {"samples/test": samples, "mistakes/test": mistakes}, explanations)
+    tagged = _tagged(Path(output_dir), evaluation, {"samples/test": samples, "mistakes/test": mistakes}, explanations)
     log_evaluation(
         Path(output_dir) / "tensorboard" / "evaluation",
         tagged,
@@ -155,11 +155,11 @@ def report_evaluation(
         prob=np.array([row["prob"] for row in rows]),
         label=label,
         classes=classes,
-        metrics=report.metrics["metrics"],
-        settings=report.metrics["run"].get("settings"),
+        metrics=metrics["metrics"],
+        settings=metrics["run"].get("settings"),
     )
-    _print_beside(report.metrics, unit)
-    return report.metrics
+    _print_beside(metrics, unit)
+    return metrics
 
 
 def write_inference(
@@ -169,12 +169,8 @@ def write_inference(
 
     Args:
         output_dir: folder, created if missing.
-        trained: what predicted.
-        rows: of `CollectPredictions`.
+        trained, rows: what predicted, and the rows of its `CollectPredictions`.
         dataset: what was predicted, with the skipped images.
-
-    Returns:
-        the file.
     """
     file = Path(output_dir) / "predictions.csv"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -185,12 +181,13 @@ def write_inference(
 
 
 def _tagged(
-    evaluation: Evaluation, report: Report, chosen: dict[str, Pictures], explanations: Sequence[Any]
+    folder: Path, evaluation: Evaluation, chosen: dict[str, Pictures], explanations: Sequence[Any]
 ) -> dict[str, Any]:
     """What TensorBoard shows, by tag."""
-    tagged: dict[str, Any] = {"classes": report.figures["classes"], "roc/test": report.figures["roc"]}
+    files = {"classes": "classes", "roc/test": "roc"}
     if not evaluation.multilabel:
-        tagged["confusion_matrix/test"] = report.figures["confusion_matrix"]
+        files["confusion_matrix/test"] = "confusion_matrix"
+    tagged: dict[str, Any] = {tag: (folder / f"{file}.png").read_bytes() for tag, file in files.items()}
     tagged |= {f"embedding/{name}": png for name, png in evaluation.embeddings.items()}
     for tag, pictures in chosen.items():
         if pictures:
