@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from monai_pipelines.engines.evaluator import TrainedSupervisedEvaluator
 from monai_pipelines.handlers import CollectFeatures
-from monai_pipelines.report.evaluation import report_evaluation, write_inference
+from monai_pipelines.report.evaluation import report_evaluation, skipped_rows
+from monai_pipelines.report.predictions import write_predictions
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -37,6 +41,12 @@ def evaluate(
 
 
 def predict(evaluator: TrainedSupervisedEvaluator, output_dir: str | PathLike[str]) -> Path:
-    """Run an evaluator over unlabelled data and write ``predictions.csv``, see `write_inference`."""
+    """Run an evaluator over unlabelled data and write ``predictions.csv``: skipped images with their reason."""
     evaluator.run()
-    return write_inference(output_dir, evaluator.trained, evaluator.predictions.rows, evaluator.dataset)
+    file = Path(output_dir) / "predictions.csv"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    rows, dataset, trained = evaluator.predictions.rows, evaluator.dataset, evaluator.trained
+    every, model = [*rows, *skipped_rows(dataset)], trained.model
+    write_predictions(file, every, model.classes, trained.decisions.threshold, model.multilabel)
+    logger.info("%d predicted, %d skipped: %s", len(rows), len(dataset.skipped), file)
+    return file

@@ -69,7 +69,7 @@ class Monitor:
     def step(self, engine: Any) -> None:
         iteration, output, writer = engine.state.iteration, engine.state.output, self.writers["steps"]
         writer.add_scalar("steps/loss", float(output["loss"].detach()), iteration)
-        writer.add_scalar("steps/learning_rate", _learning_rate(engine), iteration)
+        writer.add_scalar("steps/learning_rate", engine.optimizer.param_groups[0]["lr"], iteration)
         if hasattr(engine.state, "gradient_norm"):
             writer.add_scalar("steps/gradient_norm", engine.state.gradient_norm, iteration)
         if iteration == 1 and "image" in engine.state.batch:
@@ -79,10 +79,11 @@ class Monitor:
 
     def epoch(self, engine: Any) -> None:
         epoch = engine.state.epoch
-        record: dict[str, Any] = {"epoch": epoch, "lr": _learning_rate(engine), "train": _numbers(engine.state.metrics)}
+        lr = engine.optimizer.param_groups[0]["lr"]
+        record: dict[str, Any] = {"epoch": epoch, "lr": lr, "train": _numbers(engine.state.metrics)}
         if epoch == 1:
             self.writers["train"].add_custom_scalars(_layout(record["train"]))
-        self.writers["train"].add_scalar("learning_rate", record["lr"], epoch)
+        self.writers["train"].add_scalar("learning_rate", lr, epoch)
         if self.validator.state.epoch == epoch:
             record["val"] = _numbers(self.validator.state.metrics)
             logits, label = self.validator.state.metric_details["predictions"]
@@ -112,10 +113,6 @@ class Monitor:
             history_figure(self.history, self.validator.key_metric).savefig(self.output_dir / "history.png", dpi=120)
         for writer in self.writers.values():
             writer.close()
-
-
-def _learning_rate(trainer: Any) -> float:
-    return trainer.optimizer.param_groups[0]["lr"]
 
 
 def _numbers(metrics: dict[str, Any]) -> dict[str, float | None]:

@@ -47,7 +47,18 @@ def fit_temperature(logits: ArrayLike, label: ArrayLike) -> float:
     Reference: Guo et al., On calibration of modern neural networks, ICML 2017; Platt, Probabilistic outputs for
     support vector machines, 1999 (the targets).
     """
-    scores, truth = _checked_logits(logits, label)
+    scores, truth = np.asarray(logits, dtype=np.float64), np.asarray(label)
+    if scores.ndim != 2 or not scores.size or truth.shape not in (scores.shape, scores.shape[:1]):
+        shapes = f"{scores.shape} and {truth.shape}"
+        raise ValueError(f"fit_temperature: wanted logits (N >= 1, C) and label (N,) or (N, C), got {shapes}")
+    if not np.isfinite(scores).all():
+        bad = int((~np.isfinite(scores).all(axis=1)).sum())
+        raise ValueError(f"fit_temperature: logits must be finite, got {bad} rows that are not")
+    if truth.ndim == 1 and scores.shape[1] == 1:
+        scores = np.concatenate([np.zeros_like(scores), scores], axis=1)
+    num = 2 if truth.ndim == 2 else scores.shape[1]
+    if not np.isin(truth, np.arange(num)).all():
+        raise ValueError(f"fit_temperature: label must be integers in 0..{num - 1}, got {np.unique(truth)[:9]}")
     smoothed = (len(scores) + 1) / (len(scores) + 2)
     if truth.ndim == 2:
         target = np.where(truth == 1, smoothed, 1 - smoothed)
@@ -143,20 +154,3 @@ def reliability(prob: ArrayLike, label: ArrayLike) -> list[dict[str, float]]:
         observed = {"observed": float(share.mean()), "count": count, "low": float(low), "high": float(high)}
         points.append({"prob": float(stated[inside].mean()), **observed})
     return points
-
-
-def _checked_logits(logits: ArrayLike, label: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Logits (N, C >= 2) and labels: (N,) of exclusive classes, or (N, C) for multi-label data."""
-    scores, truth = np.asarray(logits, dtype=np.float64), np.asarray(label)
-    if scores.ndim != 2 or not scores.size or truth.shape not in (scores.shape, scores.shape[:1]):
-        shapes = f"{scores.shape} and {truth.shape}"
-        raise ValueError(f"fit_temperature: wanted logits (N >= 1, C) and label (N,) or (N, C), got {shapes}")
-    if not np.isfinite(scores).all():
-        bad = int((~np.isfinite(scores).all(axis=1)).sum())
-        raise ValueError(f"fit_temperature: logits must be finite, got {bad} rows that are not")
-    if truth.ndim == 1 and scores.shape[1] == 1:
-        scores = np.concatenate([np.zeros_like(scores), scores], axis=1)
-    num = 2 if truth.ndim == 2 else scores.shape[1]
-    if not np.isin(truth, np.arange(num)).all():
-        raise ValueError(f"fit_temperature: label must be integers in 0..{num - 1}, got {np.unique(truth)[:9]}")
-    return scores, truth.astype(np.int64)

@@ -86,7 +86,7 @@ def metric_intervals(
     Reference: Efron and Tibshirani, An introduction to the bootstrap, 1993, chapters 12 and 13 (standard intervals on a
     transformed scale); Davison and Hinkley, Bootstrap methods and their application, 1997, section 3.8 (clusters).
     """
-    metrics = _weighted(prob, label, groups, threshold)
+    metrics = weighted_metrics(prob, label, threshold, _checked_groups(groups, prob, label))
     num_groups = metrics.num_groups
     values, resamples = metrics(np.ones((num_groups, 1))), _resampled(metrics, num_resamples, seed)
     sides = np.array([_sides(rows, metrics.group) for rows in (metrics.positive, metrics.predicted)])
@@ -131,7 +131,8 @@ def resampled_metrics(
         >>> resamples["accuracy"].round(2).tolist()
         [0.67, 0.33, 0.67]
     """
-    return _resampled(_weighted(prob, label, groups, threshold), num_resamples, seed).overall
+    metrics = weighted_metrics(prob, label, threshold, _checked_groups(groups, prob, label))
+    return _resampled(metrics, num_resamples, seed).overall
 
 
 def mean_interval(values: ArrayLike, groups: Sequence[Hashable]) -> Interval | None:
@@ -161,10 +162,6 @@ def mean_interval(values: ArrayLike, groups: Sequence[Hashable]) -> Interval | N
         return None
     reach = math.sqrt((sums**2).sum()) / len(scores) * _quantile(len(sums))
     return _interval("mean", mean, reach, (0, 1), ((1 - LEVEL) / 2) ** (1 / len(sums)))
-
-
-def _weighted(prob: ArrayLike, label: ArrayLike, groups: Sequence[Hashable], threshold: Threshold) -> WeightedMetrics:
-    return weighted_metrics(prob, label, threshold, _checked_groups(groups, prob, label))
 
 
 def _sides(rows: NDArray[np.bool_], group: NDArray[np.int64]) -> NDArray[np.int64]:

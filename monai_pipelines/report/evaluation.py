@@ -24,7 +24,7 @@ from monai_pipelines.report.embedding import embed, embedding_figure, principal_
 from monai_pipelines.report.figures import png_bytes
 from monai_pipelines.report.page import DPI, write_report
 from monai_pipelines.report.pictures import images_figure, in_turn
-from monai_pipelines.report.predictions import class_name, write_predictions
+from monai_pipelines.report.predictions import class_name
 from monai_pipelines.report.results import class_table, confident_mistakes
 from monai_pipelines.report.saved import Evaluation, picture
 from monai_pipelines.report.tensorboard import log_evaluation
@@ -108,7 +108,7 @@ def report_evaluation(
         for k, (row, item) in enumerate(zip(rows, test.data, strict=True))
     ]
     splits = {"train": train, "validation": datasets.validation, "test": test}
-    skipped = [{**row, "split": split} for split, dataset in splits.items() for row in _skipped(dataset)]
+    skipped = [{**row, "split": split} for split, dataset in splits.items() for row in skipped_rows(dataset)]
     num = NUM_VOLUMES if pixels.ndim == 5 else NUM_IMAGES
     samples, mistakes = _samples(test, classes, num), _mistakes(test, rows, label, classes, decisions.threshold, num)
     logger.info("placing %d %ss by t-SNE", len(shown), unit)
@@ -160,24 +160,6 @@ def report_evaluation(
     )
     _print_beside(metrics, unit)
     return metrics
-
-
-def write_inference(
-    output_dir: str | PathLike[str], trained: Trained, rows: Sequence[dict[str, Any]], dataset: Any
-) -> Path:
-    """Write ``predictions.csv`` of an inference: a line for each image, skipped ones with their reason.
-
-    Args:
-        output_dir: folder, created if missing.
-        trained, rows: what predicted, and the rows of its `CollectPredictions`.
-        dataset: what was predicted, with the skipped images.
-    """
-    file = Path(output_dir) / "predictions.csv"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    model, threshold = trained.model, trained.decisions.threshold
-    write_predictions(file, [*rows, *_skipped(dataset)], model.classes, threshold, model.multilabel)
-    logger.info("%d predicted, %d skipped: %s", len(rows), len(dataset.skipped), file)
-    return file
 
 
 def _tagged(
@@ -274,7 +256,8 @@ def _pictures(name: str, pictures: Pictures, side: int = 192) -> list[dict[str, 
     return [picture(f"{name}-{k}", caption, image, side) for k, (caption, image) in enumerate(pictures)]
 
 
-def _skipped(dataset: Any) -> list[dict[str, Any]]:
+def skipped_rows(dataset: Any) -> list[dict[str, Any]]:
+    """Rows of the predictions of what could not be used, with the reasons."""
     kept = ("patient", "label", "skipped")
     return [{"image": i["name"], "prob": None, **{k: i[k] for k in kept if k in i}} for i in dataset.skipped]
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
@@ -134,7 +134,15 @@ def slices_figure(images: Sequence[Any], titles: Sequence[str]) -> Figure:
     figure.set_facecolor("white")
     parts = np.ravel(figure.subfigures(rows, columns, squeeze=False))
     for part, image, title in zip(parts, images, titles, strict=False):
-        _draw_planes(part, image, title)
+        x, y, _ = _extent_mm(image)
+        volume = np.asarray(image)[0]
+        if title:
+            part.suptitle(plain(title, 60), fontsize=12, weight="bold")
+        panels = part.subplots(1, 3, width_ratios=[x, x, y])
+        for axes, plane in zip(panels, planes(image, volume, default_voxel(image)), strict=True):
+            plane.draw(axes, cmap="gray", vmin=float(volume.min()), vmax=float(volume.max()))
+            axes.set_title(plane.name, fontsize=11)
+            plane.mark_sides(axes)
     return figure
 
 
@@ -187,19 +195,6 @@ def default_voxel(image: Any) -> tuple[int, int, int]:
     """Where :func:`slices_figure` cuts a volume (C, X, Y, Z)."""
     i, j, k = (n // 2 for n in image.shape[1:])
     return (3 * image.shape[1] // 4 if hasattr(image, "affine") else i), j, k
-
-
-def _draw_planes(part: SubFigure, image: Any, title: str) -> None:
-    x, y, _ = _extent_mm(image)
-    volume = np.asarray(image)[0]
-    low, high = float(volume.min()), float(volume.max())
-    if title:
-        part.suptitle(plain(title, 60), fontsize=12, weight="bold")
-    columns = part.subplots(1, 3, width_ratios=[x, x, y])
-    for axes, plane in zip(columns, planes(image, volume, default_voxel(image)), strict=True):
-        plane.draw(axes, cmap="gray", vmin=low, vmax=high)
-        axes.set_title(plane.name, fontsize=11)
-        plane.mark_sides(axes)
 
 
 def _extent_mm(image: Any) -> tuple[float, float, float]:

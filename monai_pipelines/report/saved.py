@@ -76,19 +76,14 @@ class Evaluation:
         """Write ``evaluation.json``, and the pictures that it names, into a folder."""
         folder = Path(output_dir)
         (folder / "pictures").mkdir(parents=True, exist_ok=True)
-        for picture in self.pictures:
+        explained = [picture for explanation in self.explanations for picture in explanation["pictures"]]
+        for picture in (*self.samples, *self.mistakes, *explained):
             (folder / picture["file"]).write_bytes(picture["content"])
         for name, png in self.embeddings.items():
             (folder / f"embedding_{name}.png").write_bytes(png)
         values = {f.name: getattr(self, f.name) for f in fields(self)} | {"embeddings": list(self.embeddings)}
         text = json.dumps(plain_data(_without_content(values)), ensure_ascii=False, allow_nan=False)
         (folder / "evaluation.json").write_text(text + "\n", encoding="utf-8")
-
-    @property
-    def pictures(self) -> list[Mapping[str, Any]]:
-        """All of them."""
-        explained = [picture for explanation in self.explanations for picture in explanation["pictures"]]
-        return [*self.samples, *self.mistakes, *explained]
 
     @classmethod
     def read(cls, output_dir: str | PathLike[str]) -> Evaluation:

@@ -33,7 +33,7 @@ def log_evaluation(
     """Write pictures (tab Images), embeddings (Projector), PR curves, and settings beside metrics (HParams).
 
     ``metrics/<name>`` and ``pr_curve/<class>`` share charts with those of the training's runs beside this folder
-    (`monai_pipelines.handlers.Monitor`).
+    (`monai_pipelines.handlers.monitor.Monitor`).
 
     Args:
         folder: for this evaluation alone; what an earlier one left there is removed.
