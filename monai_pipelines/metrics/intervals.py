@@ -66,8 +66,7 @@ def metric_intervals(
         label: (N,) integers in 0..C-1, or (N, C) of 0 and 1 for multi-label data.
         groups: (N,) group of each row.
         threshold: as in :func:`predicted_classes`.
-        num_resamples: number of resamples, 2 or more.
-        seed: of the resamples.
+        num_resamples, seed: of the bootstrap; 2 resamples or more.
 
     Returns:
         Intervals of the overall metrics and of those of each class. A metric is left out if it is undefined in more

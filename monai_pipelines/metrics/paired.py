@@ -42,8 +42,7 @@ def compare_predictions(
         label: (N,) integers, or (N, C) of 0 and 1 for multi-label data.
         groups: (N,) group of each row (patients).
         threshold_a, threshold_b: of :func:`classification_metrics`.
-        num_resamples: number of resamples.
-        seed: of the resamples.
+        num_resamples, seed: of the bootstrap.
 
     Returns:
         ``metrics``: each metric of :func:`classification_metrics` -> ``a``, ``b``, ``difference`` (B - A), ``low``,
@@ -101,14 +100,7 @@ def _difference(value: float, resamples: NDArray[np.float64], num_groups: int) -
 
 
 class DeLong(NamedTuple):
-    """Result of :func:`delong_test`; undefined values are NaN.
-
-    Attributes:
-        auc_a, auc_b: areas under the ROC curve.
-        difference: ``auc_b - auc_a``.
-        low, high: 95% interval of the difference.
-        p: two-sided p value of no difference.
-    """
+    """Result of :func:`delong_test`; undefined values are NaN."""
 
     auc_a: float
     auc_b: float
@@ -134,8 +126,9 @@ def delong_test(
         groups: (N,) patient of each image; None: one image per patient.
 
     Returns:
-        the areas, their difference B - A with its 95% interval, and p. All are NaN if a class is absent; interval and p
-        are NaN if a class has fewer than two patients, or if the areas differ and no share varies.
+        the areas, their difference B - A with its 95% interval, and the two-sided p value of no difference. All are
+        NaN if a class is absent; interval and p if a class has fewer than two patients, or if the areas differ and no
+        share varies.
 
     Raises:
         ValueError: different lengths, labels other than 0 and 1, or scores that are not finite.

@@ -31,9 +31,9 @@ _UNBOUNDED = "log_loss"  # on another scale
 def compare_runs(
     run_a: str | PathLike[str], run_b: str | PathLike[str], out: str | PathLike[str] | None = None
 ) -> dict[str, Any]:
-    """Compare two evaluated runs on the images that both predicted.
+    """Compare two evaluated runs on the images that both predicted, matched by name.
 
-    Images are matched by name, and whole patients resampled: see :func:`monai_pipelines.metrics.compare_predictions`.
+    See :func:`monai_pipelines.metrics.compare_predictions`, which resamples whole patients.
 
     Args:
         run_a, run_b: folders of runs, each with ``metrics.json`` and ``predictions.csv``.

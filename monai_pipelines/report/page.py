@@ -118,14 +118,8 @@ def page_template(name: str) -> Template:
 
 def _metrics(evaluation: Evaluation, scored: Sequence[Row]) -> dict[str, Any]:
     rows, classes = evaluation.rows, evaluation.classes
-    metrics = evaluation_results(
-        scored,
-        classes,
-        evaluation.threshold,
-        evaluation.threshold_by,
-        evaluation.temperature,
-        evaluation.subgroups,
-    )
+    names = ("threshold", "threshold_by", "temperature", "subgroups")
+    metrics = evaluation_results(scored, classes, **{name: getattr(evaluation, name) for name in names})
     return metrics | {
         "splits": plain_data(evaluation.splits or {"scored": class_table(scored, classes)}),
         "audit": plain_data(evaluation.audit),

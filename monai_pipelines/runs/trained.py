@@ -73,13 +73,10 @@ class Trained:
 
     Attributes:
         model: as given.
-        inferer: the model's, or the mean over the members of an ensemble.
+        inferer: the model's, or the mean over the members of an ensemble, an `EnsembleInferer`.
 
     Raises:
         ValueError: fewer than two members, or one twice.
-
-    Reference: Lakshminarayanan et al., Simple and scalable predictive uncertainty estimation using deep ensembles,
-    NeurIPS 2017.
     """
 
     def __init__(
