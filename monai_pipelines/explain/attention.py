@@ -93,9 +93,8 @@ def attention_figure(
     for axes, name in ((slide, "Slide with annotation" if outlines else "Slide"), (map_, "Attention")):
         for ring in outlines:
             axes.plot(*(np.vstack([ring, ring[:1]]) / downsample - 0.5).T, color="black", linewidth=1)
-        axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+        axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), xticks=[], yticks=[])
         axes.set_title(name, fontsize=11)
-        axes.set(xticks=[], yticks=[])
         axes.spines[:].set_color("#d0d7de")
         if slide_mpp is not None:
             scale_bar(axes, 1000 / (slide_mpp * downsample))
