@@ -10,8 +10,8 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_expit, log_softmax, logit, softmax
 from scipy.stats import binomtest
 
+from monai_pipelines.metrics.calibration_error import bin_indices
 from monai_pipelines.metrics.classification import checked_predictions
-from monai_pipelines.metrics.weighted import bin_indices
 
 TEMPERATURES = (0.05, 20.0)  # lowest and highest
 

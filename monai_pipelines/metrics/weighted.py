@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
+from monai_pipelines.metrics.calibration_error import NUM_BINS, bin_indices, expected_calibration_error
 from monai_pipelines.metrics.confusion_counts import Array, ClassCounts, mean_of_defined, multiclass_metrics
 from monai_pipelines.metrics.roc_auc import Ranking, ranking_metrics
 
@@ -17,7 +18,6 @@ NAMES = (
     *("kappa_quadratic", "roc_auc", "roc_auc_micro", "average_precision", "average_precision_micro"),
     *("brier", "ece", "log_loss"),
 )
-NUM_BINS = 10  # of the calibration error
 
 
 class MetricValues(NamedTuple):
@@ -40,16 +40,6 @@ def group_indices(groups: Iterable[Hashable]) -> NDArray[np.int64]:
     """
     indices: dict[Hashable, int] = {}
     return np.array([indices.setdefault(group, len(indices)) for group in groups], np.int64)
-
-
-def bin_indices(prob: ArrayLike) -> NDArray[np.int64]:
-    """Index of the equal-width bin of each probability; a bin includes its upper edge.
-
-    Example:
-        >>> bin_indices([0.0, 0.1, 0.11, 1.0])
-        array([0, 0, 1, 9])
-    """
-    return np.searchsorted(np.linspace(0, 1, NUM_BINS + 1)[1:-1], prob)
 
 
 class WeightedMetrics:
@@ -128,7 +118,7 @@ class WeightedMetrics:
         overall = {
             name: values[1] if self.micro is None else mean_of_defined(values) for name, values in per_class.items()
         }
-        overall |= {"ece": np.abs(gaps).sum(0), "log_loss": losses / total}
+        overall |= {"ece": expected_calibration_error(gaps), "log_loss": losses / total}
         overall |= counts.multilabel_metrics(per_class) if self.multilabel else multiclass_metrics(table, per_class)
         if self.micro is not None:
             micro = ranking_metrics([self.micro], weights, positive.sum(0)[None], counts.negative.sum(0)[None])
