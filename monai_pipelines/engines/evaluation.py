@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from monai_pipelines.engines.evaluator import TrainedSupervisedEvaluator
 from monai_pipelines.handlers import CollectFeatures
-from monai_pipelines.report.evaluation import report_evaluation, write_inference
+from monai_pipelines.report.evaluation import report_evaluation, skipped_rows
+from monai_pipelines.report.predictions import write_predictions
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate(
-    evaluator: TrainedSupervisedEvaluator,
-    datasets: Any,
-    output_dir: str | PathLike[str],
-    title: str,
-    unit: str = "image",
-    key_metric: str = "roc_auc",
-    subgroups: Sequence[str] = (),
+    evaluator: TrainedSupervisedEvaluator, datasets: Any, output_dir: str | PathLike[str], title: str, **options: Any
 ) -> dict[str, Any]:
-    """Run an evaluator over the test data and write the report, see `monai_pipelines.report.report_evaluation`.
+    """Run an evaluator over the test data and write the report, see `report_evaluation`.
 
     Args:
         evaluator: of ``datasets.test``; those of its handlers that have ``results`` and ``pictures`` are reported.
         datasets: ``train``, ``validation`` and ``test``.
-        output_dir, title, unit, key_metric, subgroups: of `report_evaluation`.
+        output_dir, title, options: of `monai_pipelines.report.evaluation.report_evaluation`; of the options ``unit``,
+            ``key_metric`` and ``subgroups``.
 
     Returns:
         the content of ``metrics.json``.
@@ -35,24 +33,20 @@ def evaluate(
     features.attach(evaluator)
     evaluator.run()
     return report_evaluation(
-        output_dir,
-        title,
-        evaluator.trained,
-        evaluator.predictions.rows,
-        datasets,
+        *(output_dir, title, evaluator.trained, evaluator.predictions.rows, datasets),
         features=features.features,
-        unit=unit,
-        key_metric=key_metric,
-        subgroups=subgroups,
         explanations=[handler for handler in evaluator.handlers if hasattr(handler, "pictures")],
+        **options,
     )
 
 
 def predict(evaluator: TrainedSupervisedEvaluator, output_dir: str | PathLike[str]) -> Path:
-    """Run an evaluator over unlabelled data and write ``predictions.csv``, see `write_inference`.
-
-    Returns:
-        the file.
-    """
+    """Run an evaluator over unlabelled data and write ``predictions.csv``: skipped images with their reason."""
     evaluator.run()
-    return write_inference(output_dir, evaluator.trained, evaluator.predictions.rows, evaluator.dataset)
+    file = Path(output_dir) / "predictions.csv"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    rows, dataset, trained = evaluator.predictions.rows, evaluator.dataset, evaluator.trained
+    every, model = [*rows, *skipped_rows(dataset)], trained.model
+    write_predictions(file, every, model.classes, trained.decisions.threshold, model.multilabel)
+    logger.info("%d predicted, %d skipped: %s", len(rows), len(dataset.skipped), file)
+    return file

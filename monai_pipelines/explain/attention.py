@@ -9,8 +9,8 @@ from typing import Any, Literal, NamedTuple
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import Colormap, Normalize
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
@@ -22,13 +22,13 @@ Scale = Literal["mean", "rank"]
 
 _COLUMNS = 8  # tiles in a row of the sheet
 _DRAWN_PX = 1500  # of a thumbnail: larger ones are shrunk
+_COLORMAP = mpl.colormaps["RdYlBu_r"]
 _OUTLINE = [withStroke(linewidth=3, foreground="white")]
 
 
 class _Heat(NamedTuple):
     values: NDArray[np.float64]  # (N,), mapped to colors
     norm: Normalize
-    colormap: Colormap
     label: str
     ticks: Mapping[float, str]
 
@@ -59,9 +59,6 @@ def attention_figure(
             the slide, which shows order where differences are tiny or huge.
         outlines: closed polygons (P, 2) in level-0 pixels, drawn as black lines: a pathologist's annotation.
 
-    Returns:
-        The figure; ``figure.savefig(path)`` writes it.
-
     Raises:
         ValueError: a wrong number of values, or an unknown scale.
 
@@ -87,19 +84,17 @@ def attention_figure(
     painted = _painted((height, width), corners / downsample, level0_px / downsample, heat.values)
     slide.imshow(thumbnail)
     map_.imshow(128 + gray / 2, cmap="gray", vmin=0, vmax=255)
-    drawn = map_.imshow(painted, cmap=heat.colormap, norm=heat.norm, alpha=0.75, interpolation="nearest")
-    clipped = heat.values.min() < (heat.norm.vmin or 0), heat.values.max() > (heat.norm.vmax or 0)
-    extend = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}[clipped]
+    drawn = map_.imshow(painted, cmap=_COLORMAP, norm=heat.norm, alpha=0.75, interpolation="nearest")
+    low, high = heat.values.min() < (heat.norm.vmin or 0), heat.values.max() > (heat.norm.vmax or 0)
+    extend = ("neither", "min", "max", "both")[low + 2 * high]
     bar = figure.colorbar(drawn, ax=[slide, map_], extend=extend, shrink=0.8, aspect=25, pad=0.015)
     bar.set_ticks(list(heat.ticks), labels=list(heat.ticks.values()))
     bar.set_label(heat.label, fontsize=11)
-    slide_title = "Slide with annotation" if outlines else "Slide"
-    for axes, name in ((slide, slide_title), (map_, "Attention")):
+    for axes, name in ((slide, "Slide with annotation" if outlines else "Slide"), (map_, "Attention")):
         for ring in outlines:
             axes.plot(*(np.vstack([ring, ring[:1]]) / downsample - 0.5).T, color="black", linewidth=1)
-        axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+        axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), xticks=[], yticks=[])
         axes.set_title(name, fontsize=11)
-        axes.set(xticks=[], yticks=[])
         axes.spines[:].set_color("#d0d7de")
         if slide_mpp is not None:
             scale_bar(axes, 1000 / (slide_mpp * downsample))
@@ -123,9 +118,6 @@ def tiles_figure(
         top_captions, bottom_captions: one short text per tile.
         title: one line.
 
-    Returns:
-        The figure.
-
     Raises:
         ValueError: no tiles, or a wrong number of captions.
 
@@ -144,7 +136,12 @@ def tiles_figure(
     figure = Figure(figsize=(1.6 * columns, sum(heights) + 0.4), layout="constrained")
     halves: Any = figure.subfigures(2, 1, height_ratios=heights)
     for part, num, (name, tiles, captions) in zip(halves, rows, parts, strict=True):
-        _sheet(part, num, columns, tiles, captions)
+        panels = part.subplots(num, columns, squeeze=False).ravel()
+        for axes in panels:
+            axes.set_axis_off()
+        for axes, tile, caption in zip(panels, tiles, captions, strict=False):
+            axes.imshow(tile)
+            axes.set_title(plain(caption, 24, lines=2), fontsize=9)
         part.suptitle(name, fontsize=11, x=0.01, ha="left")
     if title:
         figure.suptitle(plain(title, 20 * columns, lines=1), fontsize=12, weight="bold")
@@ -154,7 +151,7 @@ def tiles_figure(
 def heat_colors(values: ArrayLike, scale: Scale = "mean") -> NDArray[np.uint8]:
     """(N, 3) uint8: the colors that :func:`attention_figure` gives to tiles of these values."""
     heat = _heat(values, scale)
-    return heat.colormap(heat.norm(heat.values), bytes=True)[:, :3]
+    return _COLORMAP(heat.norm(heat.values), bytes=True)[:, :3]
 
 
 def _heat(values: ArrayLike, scale: Scale) -> _Heat:
@@ -163,7 +160,7 @@ def _heat(values: ArrayLike, scale: Scale) -> _Heat:
         percent = 100 * (rankdata(attention) - 0.5) / len(attention)
         ticks = {float(tick): f"{tick}" for tick in (0, 25, 50, 75, 100)}
         label = "Attention, percentile within the slide"
-        return _Heat(percent, Normalize(0, 100), mpl.colormaps["RdYlBu_r"], label, ticks)
+        return _Heat(percent, Normalize(0, 100), label, ticks)
     if scale != "mean":
         raise ValueError(f'attention_figure: scale must be "mean" or "rank", got {scale!r}')
     times = np.log2(np.maximum(attention / attention.mean(), 1e-12))
@@ -172,7 +169,7 @@ def _heat(values: ArrayLike, scale: Scale) -> _Heat:
     powers = range(-(limit // step) * step, limit + 1, step)
     ticks = {float(power): f"{2**power}\u00d7" if power >= 0 else f"1/{2**-power}\u00d7" for power in powers}
     label = "Attention, times that of the mean tile"
-    return _Heat(times, Normalize(-limit, limit), mpl.colormaps["RdYlBu_r"], label, ticks)
+    return _Heat(times, Normalize(-limit, limit), label, ticks)
 
 
 def _painted(
@@ -203,14 +200,3 @@ def scale_bar(axes: Axes, pixels_per_mm: float) -> None:
         path_effects=[withStroke(linewidth=5, foreground="white")],
     )
     axes.text(x, y - 0.012 * right, f"{length_mm:g} mm", fontsize=10, va="bottom", path_effects=_OUTLINE)
-
-
-def _sheet(
-    part: SubFigure, rows: int, columns: int, tiles: Sequence[NDArray[np.uint8]], captions: Sequence[str]
-) -> None:
-    axes = part.subplots(rows, columns, squeeze=False).ravel()
-    for axis, tile, caption in zip(axes, tiles, captions, strict=False):
-        axis.imshow(tile)
-        axis.set_title(plain(caption, 24, lines=2), fontsize=9)
-    for axis in axes:
-        axis.set_axis_off()

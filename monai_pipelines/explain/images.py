@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator
-from io import BytesIO
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from ignite.engine import Engine, Events
 from numpy.typing import NDArray
-from PIL import Image
 
 from monai_pipelines.data import collate_batches
 from monai_pipelines.explain.maps import METHODS, Explanation, explain_class, explained_classes
 from monai_pipelines.explain.overlay import cell_mm, overlay_figure
 from monai_pipelines.explain.stages import stages
+from monai_pipelines.handlers import CollectPredictions
 from monai_pipelines.metrics import predicted_classes, uncertainty
 from monai_pipelines.report.figures import png_bytes
+from monai_pipelines.report.pictures import png_pixels
+from monai_pipelines.report.predictions import class_name
 from monai_pipelines.runs import Trained
 
 logger = logging.getLogger(__name__)
@@ -77,56 +77,55 @@ class ExplainImages:
         self.folder = Path(output_dir) / "explanations"
         self.trained, self.model, self.dataset = trained, trained.model, dataset
         self.method, self.stage, self.num_cases = method, stage, num_cases
+        self.predictions = CollectPredictions()
         self._reset()
 
     def attach(self, engine: Engine) -> None:
+        self.predictions.attach(engine)
         engine.add_event_handler(Events.STARTED, self._reset)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
         engine.add_event_handler(Events.COMPLETED, self._write)
 
     def _reset(self, *_: Engine) -> None:
         self.results: dict[str, Any] = {}
         self.pictures: list[tuple[str, NDArray[np.uint8]]] = []
-        self._prob: list[list[float]] = []
-        self._label: list[Any] = []
-
-    def __call__(self, engine: Any) -> None:
-        for item, output in zip(engine.state.batch, engine.state.output, strict=True):
-            name = self.dataset.data[len(self._prob)]["name"]
-            if item["name"] != name:
-                raise ValueError(
-                    f"ExplainImages: wanted the images in the dataset's order, got {item['name']} for {name}"
-                )
-            self._prob.append(output["pred"].cpu().tolist())
-            self._label.append(torch.as_tensor(item["label"]).int().tolist() if "label" in item else None)
 
     def _write(self, engine: Engine) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)  # of another network
-        if self.method is not None and self._prob:
-            self._draw(self.method)
+        if self.method is not None and self.predictions.rows:
+            self._draw(self.method, self.predictions.rows)
 
-    def _draw(self, method: str) -> None:
+    def _draw(self, method: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        for row, item in zip(rows, self.dataset.data, strict=False):
+            if row["image"] != item["name"]:
+                raise ValueError(
+                    f"ExplainImages: wanted the images in the dataset's order, got {row['image']} for {item['name']}"
+                )
         self.folder.mkdir(parents=True)
-        prob, threshold, classes = np.array(self._prob), self.trained.decisions.threshold, self.model.classes
-        predicted = predicted_classes(prob, threshold, self.model.multilabel)
-        explained = explained_classes(prob, threshold, self.model.multilabel)
+        threshold, classes, multilabel = self.trained.decisions.threshold, self.model.classes, self.model.multilabel
+        prob = np.array([row["prob"] for row in rows])
+        label = [row.get("label") for row in rows]
+        predicted = predicted_classes(prob, threshold, multilabel)
+        explained = explained_classes(prob, threshold, multilabel)
         cases: list[dict[str, Any]] = []
         mm: list[Any] = []
-        for number, (why, index) in enumerate(self._choose(prob, predicted), start=1):
-            item = self.dataset[index]
-            found = self._explain(item, int(explained[index]), method)
-            class_name, predicted_names = classes[explained[index]], self._names(predicted[index])
-            caption = f"{why}: {self._caption(self._label[index], prob[index], predicted[index])}\n{item['name']}"
-            png = png_bytes(overlay_figure(item["image"], found, class_name, class_name in predicted_names), dpi=100)
+        for number, (why, index) in enumerate(self._choose(prob, predicted, label), start=1):
+            item, k = self.dataset[index], int(explained[index])
+            found = self._explain(item, k, method)
+            likeliest = int(prob[index].argmax() if multilabel else predicted[index])
+            caption = f"{'likeliest' if multilabel else 'predicted'} {classes[likeliest]}, {prob[index, likeliest]:.2f}"
+            if label[index] is not None:
+                caption = f"true {class_name(label[index], classes, ' + ', 'none')}, {caption}"
+            also_predicted = bool(predicted[index][k] if multilabel else predicted[index] == k)
+            png = png_bytes(overlay_figure(item["image"], found, classes[k], also_predicted), dpi=100)
             (self.folder / f"{number}.png").write_bytes(png)
-            self.pictures.append((caption, np.asarray(Image.open(BytesIO(png)).convert("RGB")).transpose(2, 0, 1)))
+            self.pictures.append((f"{why}: {caption}\n{item['name']}", png_pixels(png)))
             cases.append(
                 {
                     "image": item["name"],
                     "why": why,
-                    "class": class_name,
-                    "prob": float(prob[index, explained[index]]),
-                    "predicted": " + ".join(predicted_names) or "none",
+                    "class": classes[k],
+                    "prob": float(prob[index, k]),
+                    "predicted": class_name(predicted[index], classes, " + ", "none"),
                 }
             )
             mm.append(cell_mm(item["image"], found))
@@ -140,13 +139,15 @@ class ExplainImages:
         }
         logger.info("%d explanations: %s", len(cases), self.folder)
 
-    def _choose(self, prob: NDArray[np.float64], predicted: NDArray[Any]) -> Iterator[tuple[str, int]]:
+    def _choose(
+        self, prob: NDArray[np.float64], predicted: NDArray[Any], labels: list[Any]
+    ) -> Iterator[tuple[str, int]]:
         """Why and which; the best first."""
         multilabel = self.model.multilabel
         doubt = uncertainty(prob, self.trained.decisions.threshold, multilabel)
         orders = {"uncertain": np.argsort(-doubt, kind="stable")}
-        if None not in self._label:
-            label = np.array(self._label)
+        if None not in labels:
+            label = np.array(labels)
             if multilabel:
                 truth = np.log(np.where(label == 1, prob, 1 - prob).clip(1e-12)).mean(1)
                 right, kind = (predicted == label).all(1), np.zeros(len(prob), int)
@@ -172,15 +173,3 @@ class ExplainImages:
                 logger.warning("%s has no feature maps: explained by occlusion", type(network).__name__)
             method = "occlusion"
         return explain_class(network, image, class_index, method, self.stage, self.model.multilabel)
-
-    def _caption(self, label: Any, prob: NDArray[np.float64], predicted: Any) -> str:
-        truth = "" if label is None else f"true {' + '.join(self._names(label)) or 'none'}, "
-        multilabel = self.model.multilabel
-        index = int(prob.argmax() if multilabel else predicted)
-        return f"{truth}{'likeliest' if multilabel else 'predicted'} {self.model.classes[index]}, {prob[index]:.2f}"
-
-    def _names(self, label: Any) -> list[str]:
-        """The class, or the labels that are present."""
-        if not self.model.multilabel:
-            return [self.model.classes[label]]
-        return [name for name, present in zip(self.model.classes, label, strict=True) if present]

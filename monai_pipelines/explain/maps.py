@@ -121,7 +121,9 @@ def explain_class(
     hooked.score = None
     hooked.activations.clear()
     hooked.gradients.clear()
-    map_ = _upsampled(coarse[0, 0].detach().cpu().numpy(), chosen, tuple(image.shape[2:]))
+    scale, first = 1 / np.array(chosen.step_px), np.array(chosen.first_px)
+    values, size = coarse[0, 0].detach().cpu().numpy(), tuple(image.shape[2:])
+    map_ = affine_transform(values, np.diag(scale), -first * scale, output_shape=size, order=1, mode="nearest")
     return Explanation(_scaled(map_), method, chosen.name, chosen.cells, chosen.step_px, float(prob[class_index]))
 
 
@@ -195,12 +197,6 @@ def _stage(network: nn.Module, image: Tensor, name: str | None) -> Stage:
             return stage
     names = ", ".join(f"{stage.name} ({' x '.join(map(str, stage.cells))} cells)" for stage in found)
     raise ValueError(f"explain_class: stage must be one of {names}, got {name!r}")
-
-
-def _upsampled(coarse: NDArray[np.float32], stage: Stage, size: tuple[int, ...]) -> NDArray[np.float32]:
-    """Linear between the centers of the cells, constant beyond the outer ones."""
-    scale, first = 1 / np.array(stage.step_px), np.array(stage.first_px)
-    return affine_transform(coarse, np.diag(scale), -first * scale, output_shape=size, order=1, mode="nearest")
 
 
 def _occlusion(

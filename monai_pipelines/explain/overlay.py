@@ -26,20 +26,18 @@ def overlay_figure(
 ) -> Figure:
     """The image with and without the map over it, with a color bar and the resolution of the map.
 
-    Of a volume, three planes through the map's maximum are drawn as in :func:`monai_pipelines.report.slices_figure`
-    (its default planes if the map is empty), with a scale bar in mm. The maximum is sought outside the background (the
-    volume's minimum), as masked air shows nothing. A line marks half of the map's maximum.
+    Of a volume, three planes through the map's maximum are drawn as by
+    `monai_pipelines.report.pictures.slices_figure` (its default planes if the map is empty), with a scale bar in mm.
+    The maximum is sought outside the background (the volume's minimum), as masked air shows nothing. A line marks half
+    of the map's maximum.
 
     Args:
-        image: (C, H, W) or (C, X, Y, Z), as :func:`monai_pipelines.report.images_figure` takes it; of a volume the
+        image: (C, H, W) or (C, X, Y, Z), as `monai_pipelines.report.pictures.images_figure` takes it; of a volume the
             first channel is drawn.
         explanation: of this image, of the same size.
         class_name: the explained class.
         predicted: whether this class is also predicted; if not, the heading says so.
         title: one line.
-
-    Returns:
-        The figure.
 
     Raises:
         ValueError: image and map differ in size.

@@ -140,12 +140,12 @@ def _read(config: ConfigParser, image: str | PathLike[str]) -> tuple[MetaTensor 
 
 def _write_map(folder: Path, explanation: Explanation, scan: MetaTensor | None, shown: Any) -> str:
     """Write the map on the grid of the file; its name."""
-    if explanation.map.ndim == 2:
-        values = explanation.map if scan is None else _on_grid(explanation.map, shown, scan)
+    values = explanation.map if scan is None else _on_grid(explanation.map, shown, scan)
+    if values.ndim == 2:
         Image.fromarray((255 * values).round().astype(np.uint8)).save(folder / "map.png")
         return "map.png"
     affine = np.eye(4) if scan is None else np.asarray(scan.affine, float)
-    volume = nib.Nifti1Image(explanation.map if scan is None else _on_grid(explanation.map, shown, scan), affine)
+    volume = nib.Nifti1Image(values, affine)
     volume.set_sform(affine, code=1)  # scanner
     volume.set_qform(affine, code=1)
     volume.header.set_xyzt_units("mm")
@@ -171,9 +171,6 @@ def _print(summary: dict[str, Any], folder: Path) -> None:
     files = ", ".join(("explanation.png", "explanation.json", summary["map"]))
     console = Console(soft_wrap=True)
     console.print(table)
-    for line in (
-        f"{rule}, {tempering}; explained: {summary['explained']}",
-        summary["resolution"],
-        f"wrote {folder}: {files}",
-    ):
-        console.print(escape(line))
+    console.print(escape(f"{rule}, {tempering}; explained: {summary['explained']}"))
+    console.print(escape(summary["resolution"]))
+    console.print(escape(f"wrote {folder}: {files}"))

@@ -7,8 +7,7 @@ import logging
 import math
 import re
 import shutil
-from collections.abc import Sequence
-from itertools import zip_longest
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +16,6 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from numpy.typing import NDArray
-from PIL import Image
 from rich.progress import track
 from scipy.stats import entropy, rankdata
 
@@ -25,6 +23,7 @@ from monai_pipelines.data.slide_table import feature_file
 from monai_pipelines.errors import ScanError
 from monai_pipelines.explain.attention import Scale, attention_figure, heat_colors, tiles_figure
 from monai_pipelines.metrics import annotated_fraction, mean_interval, predicted_classes, tile_auc
+from monai_pipelines.report.pictures import in_turn, png_pixels
 from monai_pipelines.runs import Trained
 from monai_pipelines.slides import close_slides, open_slide, read_outlines, write_geojson
 
@@ -46,44 +45,6 @@ class _Prediction(NamedTuple):
     def kind(self) -> int:
         """Its class; the predicted one if unknown or not exactly one."""
         return int(np.argmax(self.prob)) if self.label is None else self.label
-
-
-class _Slide(NamedTuple):
-    """A slide's tiles, and its annotation."""
-
-    thumbnail: NDArray[np.uint8]
-    downsample: float
-    coords: NDArray[np.int64]
-    side: int  # of a tile, level-0 pixels
-    mpp: float | None  # of level 0
-    tile_px: int | None
-    tile_mpp: float | None
-    outlines: list[NDArray[np.float64]]
-    fraction: NDArray[np.float64] | None
-
-    @property
-    def place(self) -> tuple[NDArray[np.uint8], float, NDArray[np.int64], int]:
-        return self.thumbnail, self.downsample, self.coords, self.side
-
-    @classmethod
-    def of(cls, item: dict[str, Any]) -> _Slide:
-        """From an item of the dataset; without the thumbnail's scale, on a white one."""
-        coords, side = item["coords"], item["level0_px"]
-        image, downsample = np.asarray(item["image"]).transpose(1, 2, 0), item.get("downsample")
-        if downsample is None:
-            downsample = side / 16
-            width, height = np.ceil((coords.max(axis=0) + side) / downsample).astype(int)
-            image = np.full((height, width, 3), 255, dtype=np.uint8)
-        outlines, fraction = [], None
-        if item.get("annotation"):
-            try:
-                polygons = read_outlines(item["annotation"])
-                outlines = [ring for rings in polygons for ring in rings]
-                fraction = annotated_fraction(coords, side, polygons)
-            except (ScanError, OSError) as error:
-                logger.warning("%s: its annotation is left out: %s", item["name"], error)
-        mpp, tile_px, tile_mpp = (item.get(key) for key in ("slide_mpp", "tile_px", "mpp"))
-        return cls(image, downsample, coords, side, mpp, tile_px, tile_mpp, outlines, fraction)
 
 
 class _Drawn(NamedTuple):
@@ -152,14 +113,8 @@ class ExplainSlides:
     @property
     def pictures(self) -> list[tuple[str, NDArray[np.uint8]]]:
         """(caption, heatmap (3, h, w) uint8) of up to 8 slides, from the classes in turn, class by class."""
-        by_class: dict[int, list[_Drawn]] = {}
-        for drawn in self._drawn:
-            by_class.setdefault(drawn.prediction.kind, []).append(drawn)
-        in_turn = [drawn for turn in zip_longest(*by_class.values()) for drawn in turn if drawn is not None]
-        chosen = sorted(in_turn[:NUM_PICTURES], key=lambda drawn: drawn.prediction.kind)
-        return [
-            (self._caption(one), np.asarray(Image.open(one.file).convert("RGB")).transpose(2, 0, 1)) for one in chosen
-        ]
+        chosen = in_turn(self._drawn, lambda drawn: drawn.prediction.kind, NUM_PICTURES)
+        return [(self._caption(drawn), png_pixels(drawn.file.read_bytes())) for drawn in chosen]
 
     def _caption(self, drawn: _Drawn) -> str:
         _, _, label, prob = drawn.prediction
@@ -219,11 +174,13 @@ class ExplainSlides:
 
     def _explain(self, index: int) -> list[dict[str, Any]]:
         """Write the files of a slide; a row for each of its maps."""
-        prediction, item = self._predictions[index], self.dataset[index]
+        prediction, item = self._predictions[index], {**self.dataset[index], "path": self.dataset.data[index]["image"]}
         if item.get("coords") is None or item.get("level0_px") is None:
             logger.warning("%s: no attention drawn: its features have no coordinates or no tile size", prediction.name)
             return []
-        slide = _Slide.of(item)
+        coords, side = item["coords"], item["level0_px"]
+        thumbnail, downsample = _thumbnail(item)
+        outlines, fraction = _annotation(item)
         folder = feature_file(self.output_dir / "attention", prediction.name).with_suffix("")
         if folder.exists():  # a.svs and a.tif
             folder = folder.with_name(f"{folder.name}-{index}")
@@ -233,11 +190,14 @@ class ExplainSlides:
         values: dict[str, NDArray[Any]] = {}
         for k, (branch, attention) in enumerate(zip(branches, prediction.attention, strict=True)):
             title = f"{prediction.name}: attention for {branch}" if branch else prediction.name
-            file = folder / f"heatmap{_suffix(branch)}.png"
-            figure = attention_figure(*slide.place, attention, slide.mpp, title, self.scale, slide.outlines)
+            suffix = re.sub(r"[^\w.-]+", "-", f"_{branch}") if branch else ""
+            file = folder / f"heatmap{suffix}.png"
+            figure = attention_figure(
+                thumbnail, downsample, coords, side, attention, item.get("slide_mpp"), title, self.scale, outlines
+            )
             figure.savefig(file, dpi=110)
-            self._sheet(folder / f"tiles{_suffix(branch)}.png", index, slide, attention, title)
-            auc = math.nan if slide.fraction is None else tile_auc(attention, slide.fraction)
+            self._sheet(folder / f"tiles{suffix}.png", item, attention, fraction, title)
+            auc = math.nan if fraction is None else tile_auc(attention, fraction)
             measured = {"relative_entropy": _relative_entropy(attention), "tile_auc": None if math.isnan(auc) else auc}
             rows.append(
                 {"name": prediction.name, "attention": branch or "all classes", "num_tiles": len(attention)} | measured
@@ -249,36 +209,60 @@ class ExplainSlides:
             if of_its_class:
                 self._drawn.append(_Drawn(file, prediction, item.get("patient") or prediction.name, **measured))
         colors = heat_colors(next(iter(values.values())), self.scale)
-        write_geojson(folder / "attention.geojson", slide.coords, slide.side, values, "Attention", colors)
+        write_geojson(folder / "attention.geojson", coords, side, values, "Attention", colors)
         return rows
 
-    def _sheet(self, file: Path, index: int, slide: _Slide, attention: NDArray[np.float32], title: str) -> None:
+    def _sheet(
+        self, file: Path, item: Mapping[str, Any], attention: NDArray[Any], fraction: NDArray[Any] | None, title: str
+    ) -> None:
         """Tiles with the most and the least attention, from the slide's file."""
-        if slide.mpp is None or slide.tile_px is None or slide.tile_mpp is None:
+        slide_mpp, tile_px, tile_mpp = (item.get(key) for key in ("slide_mpp", "tile_px", "mpp"))
+        if slide_mpp is None or tile_px is None or tile_mpp is None:
             self._unread.append(f"{file.parent}: its features do not say how large its tiles are")
             return
         order = np.argsort(-attention, kind="stable")
         num = max(1, min(self.top_k, len(order) // 2))
         chosen = np.concatenate([order[:num], order[::-1][:num]])
         try:
-            opened = open_slide(self.dataset.data[index]["image"], mpp=slide.mpp)
-            tiles = opened.read_tiles(slide.coords[chosen], opened.tile_size(slide.tile_px, slide.tile_mpp))
+            slide = open_slide(item["path"], mpp=slide_mpp)
+            tiles = slide.read_tiles(item["coords"][chosen], slide.tile_size(tile_px, tile_mpp))
         except (ScanError, OSError) as error:
             self._unread.append(str(error))
             return
-        captions = [_times(value) for value in attention[chosen] / attention.mean()]
-        if slide.fraction is not None:
-            shares = slide.fraction[chosen]
+        times = attention[chosen] / attention.mean()
+        captions = [f"{value:.{3 if value >= 1 else 2}g}\u00d7" for value in times]
+        if fraction is not None:
+            shares = fraction[chosen]
             captions = [f"{caption}, {share:.0%} annotated" for caption, share in zip(captions, shares, strict=True)]
-        heading = f"{title} (tiles of {slide.side * slide.mpp:.0f} \u00b5m)"
+        heading = f"{title} (tiles of {item['level0_px'] * slide_mpp:.0f} \u00b5m)"
         tiles_figure([*tiles[:num]], [*tiles[num:]], captions[:num], captions[num:], heading).savefig(file, dpi=120)
+
+
+def _thumbnail(item: Mapping[str, Any]) -> tuple[NDArray[np.uint8], float]:
+    """The thumbnail (h, w, 3) and its downsample; a white one where the item has none of known scale."""
+    if item.get("downsample") is not None:
+        return np.asarray(item["image"]).transpose(1, 2, 0), item["downsample"]
+    downsample = item["level0_px"] / 16
+    width, height = np.ceil((item["coords"].max(axis=0) + item["level0_px"]) / downsample).astype(int)
+    return np.full((height, width, 3), 255, dtype=np.uint8), downsample
+
+
+def _annotation(item: Mapping[str, Any]) -> tuple[list[NDArray[np.float64]], NDArray[np.float64] | None]:
+    """Outlines, and the annotated fraction of each tile, None without a readable annotation."""
+    if item.get("annotation"):
+        try:
+            polygons = read_outlines(item["annotation"])
+            fraction = annotated_fraction(item["coords"], item["level0_px"], polygons)
+            return [ring for rings in polygons for ring in rings], fraction
+        except (ScanError, OSError) as error:
+            logger.warning("%s: its annotation is left out: %s", item["name"], error)
+    return [], None
 
 
 def _results(drawn: Sequence[_Drawn]) -> dict[str, Any]:
     entropies = [slide.relative_entropy for slide in drawn if slide.relative_entropy is not None]
-    results: dict[str, Any] = {"num_slides": len(drawn), "relative_entropy": None}
-    if entropies:
-        results["relative_entropy"] = float(np.mean(entropies))
+    mean_entropy = float(np.mean(entropies)) if entropies else None
+    results: dict[str, Any] = {"num_slides": len(drawn), "relative_entropy": mean_entropy}
     scored = [slide for slide in drawn if slide.tile_auc is not None]
     if scored:
         aucs = np.array([slide.tile_auc for slide in scored])
@@ -293,12 +277,3 @@ def _relative_entropy(attention: NDArray[np.float32]) -> float | None:
     if len(attention) == 1:
         return None
     return float(entropy(attention.astype(np.float64)) / math.log(len(attention)))
-
-
-def _times(value: float) -> str:
-    return f"{value:.3g}\u00d7" if value >= 1 else f"{value:.2g}\u00d7"
-
-
-def _suffix(branch: str) -> str:
-    """Of a file's name."""
-    return re.sub(r"[^\w.-]+", "-", f"_{branch}") if branch else ""

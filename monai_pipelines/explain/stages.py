@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch
-from monai.utils import ensure_tuple_rep
+import numpy as np
 from torch import Tensor, nn
+
+from monai_pipelines.networks.classifier import evaluating
 
 MIN_CELLS = 7  # along the shortest side: fewer cannot localize anything
 
@@ -44,6 +45,7 @@ def stages(network: nn.Module, image: Tensor) -> list[Stage]:
         in forward order, without those of a single cell.
 
     Example:
+        >>> import torch
         >>> from monai.networks.nets import resnet10
         >>> network = resnet10(spatial_dims=2, n_input_channels=1, conv1_t_stride=2, bias_downsample=False)
         >>> [(stage.name, stage.cells) for stage in stages(network, torch.zeros(1, 1, 64, 64))]
@@ -60,7 +62,8 @@ def stages(network: nn.Module, image: Tensor) -> list[Stage]:
         cells = tuple(output.shape[2:])
         if cells not in places and hasattr(module, "kernel_size") and tuple(inputs[0].shape[2:]) in places:
             places[cells] = _placed(module, *places[tuple(inputs[0].shape[2:])])
-        if name and (_is_block(module) or type(module).__module__ == "torch.nn.modules.activation"):
+        is_block = next(module.children(), None) is not None
+        if name and (is_block or type(module).__module__ == "torch.nn.modules.activation"):
             calls[name] += 1
             names.setdefault(cells, []).append(name)
 
@@ -68,20 +71,20 @@ def stages(network: nn.Module, image: Tensor) -> list[Stage]:
         module.register_forward_hook(lambda m, inputs, output, name=name: visit(name, m, inputs, output))
         for name, module in network.named_modules()
     ]
-    modes = {module: module.training for module in network.modules()}
     try:
-        with torch.no_grad():
-            network.eval()(image)
+        with evaluating(network):
+            network(image)
     finally:
         for hook in hooks:
             hook.remove()
-        for module, mode in modes.items():
-            module.training = mode
     found: list[Stage] = []
     for cells, layers in names.items():
-        once = [name for name in layers if calls[name] == 1 and not _contains(name, found)]
+        # a module with an earlier stage inside is (most of) the network, not a stage
+        inner = [name for name in layers if not any(stage.name.startswith(f"{name}.") for stage in found)]
+        once = [name for name in inner if calls[name] == 1]
         if once and max(cells) > 1:
-            step, first = places.get(cells) or _even(size, cells)
+            even = tuple(n / c for n, c in zip(size, cells, strict=True))
+            step, first = places.get(cells) or (even, tuple((s - 1) / 2 for s in even))
             found.append(Stage(once[-1], cells, step, first))
     return found
 
@@ -104,33 +107,12 @@ def default_stage(found: Sequence[Stage]) -> Stage:
     return fine[-1] if fine else max(found, key=lambda stage: min(stage.cells))
 
 
-def _is_block(module: nn.Module) -> bool:
-    return next(module.children(), None) is not None
-
-
-def _contains(name: str, found: Sequence[Stage]) -> bool:
-    """Whether a module contains one of the stages: then it is (most of) the network, not a stage."""
-    return any(stage.name.startswith(f"{name}.") for stage in found)
-
-
 def _placed(
     module: Any, step: tuple[float, ...], first: tuple[float, ...]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Step and first pixel of the output cells of a convolution or pooling."""
-    dims = len(step)
     padding = 0 if module.padding == "valid" else module.padding
-    kernel, stride, pad, dilation = (
-        ensure_tuple_rep(value, dims)
-        for value in (module.kernel_size, module.stride, padding, getattr(module, "dilation", 1))
-    )
-    shift = [d * (k - 1) / 2 - p for k, p, d in zip(kernel, pad, dilation, strict=True)]
-    return (
-        tuple(a * s for a, s in zip(step, stride, strict=True)),
-        tuple(a + s * b for a, s, b in zip(first, step, shift, strict=True)),
-    )
-
-
-def _even(size: Cells, cells: Cells) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Step and first pixel of cells that divide the image evenly."""
-    step = tuple(n / c for n, c in zip(size, cells, strict=True))
-    return step, tuple((s - 1) / 2 for s in step)
+    values = (module.kernel_size, module.stride, padding, getattr(module, "dilation", 1), step, first)
+    kernel, stride, pad, dilation, before, start = map(np.array, values)
+    shift = dilation * (kernel - 1) / 2 - pad
+    return tuple((before * stride).tolist()), tuple((start + before * shift).tolist())

@@ -9,7 +9,7 @@ from functools import partial
 from os import PathLike
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any, Literal
+from typing import Any
 from weakref import finalize
 
 import numpy as np
@@ -25,7 +25,6 @@ from monai_pipelines.data.slide_table import feature_file
 from monai_pipelines.data.split import Cohort, Item
 from monai_pipelines.features.extraction import extract_features
 from monai_pipelines.features.files import read_features
-from monai_pipelines.inferers import Precision
 from monai_pipelines.networks import TileBackbone
 
 
@@ -110,7 +109,7 @@ class FeatureBags(UsableItems):
 
     Args:
         data: datalist with ``image`` (path of the slide) and ``name``.
-        chain, backbone, batch_size, num_workers, precision, dtype: of `extract_features`.
+        chain, backbone, options: of `extract_features`.
         features_dir: folder of the files; None: a temporary one, deleted with the dataset.
         max_tiles: maximum number of tiles in a bag, drawn from torch's generator on each access; None: all.
         on_error: of `UsableItems`, which see also for the attributes.
@@ -129,10 +128,7 @@ class FeatureBags(UsableItems):
         features_dir: str | PathLike[str] | None = None,
         max_tiles: int | None = None,
         on_error: OnError = "raise",
-        batch_size: int = 128,
-        num_workers: int = 0,
-        precision: Precision = "auto",
-        dtype: Literal["float32", "float16"] = "float32",
+        **options: Any,
     ) -> None:
         if max_tiles is not None and max_tiles < 1:
             raise ValueError(f"FeatureBags: max_tiles must be 1 or more, or None for all, got {max_tiles}")
@@ -142,8 +138,6 @@ class FeatureBags(UsableItems):
             features_dir = self._temporary.path
 
         def outcomes() -> Iterator[tuple[Path, str | None]]:
-            options: dict[str, Any] = {"precision": precision, "dtype": dtype}
-            options |= {"batch_size": batch_size, "num_workers": num_workers}
             for row in extract_features(data, features_dir, chain, backbone, **options):
                 yield feature_file(features_dir, row["name"]), row["reason"] or None
 
@@ -196,22 +190,12 @@ class FeatureSplits(Splits[FeatureBags]):
 
     Args:
         cohort: with the datalists ``train``, ``validation`` and ``test``.
-        chain, backbone, features_dir: of the `FeatureBags`.
         max_tiles: of a bag in training; validation and test have all.
-        options: of the `FeatureBags`: ``on_error``, ``batch_size``, ``num_workers``, ``precision``, ``dtype``.
+        options: of the `FeatureBags`.
     """
 
-    def __init__(
-        self,
-        cohort: Cohort,
-        chain: Chain,
-        backbone: TileBackbone,
-        features_dir: str | PathLike[str] | None = None,
-        max_tiles: int | None = None,
-        **options: Any,
-    ) -> None:
-        make = partial(FeatureBags, chain=chain, backbone=backbone, features_dir=features_dir, **options)
-        super().__init__(cohort, make, max_tiles=max_tiles)
+    def __init__(self, cohort: Cohort, max_tiles: int | None = None, **options: Any) -> None:
+        super().__init__(cohort, partial(FeatureBags, **options), max_tiles=max_tiles)
 
 
 def measure_slide(

@@ -8,7 +8,7 @@ import logging
 import time
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from os import PathLike
@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from monai_pipelines.atomic import atomic_write, remove_old_parts
 from monai_pipelines.chains import Chain
-from monai_pipelines.data.prepared import OnError, as_is, why_unusable
+from monai_pipelines.data.prepared import as_is, why_unusable
 from monai_pipelines.data.slide_table import feature_file, slide_source
 from monai_pipelines.errors import ChainMismatchError, CohortError, ScanError
 from monai_pipelines.features.files import FeatureBag, read_origin, write_features
@@ -57,9 +57,6 @@ def extract_features(
     num_workers: int = 0,
     precision: Precision = "auto",
     dtype: Literal["float32", "float16"] = "float32",
-    on_error: OnError = "skip",
-    device: str | torch.device | None = None,
-    progress: bool = True,
 ) -> list[Row]:
     """Features of the tiles of slides, one HDF5 file per slide; existing files are kept.
 
@@ -76,29 +73,23 @@ def extract_features(
             one slide.
         features_dir: folder of the files, see `feature_file`.
         chain: slide -> tiles, with the steps of ``slide_tiles``: before "tiles" it lists them, then it reads them.
-        backbone: moved to the device.
+        backbone: moved to the GPU if there is one.
         batch_size: tiles.
         num_workers: processes that read.
         precision: of the backbone: "bf16", "fp32", or "auto": bf16 where it is faster for a frozen network.
         dtype: of the features in the file: "float32" or "float16".
-        on_error: "skip" slides that cannot be used, even if only one tile is damaged, or "raise" one `CohortError` that
-            lists all of them, after the others are done.
-        device: None: CUDA if available.
-        progress: show a bar.
 
     Returns:
-        a row for each item: ``name``, ``status`` (done, kept, skipped; in ``features.csv`` also missing, after an
-        error), ``reason``, ``num_tiles``, ``seconds``.
+        a row for each item: ``name``, ``status`` (done, kept, or skipped if even one tile is damaged; in
+        ``features.csv`` also missing, after an error), ``reason``, ``num_tiles``, ``seconds``.
 
     Raises:
-        CohortError: features of another chain or backbone in the folder, two slides with the same feature file, bad
-            slides with "raise".
+        CohortError: features of another chain or backbone in the folder, two slides with the same feature file.
         ValueError: features that are NaN or infinite.
     """
     for argument, value, choices in (
         ("precision", precision, get_args(Precision)),
         ("dtype", dtype, ("float32", "float16")),
-        ("on_error", on_error, get_args(OnError)),
     ):
         if value not in choices:
             raise ValueError(f"extract_features: {argument} must be {' or '.join(map(repr, choices))}, got {value!r}")
@@ -109,11 +100,11 @@ def extract_features(
     rows: dict[Path, Row] = {
         file: {**dict.fromkeys(COLUMNS, ""), "name": item["name"], "status": "missing"} for file, item in slides.items()
     }
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     bf16 = precision == "bf16" or (precision == "auto" and fast_bf16(device.type, gradients=False))
     used: Precision = "bf16" if bf16 else "fp32"
     origin = _Origin(chain, backbone, used)
-    todo, outdated, precisions = _check_files(folder, slides, rows, origin)
+    todo, precisions = _check_files(folder, slides, rows, origin)
     if len(precisions | ({used} if todo or precision != "auto" else set())) > 1:
         logger.warning("%s: features of precision %s, this run has %s", folder, " and ".join(sorted(precisions)), used)
     try:
@@ -126,21 +117,21 @@ def extract_features(
             network = backbone.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
             pin = device.type == "cuda"
             loader = DataLoader(stream, batch_size=None, num_workers=num_workers, collate_fn=as_is, pin_memory=pin)
-            with Progress(disable=not progress) as bar:
+            with Progress() as bar:
                 task = bar.add_task("features", total=len(todo))
                 for file, share, row in _extract(loader, todo, network, device, origin, dtype):
                     bar.advance(task, share)
                     rows[file].update(row)
-                    if row.get("status") == "skipped" and file in outdated:
-                        file.unlink(missing_ok=True)
+                    if row.get("status") == "skipped":
+                        file.unlink(missing_ok=True)  # features of what the slide was before
     finally:
         if any(row["status"] != "kept" for row in rows.values()):
-            _write_rows(folder / "features.csv", rows.values())
-    bad = [f"{row['name']}: {row['reason']}" for row in rows.values() if row["status"] == "skipped"]
-    if bad and on_error == "raise":
-        raise CohortError(f"{len(bad)} of {len(rows)} slides cannot be used", bad)
-    if bad:
-        logger.warning("%d of %d slides skipped: see %s", len(bad), len(rows), folder / "features.csv")
+            with atomic_write(folder / "features.csv") as part, part.open("w", newline="", encoding="utf-8") as out:
+                writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(rows.values())
+    if num_bad := sum(row["status"] == "skipped" for row in rows.values()):
+        logger.warning("%d of %d slides skipped: see %s", num_bad, len(rows), folder / "features.csv")
     return [dict(rows[feature_file(folder, item["name"])]) for item in items]
 
 
@@ -157,13 +148,6 @@ def _by_file(folder: Path, items: Sequence[Mapping[str, Any]]) -> dict[Path, Map
     if shared:
         raise CohortError(folder, [*shared, "rename the slides"])
     return slides
-
-
-def _write_rows(file: Path, rows: Iterable[Row]) -> None:
-    with atomic_write(file) as part, part.open("w", newline="", encoding="utf-8") as out:
-        writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 class _Origin:
@@ -201,14 +185,9 @@ class _Origin:
 
 def _check_files(
     folder: Path, slides: Mapping[Path, Mapping[str, Any]], rows: Mapping[Path, Row], origin: _Origin
-) -> tuple[list[Path], set[Path], set[str]]:
-    """Fill in the rows of kept and unusable files.
-
-    Returns:
-        the files to make, those of them whose slide has changed, and the precisions of the kept files.
-    """
+) -> tuple[list[Path], set[str]]:
+    """Fill in the rows of kept and unusable files; the files to make, and the precisions of the kept ones."""
     todo: list[Path] = []
-    outdated: set[Path] = set()
     precisions: set[str] = set()
     different: defaultdict[str, list[Path]] = defaultdict(list)
     for file, item in slides.items():
@@ -228,12 +207,11 @@ def _check_files(
             precisions.update({attributes["precision"]} if "precision" in attributes else ())
         else:
             todo.append(file)
-            outdated.add(file)
     if different:
         problems = [f"{len(files)} file(s) such as {files[0].name}: {text}" for text, files in different.items()]
         way_out = "choose another features_dir, delete this one, or use the chain and backbone it was made with"
         raise CohortError(folder, [*problems, way_out])
-    return todo, outdated, precisions
+    return todo, precisions
 
 
 @dataclass

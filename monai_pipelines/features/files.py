@@ -31,7 +31,6 @@ class FeatureBag:
         thumbnail: (h, w, 3) uint8.
         tissue: (h, w) uint8, 1 on tissue, on the grid of the thumbnail.
         downsample: pixels of level 0 per pixel of the thumbnail.
-        chain_fingerprint, backbone_fingerprint: of what made the features.
     """
 
     features: NDArray[np.float32]
@@ -44,8 +43,6 @@ class FeatureBag:
     thumbnail: NDArray[np.uint8] | None = None
     tissue: NDArray[np.uint8] | None = None
     downsample: float | None = None
-    chain_fingerprint: str | None = None
-    backbone_fingerprint: str | None = None
 
 
 def read_features(file: str | PathLike[str], pictures: bool = True) -> FeatureBag:
@@ -94,8 +91,6 @@ def _read(opened: h5py.File, pictures: bool) -> FeatureBag:
         thumbnail=None if tissue is None or not pictures else opened["thumbnail"][...],
         tissue=None if tissue is None or not pictures else tissue[...],
         downsample=None if tissue is None else _number(tissue.attrs, "downsample", float),
-        chain_fingerprint=attributes.get("chain_fingerprint"),
-        backbone_fingerprint=attributes.get("backbone_fingerprint"),
     )
 
 
@@ -190,7 +185,7 @@ def _write(out: h5py.File, bag: FeatureBag, features: NDArray[np.floating], attr
     if bag.thumbnail is not None and bag.tissue is not None:
         for key, picture in (("thumbnail", bag.thumbnail), ("tissue", bag.tissue)):
             out.create_dataset(key, data=picture, compression="gzip").attrs["downsample"] = bag.downsample
-    keys = ("mpp", "tile_px", "slide_mpp", "slide_size", "chain_fingerprint", "backbone_fingerprint")
+    keys = ("mpp", "tile_px", "slide_mpp", "slide_size")
     described = {"tile_px_level0": bag.level0_px, **{key: getattr(bag, key) for key in keys}, **attributes}
     out.attrs.update({key: value for key, value in described.items() if value is not None})
     coords.attrs.update(

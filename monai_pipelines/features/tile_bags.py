@@ -97,19 +97,11 @@ class TileSplits(Splits[TileBags]):
 
     Args:
         cohort: with the datalists ``train``, ``validation`` and ``test``.
-        chain, cache_dir, on_error, num_workers: of the `TileBags`.
+        options: of the `TileBags`: ``chain``, ``cache_dir``, ``on_error``, ``num_workers``.
     """
 
-    def __init__(
-        self,
-        cohort: Cohort,
-        chain: Chain,
-        cache_dir: str | PathLike[str] | None = None,
-        on_error: OnError = "raise",
-        num_workers: int = 0,
-    ) -> None:
-        options: dict[str, Any] = {"cache_dir": cache_dir, "on_error": on_error, "num_workers": num_workers}
-        super().__init__(cohort, partial(TileBags, chain=chain, **options), redraw=True)
+    def __init__(self, cohort: Cohort, **options: Any) -> None:
+        super().__init__(cohort, partial(TileBags, **options), redraw=True)
 
 
 class _TileLists(Dataset):

@@ -67,7 +67,7 @@ class CollectFeatures:
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._batch)
-        engine.add_event_handler(Events.COMPLETED, self._stop)
+        engine.add_event_handler(Events.COMPLETED, lambda: self._hook.remove())
 
     def _start(self, engine: Engine) -> None:
         self._batches = []
@@ -75,9 +75,6 @@ class CollectFeatures:
 
     def _batch(self, engine: Engine) -> None:
         self._batches.append(self._last.float().cpu())
-
-    def _stop(self, engine: Engine) -> None:
-        self._hook.remove()
 
     def _keep(self, layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         self._last = inputs[0].detach()

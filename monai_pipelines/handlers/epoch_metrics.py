@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import itemgetter
 
 import ignite.distributed as idist
 import torch
@@ -44,7 +45,7 @@ class ClassificationMetrics(Metric):
 
     def __init__(self, loss_function: Loss | None = None) -> None:
         self.loss_function = loss_function
-        super().__init__(output_transform=_logits_and_labels)
+        super().__init__(output_transform=itemgetter("pred", "label"))
 
     def reset(self) -> None:
         self._logits: list[torch.Tensor] = []
@@ -86,7 +87,3 @@ class ClassificationMetrics(Metric):
     def completed(self, engine: Engine, name: str) -> None:
         engine.state.metrics.update(self.compute())
         engine.state.metric_details["predictions"] = self._predictions  # type: ignore[attr-defined]
-
-
-def _logits_and_labels(output: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    return output["pred"], output["label"]

@@ -35,31 +35,30 @@ class Checkpoints:
 
     Args:
         output_dir: folder of the run.
-        model: what is saved.
-        evaluator: the validation engine; an epoch counts when it has run in it.
+        validator: the validation engine, with the model that is saved and the key metric: "loss", or one of
+            `monai_pipelines.metrics.classification_metrics`; an epoch counts when it has run in it.
         lr_scheduler: of the trainer's optimizer.
-        key_metric: name of the validation metric: "loss", or of `monai_pipelines.metrics.classification_metrics`.
+        history: list of epochs, shared with the handler that fills it.
         patience: validations without a better one before training stops; None never stops.
         split: `monai_pipelines.data.Cohort.split_card`; stored with the weights.
         threshold_by: how the probability from which the second of two classes is predicted, or each of several labels,
             is chosen on the tempered validation data (see `monai_pipelines.metrics.choose_threshold`); None: not.
         calibrate: fit a temperature to the validation data (`monai_pipelines.metrics.fit_temperature`).
-        history: list of epochs, shared with the handler that fills it.
     """
 
     def __init__(
         self,
         output_dir: str | PathLike[str],
-        model: Model,
-        evaluator: Any,
+        validator: Any,
         lr_scheduler: Any,
-        key_metric: str = "roc_auc",
+        history: list[dict[str, Any]],
         patience: int | None = 15,
         split: dict[str, Any] | None = None,
         threshold_by: str | None = None,
         calibrate: bool = True,
-        history: list[dict[str, Any]] | None = None,
     ) -> None:
+        model: Model = validator.model
+        key_metric = validator.key_metric
         if patience is not None and (not isinstance(patience, int) or patience < 1):
             raise ValueError(f"patience must be 1 or more, or null ('$None' on the command line), got {patience!r}")
         num = len(model.classes)
@@ -72,10 +71,9 @@ class Checkpoints:
             if num != 2 and not model.multilabel:
                 raise ValueError(f"threshold_by is for two classes or multilabel, got {num} classes; set it to null")
         self.output_dir, self.model = Path(output_dir), model
-        self.evaluator, self.lr_scheduler = evaluator, lr_scheduler
+        self.validator, self.lr_scheduler, self.history = validator, lr_scheduler, history
         self.key_metric, self.patience, self.split = key_metric, patience, split
         self.threshold_by, self.calibrate = threshold_by, calibrate
-        self.history = [] if history is None else history
         self.best: dict[str, Any] = {"metric": math.nan, "loss": math.nan, "epoch": 0}
         self.num_without_better = 0
 
@@ -130,9 +128,9 @@ class Checkpoints:
             "threshold": None,
             "threshold_by": None,
         }
-        if self.evaluator.state.epoch == epoch:
-            metrics = {name: float(value) for name, value in self.evaluator.state.metrics.items()}
-            card |= {"metrics": metrics, **self._decisions(*self.evaluator.state.metric_details["predictions"])}
+        if self.validator.state.epoch == epoch:
+            metrics = {name: float(value) for name, value in self.validator.state.metrics.items()}
+            card |= {"metrics": metrics, **self._decisions(*self.validator.state.metric_details["predictions"])}
             metric, loss = metrics[self.key_metric], metrics.get("loss", math.nan)
             if not self.best["epoch"] or self._rank(metric, loss) > self._rank(self.best["metric"], self.best["loss"]):
                 self.best = {"metric": metric, "loss": loss, "epoch": epoch}

@@ -6,18 +6,18 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import torch
 from ignite.engine import Engine, Events
 from torch.utils.tensorboard import SummaryWriter
 
 from monai_pipelines.probabilities import probabilities
 from monai_pipelines.report.figures import confusion_figure, history_figure
 from monai_pipelines.report.pictures import images_figure
+from monai_pipelines.report.predictions import class_name
 from monai_pipelines.report.tensorboard import add_pr_curves
 from monai_pipelines.runs.folder import RunFolder
 
@@ -40,23 +40,13 @@ class Monitor:
 
     Args:
         output_dir: folder of the run.
-        evaluator: the validation engine.
-        classes: class names by index.
-        key_metric: name of the validation metric.
+        validator: the validation engine, with the model and the key metric.
         history: list that is filled: ``{"epoch", "lr", "train": {...}, "val": {...}}`` per epoch.
     """
 
-    def __init__(
-        self,
-        output_dir: str | PathLike[str],
-        evaluator: Any,
-        classes: Sequence[str],
-        key_metric: str,
-        history: list[dict[str, Any]],
-    ) -> None:
-        self.output_dir = Path(output_dir)
-        self.evaluator, self.classes = evaluator, list(classes)
-        self.key_metric, self.history = key_metric, history
+    def __init__(self, output_dir: str | PathLike[str], validator: Any, history: list[dict[str, Any]]) -> None:
+        self.output_dir, self.validator, self.history = Path(output_dir), validator, history
+        self.classes = list(validator.model.classes)
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self.start)
@@ -77,27 +67,26 @@ class Monitor:
             self.writers["train"].add_text(tag, text, epoch)
 
     def step(self, engine: Any) -> None:
-        """After each step."""
         iteration, output, writer = engine.state.iteration, engine.state.output, self.writers["steps"]
         writer.add_scalar("steps/loss", float(output["loss"].detach()), iteration)
-        writer.add_scalar("steps/learning_rate", _learning_rate(engine), iteration)
+        writer.add_scalar("steps/learning_rate", engine.optimizer.param_groups[0]["lr"], iteration)
         if hasattr(engine.state, "gradient_norm"):
             writer.add_scalar("steps/gradient_norm", engine.state.gradient_norm, iteration)
         if iteration == 1 and "image" in engine.state.batch:
             images = list(output["image"][:NUM_SAMPLES].float().cpu())
-            titles = [self._named(label) for label in output["label"][:NUM_SAMPLES]]
+            titles = [class_name(label, self.classes, ", ", "none") for label in output["label"][:NUM_SAMPLES]]
             self.writers["train"].add_figure("input/train", images_figure(images, titles), engine.state.epoch)
 
     def epoch(self, engine: Any) -> None:
-        """After each epoch and its validation."""
         epoch = engine.state.epoch
-        record: dict[str, Any] = {"epoch": epoch, "lr": _learning_rate(engine), "train": _numbers(engine.state.metrics)}
+        lr = engine.optimizer.param_groups[0]["lr"]
+        record: dict[str, Any] = {"epoch": epoch, "lr": lr, "train": _numbers(engine.state.metrics)}
         if epoch == 1:
             self.writers["train"].add_custom_scalars(_layout(record["train"]))
-        self.writers["train"].add_scalar("learning_rate", record["lr"], epoch)
-        if self.evaluator.state.epoch == epoch:
-            record["val"] = _numbers(self.evaluator.state.metrics)
-            logits, label = self.evaluator.state.metric_details["predictions"]
+        self.writers["train"].add_scalar("learning_rate", lr, epoch)
+        if self.validator.state.epoch == epoch:
+            record["val"] = _numbers(self.validator.state.metrics)
+            logits, label = self.validator.state.metric_details["predictions"]
             prob = probabilities(logits, multilabel=label.ndim == 2)
             add_pr_curves(self.writers["validation"], label, prob, self.classes, epoch)
             if label.ndim == 1:
@@ -111,31 +100,19 @@ class Monitor:
             writer.flush()
         self.history.append(record)
         (self.output_dir / "history.json").write_text(json.dumps(self.history, indent=1))
-        logger.info("epoch %d/%d: %s", epoch, engine.state.max_epochs, self._line(record))
-
-    def end(self, engine: Any) -> None:
-        """After the last epoch."""
-        if self.history:
-            history_figure(self.history, self.key_metric).savefig(self.output_dir / "history.png", dpi=120)
-        for writer in self.writers.values():
-            writer.close()
-
-    def _named(self, label: torch.Tensor) -> str:
-        indices = label.nonzero().flatten().tolist() if label.ndim else [int(label)]
-        return ", ".join(self.classes[k] for k in indices) or "none"
-
-    def _line(self, record: dict[str, Any]) -> str:
         parts = [
             f"{split} {metric} {value:.4f}"
             for split in ("train", "val")
             for metric in ("loss", "roc_auc")
             if (value := record.get(split, {}).get(metric)) is not None
         ]
-        return ", ".join(parts)
+        logger.info("epoch %d/%d: %s", epoch, engine.state.max_epochs, ", ".join(parts))
 
-
-def _learning_rate(trainer: Any) -> float:
-    return trainer.optimizer.param_groups[0]["lr"]
+    def end(self, engine: Any) -> None:
+        if self.history:
+            history_figure(self.history, self.validator.key_metric).savefig(self.output_dir / "history.png", dpi=120)
+        for writer in self.writers.values():
+            writer.close()
 
 
 def _numbers(metrics: dict[str, Any]) -> dict[str, float | None]:

@@ -1,13 +1,14 @@
-"""The handlers that every training needs, as one entry in a config."""
+"""The handlers that every training needs, as one entry in a config, and experiment tracking."""
 
 from __future__ import annotations
 
+from operator import itemgetter
 from os import PathLike
 from typing import Any
 
 from ignite.engine import Events
 from ignite.handlers import ProgressBar
-from monai.handlers import ValidationHandler
+from monai.handlers import MLFlowHandler, ValidationHandler
 from torch.optim.lr_scheduler import CyclicLR, OneCycleLR, ReduceLROnPlateau
 
 from monai_pipelines.handlers.guards import ClipGradients, StopOnNaN
@@ -26,11 +27,10 @@ class TrainingHandlers:
             and the key metric are.
         output_dir: folder of the run.
         lr_scheduler: of the trainer's optimizer.
-        split: `monai_pipelines.data.Cohort.split_card`, stored with the weights.
         interval: epochs from validation to validation.
-        patience, threshold_by, calibrate: of `Checkpoints`.
         clip_norm: largest norm of the gradient; None does not clip.
         resume: go on from the run's ``last.pt``.
+        options: of `Checkpoints`: ``patience``, ``split``, ``threshold_by``, ``calibrate``.
     """
 
     def __init__(
@@ -38,30 +38,21 @@ class TrainingHandlers:
         validator: Any,
         output_dir: str | PathLike[str],
         lr_scheduler: Any,
-        split: dict[str, Any] | None = None,
         interval: int = 1,
-        patience: int | None = 15,
         clip_norm: float | None = 1.0,
-        threshold_by: str | None = None,
-        calibrate: bool = True,
         resume: bool = False,
+        **options: Any,
     ) -> None:
         history: list[dict[str, Any]] = []
-        model, key_metric = validator.model, validator.key_metric
         self.validator, self.interval = validator, interval
         self.lr_scheduler, self.clip_norm, self.resume = lr_scheduler, clip_norm, resume
-        self.monitor = Monitor(output_dir, validator, model.classes, key_metric, history)
-        self.checkpoints = Checkpoints(
-            *(output_dir, model, validator, lr_scheduler, key_metric, patience, split),
-            threshold_by=threshold_by,
-            calibrate=calibrate,
-            history=history,
-        )
+        self.monitor = Monitor(output_dir, validator, history)
+        self.checkpoints = Checkpoints(output_dir, validator, lr_scheduler, history, **options)
 
     def attach(self, engine: Any) -> None:
         ValidationHandler(self.interval, self.validator).attach(engine)
         bar = ProgressBar(persist=False, ncols=80, disable=None)  # None: no bar where no terminal shows it
-        bar.attach(engine, output_transform=_loss)
+        bar.attach(engine, output_transform=lambda output: {"loss": float(output["loss"].detach())})
         StopOnNaN().attach(engine)
         if self.clip_norm is not None:
             ClipGradients(self.clip_norm).attach(engine)
@@ -73,12 +64,27 @@ class TrainingHandlers:
             self.checkpoints.resume(engine)
 
     def schedule(self, engine: Any) -> None:
-        """Step the learning rate."""
         if not isinstance(self.lr_scheduler, ReduceLROnPlateau):
             self.lr_scheduler.step()
         elif self.validator.state.epoch == engine.state.epoch:
             self.lr_scheduler.step(self.validator.state.metrics["loss"])
 
 
-def _loss(output: dict[str, Any]) -> dict[str, float]:
-    return {"loss": float(output["loss"].detach())}
+class TrackTraining(MLFlowHandler):
+    """MONAI's `MLFlowHandler` for a trainer whose output is that of a whole batch, see ``bundles/mlflow.yaml``.
+
+    Metrics are logged as ``train_<name>``, so that they do not mix with those of the validation.
+
+    Args:
+        options: of `MLFlowHandler`.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(output_transform=itemgetter("loss"), epoch_logger=self.log_epoch, **options)
+
+    def log_epoch(self, engine: Any) -> None:
+        """Log the metrics of an epoch; the loss is logged step by step."""
+        run: Any = self.cur_run
+        for name, value in engine.state.metrics.items():
+            if name != "loss":
+                self.client.log_metric(run.info.run_id, f"train_{name}", value, step=engine.state.epoch)

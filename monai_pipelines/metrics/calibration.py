@@ -47,7 +47,18 @@ def fit_temperature(logits: ArrayLike, label: ArrayLike) -> float:
     Reference: Guo et al., On calibration of modern neural networks, ICML 2017; Platt, Probabilistic outputs for
     support vector machines, 1999 (the targets).
     """
-    scores, truth = _checked_logits(logits, label)
+    scores, truth = np.asarray(logits, dtype=np.float64), np.asarray(label)
+    if scores.ndim != 2 or not scores.size or truth.shape not in (scores.shape, scores.shape[:1]):
+        shapes = f"{scores.shape} and {truth.shape}"
+        raise ValueError(f"fit_temperature: wanted logits (N >= 1, C) and label (N,) or (N, C), got {shapes}")
+    if not np.isfinite(scores).all():
+        bad = int((~np.isfinite(scores).all(axis=1)).sum())
+        raise ValueError(f"fit_temperature: logits must be finite, got {bad} rows that are not")
+    if truth.ndim == 1 and scores.shape[1] == 1:
+        scores = np.concatenate([np.zeros_like(scores), scores], axis=1)
+    num = 2 if truth.ndim == 2 else scores.shape[1]
+    if not np.isin(truth, np.arange(num)).all():
+        raise ValueError(f"fit_temperature: label must be integers in 0..{num - 1}, got {np.unique(truth)[:9]}")
     smoothed = (len(scores) + 1) / (len(scores) + 2)
     if truth.ndim == 2:
         target = np.where(truth == 1, smoothed, 1 - smoothed)
@@ -99,24 +110,23 @@ def temper(prob: ArrayLike, temperature: float, multilabel: bool = False) -> NDA
         return softmax(np.log(scores) / temperature, axis=1)
 
 
-def reliability(prob: ArrayLike, label: ArrayLike, num_bins: int = 10) -> list[dict[str, float]]:
+def reliability(prob: ArrayLike, label: ArrayLike) -> list[dict[str, float]]:
     """Compare stated probabilities with observed frequencies: the points of a reliability diagram.
 
     For two classes, the probability of the second against how often it is true; for more, the confidence (the
     probability of the likeliest class) against how often that class is right; for multi-label data all labels of all
-    images are pooled. Bins have equal width and include their upper edge; empty ones are left out.
+    images are pooled. The ten bins have equal width and include their upper edge; empty ones are left out.
 
     Args:
         prob: (N, C) probabilities, C >= 2.
         label: (N,) integers in 0..C-1, or (N, C) of 0 and 1 for multi-label data.
-        num_bins: between 0 and 1.
 
     Returns:
         for each bin, in order: ``prob`` (mean), ``observed`` (share that is true), ``count``, and ``low``, ``high``:
         Wilson's 95% interval of the observed share, which treats images as independent.
 
     Raises:
-        ValueError: num_bins below 1, or as :func:`classification_metrics`.
+        ValueError: as :func:`classification_metrics`.
 
     Example:
         >>> bins = reliability([[0.75, 0.25], [0.75, 0.25], [0.1, 0.9]], [0, 1, 1])
@@ -128,8 +138,6 @@ def reliability(prob: ArrayLike, label: ArrayLike, num_bins: int = 10) -> list[d
     Reference: Guo et al., ICML 2017, section 2; Wilson, Probable inference, the law of succession, and statistical
     inference, 1927.
     """
-    if num_bins < 1:
-        raise ValueError(f"reliability: num_bins must be 1 or more, got {num_bins}")
     scores, truth = checked_predictions(prob, label)
     if truth.ndim == 2:
         stated, correct = scores.ravel(), truth.ravel()
@@ -137,7 +145,7 @@ def reliability(prob: ArrayLike, label: ArrayLike, num_bins: int = 10) -> list[d
         stated, correct = scores[:, 1], truth
     else:
         stated, correct = scores.max(axis=1), scores.argmax(axis=1) == truth
-    indices = bin_indices(stated, num_bins)
+    indices = bin_indices(stated)
     points = []
     for index in np.unique(indices):
         inside = indices == index
@@ -146,20 +154,3 @@ def reliability(prob: ArrayLike, label: ArrayLike, num_bins: int = 10) -> list[d
         observed = {"observed": float(share.mean()), "count": count, "low": float(low), "high": float(high)}
         points.append({"prob": float(stated[inside].mean()), **observed})
     return points
-
-
-def _checked_logits(logits: ArrayLike, label: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Logits (N, C >= 2) and labels: (N,) of exclusive classes, or (N, C) for multi-label data."""
-    scores, truth = np.asarray(logits, dtype=np.float64), np.asarray(label)
-    if scores.ndim != 2 or not scores.size or truth.shape not in (scores.shape, scores.shape[:1]):
-        shapes = f"{scores.shape} and {truth.shape}"
-        raise ValueError(f"fit_temperature: wanted logits (N >= 1, C) and label (N,) or (N, C), got {shapes}")
-    if not np.isfinite(scores).all():
-        bad = int((~np.isfinite(scores).all(axis=1)).sum())
-        raise ValueError(f"fit_temperature: logits must be finite, got {bad} rows that are not")
-    if truth.ndim == 1 and scores.shape[1] == 1:
-        scores = np.concatenate([np.zeros_like(scores), scores], axis=1)
-    num = 2 if truth.ndim == 2 else scores.shape[1]
-    if not np.isin(truth, np.arange(num)).all():
-        raise ValueError(f"fit_temperature: label must be integers in 0..{num - 1}, got {np.unique(truth)[:9]}")
-    return scores, truth.astype(np.int64)

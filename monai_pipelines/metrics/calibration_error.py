@@ -8,20 +8,14 @@ from numpy.typing import ArrayLike, NDArray
 NUM_BINS = 10
 
 
-def bin_indices(prob: ArrayLike, num_bins: int = NUM_BINS) -> NDArray[np.int64]:
+def bin_indices(prob: ArrayLike) -> NDArray[np.int64]:
     """Index of the equal-width bin of each probability; a bin includes its upper edge.
 
     Example:
         >>> bin_indices([0.0, 0.1, 0.11, 1.0])
         array([0, 0, 1, 9])
     """
-    return np.searchsorted(np.linspace(0, 1, num_bins + 1)[1:-1], prob)
-
-
-def bin_gaps(prob: NDArray[np.float64], correct: NDArray) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Bin of each probability (N, K), from bin 10 k on in column k, and what it adds to the gap of its bin."""
-    num = prob.shape[1]
-    return bin_indices(prob) + NUM_BINS * np.arange(num), (prob - correct) / num
+    return np.searchsorted(np.linspace(0, 1, NUM_BINS + 1)[1:-1], prob)
 
 
 def expected_calibration_error(gaps: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -49,9 +49,7 @@ def predicted_classes(prob: ArrayLike, threshold: Threshold = None, multilabel: 
     return ((scores if multilabel else scores[:, 1]) >= cut).astype(np.int64)
 
 
-def classification_metrics(
-    prob: ArrayLike, label: ArrayLike, num_classes: int | None = None, threshold: Threshold = None
-) -> dict[str, float]:
+def classification_metrics(prob: ArrayLike, label: ArrayLike, threshold: Threshold = None) -> dict[str, float]:
     """Headline metrics of a classifier: those of class 1 for two classes, macro-averaged one-vs-rest for more.
 
     For more than two classes, balanced accuracy is the mean recall of the classes present; MCC (R_K) and Cohen's kappa
@@ -67,7 +65,6 @@ def classification_metrics(
     Args:
         prob: (N, C) probabilities, C >= 2.
         label: (N,) integers in 0..C-1, or (N, C) of 0 and 1 for multi-label data.
-        num_classes: the expected C; None takes it from ``prob``.
         threshold: as in :func:`predicted_classes`.
 
     Returns:
@@ -90,13 +87,11 @@ def classification_metrics(
     calibration of modern neural networks, 2017. MONAI's ``compute_roc_auc`` makes the whole macro average NaN when one
     class is absent.
     """
-    overall = weighted_metrics(prob, label, num_classes, threshold)([[1]]).overall
+    overall = weighted_metrics(prob, label, threshold)([[1]]).overall
     return {name: float(values[0]) for name, values in overall.items()}
 
 
-def per_class_metrics(
-    prob: ArrayLike, label: ArrayLike, num_classes: int | None = None, threshold: Threshold = None
-) -> list[dict[str, float]]:
+def per_class_metrics(prob: ArrayLike, label: ArrayLike, threshold: Threshold = None) -> list[dict[str, float]]:
     """Metrics of each class against the rest, in class order.
 
     Whether a metric is defined depends on the labels alone, so two models are always averaged over the same classes:
@@ -107,7 +102,6 @@ def per_class_metrics(
     Args:
         prob: (N, C) probabilities, C >= 2.
         label: (N,) integers in 0..C-1, or (N, C) of 0 and 1 for multi-label data.
-        num_classes: the expected C; None takes it from ``prob``.
         threshold: as in :func:`predicted_classes`.
 
     Returns:
@@ -121,7 +115,7 @@ def per_class_metrics(
         >>> per_class_metrics([[0.9, 0.1], [0.4, 0.6]], [0, 0])[1]["specificity"]
         0.5
     """
-    metrics = weighted_metrics(prob, label, num_classes, threshold)
+    metrics = weighted_metrics(prob, label, threshold)
     per_class = metrics([[1]]).per_class
     return [
         {"num_images": int(num), **{name: float(values[k, 0]) for name, values in per_class.items()}}
@@ -130,21 +124,15 @@ def per_class_metrics(
 
 
 def weighted_metrics(
-    prob: ArrayLike,
-    label: ArrayLike,
-    num_classes: int | None = None,
-    threshold: Threshold = None,
-    group: NDArray[np.int64] | None = None,
+    prob: ArrayLike, label: ArrayLike, threshold: Threshold = None, group: NDArray[np.int64] | None = None
 ) -> WeightedMetrics:
     """Check the data and build what computes all metrics; ``group``: index of each row's group, None: a single one."""
-    scores, truth = checked_predictions(prob, label, num_classes)
+    scores, truth = checked_predictions(prob, label)
     predicted = predicted_classes(scores, threshold, truth.ndim == 2)
     return WeightedMetrics(scores, truth, predicted, np.zeros(len(scores), np.int64) if group is None else group)
 
 
-def checked_predictions(
-    prob: ArrayLike, label: ArrayLike, num_classes: int | None = None
-) -> tuple[NDArray[np.float64], NDArray[Any]]:
+def checked_predictions(prob: ArrayLike, label: ArrayLike) -> tuple[NDArray[np.float64], NDArray[Any]]:
     """Return probabilities (N, C) and labels (N,) or (N, C) as arrays, or raise a ValueError that names the problem."""
     scores, truth = np.asarray(prob, dtype=np.float64), np.asarray(label)
     if not scores.size:
@@ -154,8 +142,6 @@ def checked_predictions(
             f"metrics: wanted prob (N, C >= 2) and label (N,) or (N, C), got {scores.shape} and {truth.shape}"
         )
     num = scores.shape[1]
-    if num_classes not in (None, num):
-        raise ValueError(f"metrics: wanted {num_classes} classes, got prob with {num} columns")
     bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
     if bad.size:
         raise ValueError(f"metrics: prob must be finite, got {scores[bad[0]]} in row {bad[0]} ({bad.size} such rows)")

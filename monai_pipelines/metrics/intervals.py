@@ -15,6 +15,7 @@ from scipy.special import expit, logit, stdtrit
 from monai_pipelines.metrics.classification import Threshold, weighted_metrics
 from monai_pipelines.metrics.weighted import MetricValues, WeightedMetrics, group_indices
 
+LEVEL = 0.95
 CHUNK = 16  # resamples at a time: a row of their weights fills two cache lines
 BOUNDS = {"mcc": (-1, 1), "kappa": (-1, 1), "kappa_quadratic": (-1, 1), "log_loss": (0, math.inf)}
 LOGARITHMIC = ("brier", "log_loss")
@@ -40,13 +41,11 @@ def metric_intervals(
     prob: ArrayLike,
     label: ArrayLike,
     groups: Sequence[Hashable],
-    num_classes: int | None = None,
     threshold: Threshold = None,
     num_resamples: int = 2000,
-    level: float = 0.95,
     seed: int = 0,
 ) -> Intervals:
-    """Bootstrap intervals of all metrics, resampling whole groups (patients) with replacement.
+    """95% bootstrap intervals of all metrics, resampling whole groups (patients) with replacement.
 
     Images of one patient are correlated; resampling images instead of patients makes intervals too narrow. With s, the
     standard deviation of a metric x over the resamples, and t, the quantile of Student's distribution, an interval is
@@ -66,19 +65,15 @@ def metric_intervals(
         prob: (N, C) probabilities, C >= 2.
         label: (N,) integers in 0..C-1, or (N, C) of 0 and 1 for multi-label data.
         groups: (N,) group of each row.
-        num_classes: the expected C; None takes it from ``prob``.
         threshold: as in :func:`predicted_classes`.
-        num_resamples: number of resamples, 2 or more.
-        level: of the interval.
-        seed: of the resamples.
+        num_resamples, seed: of the bootstrap; 2 resamples or more.
 
     Returns:
         Intervals of the overall metrics and of those of each class. A metric is left out if it is undefined in more
         than half of the resamples (a class is absent), does not vary, or rests on fewer than two patients.
 
     Raises:
-        ValueError: different lengths, too few resamples, a level outside (0, 1), or as
-            :func:`classification_metrics`.
+        ValueError: different lengths, too few resamples, or as :func:`classification_metrics`.
 
     Example:
         >>> label, patients = [0, 1] * 20, np.arange(40) // 2
@@ -90,20 +85,19 @@ def metric_intervals(
     Reference: Efron and Tibshirani, An introduction to the bootstrap, 1993, chapters 12 and 13 (standard intervals on a
     transformed scale); Davison and Hinkley, Bootstrap methods and their application, 1997, section 3.8 (clusters).
     """
-    _check(level)
-    metrics = _weighted(prob, label, groups, num_classes, threshold)
+    metrics = weighted_metrics(prob, label, threshold, _checked_groups(groups, prob, label))
     num_groups = metrics.num_groups
     values, resamples = metrics(np.ones((num_groups, 1))), _resampled(metrics, num_resamples, seed)
     sides = np.array([_sides(rows, metrics.group) for rows in (metrics.positive, metrics.predicted)])
     averaged = sides[:, 1:] if metrics.micro is None else sides
     bounds = BOUNDS if metrics.micro is None or metrics.multilabel else {**BOUNDS, "brier": (0, 2)}
-    overall = _intervals(values.overall, resamples.overall, bounds, averaged, num_groups, level)
+    overall = _intervals(values.overall, resamples.overall, bounds, averaged, num_groups)
     if (ece := float(values.overall["ece"][0])) and "ece" in overall:
         errors = np.abs(resamples.gaps - values.gaps).sum(axis=0)
-        reach = float(resamples.overall["ece"].std(ddof=1)) * _quantile(num_groups, level)
-        overall["ece"] = max(0.0, ece - float(np.quantile(errors, (1 + level) / 2))), min(1.0, ece + reach)
+        reach = float(resamples.overall["ece"].std(ddof=1)) * _quantile(num_groups)
+        overall["ece"] = max(0.0, ece - float(np.quantile(errors, (1 + LEVEL) / 2))), min(1.0, ece + reach)
     per_class = [
-        _intervals(_of_class(values, k), _of_class(resamples, k), BOUNDS, sides[:, [k]], num_groups, level)
+        _intervals(_of_class(values, k), _of_class(resamples, k), BOUNDS, sides[:, [k]], num_groups)
         for k in range(sides.shape[1])
     ]
     return Intervals(overall, per_class)
@@ -113,7 +107,6 @@ def resampled_metrics(
     prob: ArrayLike,
     label: ArrayLike,
     groups: Sequence[Hashable],
-    num_classes: int | None = None,
     threshold: Threshold = None,
     num_resamples: int = 2000,
     seed: int = 0,
@@ -124,7 +117,7 @@ def resampled_metrics(
     resamples, so their differences form a paired bootstrap.
 
     Args:
-        prob, label, groups, num_classes, threshold, num_resamples, seed: as in :func:`metric_intervals`.
+        prob, label, groups, threshold, num_resamples, seed: as in :func:`metric_intervals`.
 
     Returns:
         The metrics of :func:`classification_metrics`: name -> (num_resamples,), NaN where undefined.
@@ -137,44 +130,37 @@ def resampled_metrics(
         >>> resamples["accuracy"].round(2).tolist()
         [0.67, 0.33, 0.67]
     """
-    return _resampled(_weighted(prob, label, groups, num_classes, threshold), num_resamples, seed).overall
+    metrics = weighted_metrics(prob, label, threshold, _checked_groups(groups, prob, label))
+    return _resampled(metrics, num_resamples, seed).overall
 
 
-def mean_interval(values: ArrayLike, groups: Sequence[Hashable], level: float = 0.95) -> Interval | None:
-    """Interval of the mean of values in [0, 1] from whole groups (patients).
+def mean_interval(values: ArrayLike, groups: Sequence[Hashable]) -> Interval | None:
+    """95% interval of the mean of values in [0, 1] from whole groups (patients).
 
     As in :func:`metric_intervals`, with ``s^2 = sum over groups of (sum of (x - mean))^2 / N^2`` in place of resamples.
 
     Args:
         values: (N,) in [0, 1].
         groups: (N,) group of each value.
-        level: of the interval.
 
     Returns:
         (low, high); None for a single group.
 
     Raises:
-        ValueError: different lengths, or a level outside (0, 1).
+        ValueError: different lengths.
 
     Example:
         >>> low, high = mean_interval([0.6, 0.7, 0.9, 0.9], "aabc")
         >>> f"{low:.2f} to {high:.2f}"
         '0.25 to 0.97'
     """
-    _check(level)
     scores = np.asarray(values, dtype=np.float64)
     group = _checked_groups(groups, scores)
     mean, sums = float(scores.mean()), np.bincount(group, scores - scores.mean())
     if len(sums) < 2:
         return None
-    reach = math.sqrt((sums**2).sum()) / len(scores) * _quantile(len(sums), level)
-    return _interval("mean", mean, reach, (0, 1), ((1 - level) / 2) ** (1 / len(sums)))
-
-
-def _weighted(
-    prob: ArrayLike, label: ArrayLike, groups: Sequence[Hashable], num_classes: int | None, threshold: Threshold
-) -> WeightedMetrics:
-    return weighted_metrics(prob, label, num_classes, threshold, _checked_groups(groups, prob, label))
+    reach = math.sqrt((sums**2).sum()) / len(scores) * _quantile(len(sums))
+    return _interval("mean", mean, reach, (0, 1), ((1 - LEVEL) / 2) ** (1 / len(sums)))
 
 
 def _sides(rows: NDArray[np.bool_], group: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -217,7 +203,6 @@ def _intervals(
     bounds: Mapping[str, Interval],
     sides: NDArray[np.int64],
     num_groups: int,
-    level: float,
 ) -> dict[str, Interval]:
     """Intervals of metrics (1,) from resamples (R,).
 
@@ -233,8 +218,8 @@ def _intervals(
         defined = column[~np.isnan(column)]
         if 2 * len(defined) < len(column) or num < 2:
             continue
-        reach = float(defined.std(ddof=1)) * _quantile(num, level)
-        exact = ((1 - level) / 2) ** (1 / num)
+        reach = float(defined.std(ddof=1)) * _quantile(num)
+        exact = ((1 - LEVEL) / 2) ** (1 / num)
         interval = _interval(name, float(values[name][0]), reach, bounds.get(name, (0, 1)), exact)
         if interval is not None:
             intervals[name] = interval
@@ -262,11 +247,6 @@ def _interval(name: str, value: float, reach: float, bounds: Interval, exact: fl
     return low + (high - low) * ends[0], low + (high - low) * ends[1]
 
 
-def _quantile(num_groups: float, level: float) -> float:
+def _quantile(num_groups: float) -> float:
     """Quantile of Student's t, times the factor by which a bootstrap's standard deviation is too small."""
-    return float(stdtrit(num_groups - 1, (1 + level) / 2)) * math.sqrt(num_groups / (num_groups - 1))
-
-
-def _check(level: float) -> None:
-    if not 0 < level < 1:
-        raise ValueError(f"intervals: wanted a level in (0, 1), got {level}")
+    return float(stdtrit(num_groups - 1, (1 + LEVEL) / 2)) * math.sqrt(num_groups / (num_groups - 1))

@@ -49,13 +49,12 @@ def annotated_fraction(coords: ArrayLike, level0_px: int, polygons: Sequence[Seq
     return np.clip((right - left) / CELLS**2, 0, 1)
 
 
-def tile_auc(attention: ArrayLike, fraction: ArrayLike, min_fraction: float = 0.5) -> float:
-    """ROC AUC of attention as a score for annotated tiles: the chance that one of them is ranked above another tile.
+def tile_auc(attention: ArrayLike, fraction: ArrayLike) -> float:
+    """ROC AUC of attention as a score for tiles that are more than half annotated.
 
     Args:
         attention: (N,) of one slide.
         fraction: (N,) of :func:`annotated_fraction`.
-        min_fraction: tiles with more than this are annotated.
 
     Returns:
         The area; NaN if all tiles are annotated, or none.
@@ -64,7 +63,7 @@ def tile_auc(attention: ArrayLike, fraction: ArrayLike, min_fraction: float = 0.
         >>> tile_auc([0.1, 0.6, 0.3], [0.0, 0.9, 0.4])
         1.0
     """
-    annotated = np.asarray(fraction) > min_fraction
+    annotated = np.asarray(fraction) > 0.5
     if annotated.all() or not annotated.any():
         return math.nan
     return float(roc_auc_score(annotated, np.asarray(attention)))

@@ -42,9 +42,8 @@ def shortcut_baselines(
         raise ValueError(f"shortcut_baselines: train has {sorted(train_features)}, test has {sorted(test_features)}")
     train, test = dict(train_features), dict(test_features)
     if len(train) > 1:
-        names = list(train)
-        train[ALL] = np.concatenate([np.asarray(train[name]) for name in names], axis=1)
-        test[ALL] = np.concatenate([np.asarray(test[name]) for name in names], axis=1)
+        test[ALL] = np.concatenate([test[name] for name in train], axis=1)
+        train[ALL] = np.concatenate(list(train.values()), axis=1)
     return {name: shortcut_baseline(train[name], train_labels, test[name], num_classes) for name in train}
 
 

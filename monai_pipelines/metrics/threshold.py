@@ -1,8 +1,9 @@
-"""Choice of the decision threshold between two classes."""
+"""Choice of the decision threshold between two classes, and the net benefit of acting at each."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -44,8 +45,10 @@ def choose_threshold(prob: ArrayLike, label: ArrayLike, rule: str = "youden") ->
     Reference: Youden, Index for rating diagnostic tests, Cancer, 1950.
     """
     name, target = check_rule(rule)
-    scores, truth = checked_predictions(prob, label, 2 if np.ndim(label) == 1 else None)
+    scores, truth = checked_predictions(prob, label)
     if truth.ndim == 1:
+        if scores.shape[1] != 2:
+            raise ValueError(f"choose_threshold: wanted two classes or multi-label data, got {scores.shape[1]} classes")
         return _best_cut(scores[:, 1], truth, name, target)
     cuts = [_best_cut(score, column, name, target) for score, column in zip(scores.T, truth.T, strict=True)]
     return [0.5 if cut is None else cut for cut in cuts]
@@ -75,6 +78,50 @@ def check_rule(rule: str) -> tuple[str, float]:
     )
 
 
+def net_benefit(
+    prob: ArrayLike, label: ArrayLike, thresholds: ArrayLike
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Net benefit of treating those predicted positive, and of treating all: a decision curve.
+
+    ``true positives / N - false positives / N * t / (1 - t)``: treating at a probability of t or more implies that a
+    miss is (1 - t) / t times as bad as a false alarm. Treating nobody has a net benefit of 0 at every t. The
+    probabilities should be calibrated.
+
+    Args:
+        prob: (N,) probability of the positive class.
+        label: (N,) 0 or 1.
+        thresholds: (T,) in [0, 1); probabilities at or above are positive.
+
+    Returns:
+        (T,) of the model and (T,) of treating all, in true positives per case.
+
+    Raises:
+        ValueError: no rows, different lengths, labels other than 0 and 1, values outside their ranges.
+
+    Example:
+        >>> model, treat_all = net_benefit([0.1, 0.4, 0.8, 0.9], [0, 0, 1, 1], [0.2, 0.5])
+        >>> model.round(4), treat_all.round(4)
+        (array([0.4375, 0.5   ]), array([0.375, 0.   ]))
+
+    Reference: Vickers and Elkin, Decision curve analysis: a novel method for evaluating prediction models, Medical
+    Decision Making, 2006.
+    """
+    score, truth, cuts = np.asarray(prob, dtype=np.float64), np.asarray(label), np.asarray(thresholds, dtype=np.float64)
+    if score.ndim != 1 or not score.size or truth.shape != score.shape or cuts.ndim != 1:
+        shapes = f"{score.shape}, {truth.shape} and {cuts.shape}"
+        raise ValueError(f"net_benefit: wanted prob (N >= 1,), label (N,) and thresholds (T,), got {shapes}")
+    if (
+        not np.isin(truth, (0, 1)).all()
+        or not ((score >= -1e-6) & (score <= 1 + 1e-6)).all()
+        or not ((cuts >= 0) & (cuts < 1)).all()
+    ):
+        raise ValueError("net_benefit: label must be 0 or 1, prob in [0, 1] and thresholds in [0, 1)")
+    score, num, num_positive = score.clip(0, 1), len(score), int(truth.sum())
+    true_positive, false_positive = _called(score, truth, cuts)
+    odds = cuts / (1 - cuts)
+    return (true_positive - false_positive * odds) / num, (num_positive - (num - num_positive) * odds) / num
+
+
 def _best_cut(score: NDArray[np.float64], truth: NDArray[np.int64], name: str, target: float) -> float | None:
     """Threshold of one class; None without positive or without negative images."""
     num_positive = int(truth.sum())
@@ -84,8 +131,8 @@ def _best_cut(score: NDArray[np.float64], truth: NDArray[np.int64], name: str, t
     edges = np.unique(np.concatenate([[0.0], score.clip(0, 1), [1.0]]))
     thresholds = np.maximum((edges[:-1] + edges[1:]) / 2, np.nextafter(edges[:-1], 1))
     thresholds = thresholds[thresholds < 1]
-    true_positive = num_positive - np.searchsorted(np.sort(score[truth == 1]), thresholds)
-    true_negative = np.searchsorted(np.sort(score[truth == 0]), thresholds)
+    true_positive, false_positive = _called(score, truth, thresholds)
+    true_negative = num_negative - false_positive
     order: tuple[np.ndarray, ...]  # sort keys, the last one first
     if name == "youden":
         order = true_positive, true_positive * num_negative + true_negative * num_positive
@@ -98,3 +145,9 @@ def _best_cut(score: NDArray[np.float64], truth: NDArray[np.int64], name: str, t
         reached = rate >= target
         order = (wanted, other, reached) if reached.any() else (other, wanted)
     return float(thresholds[np.lexsort(order)[-1]])
+
+
+def _called(score: NDArray[np.float64], truth: NDArray[Any], thresholds: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Number of positive and of negative rows at or above each threshold, (2, T)."""
+    sides = (np.sort(score[truth == 1]), np.sort(score[truth == 0]))
+    return np.stack([len(side) - np.searchsorted(side, thresholds) for side in sides])

@@ -9,7 +9,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from monai_pipelines.metrics.classification import Threshold, checked_predictions, classification_metrics
+from monai_pipelines.metrics.classification import (
+    Threshold,
+    checked_predictions,
+    classification_metrics,
+    predicted_classes,
+)
 
 
 class RiskCoverage(NamedTuple):
@@ -32,15 +37,13 @@ def uncertainty(prob: ArrayLike, threshold: Threshold = None, multilabel: bool =
 
     Args:
         prob: (N, C) probabilities.
-        threshold: lowest probability in [0, 1] for which the second of two classes, or each label of several, is
-            predicted (one for all labels or one for each); None: 1/2.
-        multilabel: classes are not exclusive.
+        threshold, multilabel: as in :func:`predicted_classes`.
 
     Returns:
         (N,) in [0, 1 - 1/C]; for two classes and multi-label data in [0, 1/2].
 
     Raises:
-        ValueError: a threshold for more than two classes or outside [0, 1], or the wrong number of thresholds.
+        ValueError: as :func:`predicted_classes`.
 
     Example:
         >>> uncertainty([[0.9, 0.1], [0.5, 0.5]]).round(2)
@@ -53,13 +56,8 @@ def uncertainty(prob: ArrayLike, threshold: Threshold = None, multilabel: bool =
     scores = np.asarray(prob, dtype=np.float64)
     if threshold is None and not multilabel:
         return 1 - scores.max(axis=1)
+    predicted_classes(scores, threshold, multilabel)  # checks the threshold
     cut = np.asarray(0.5 if threshold is None else threshold, dtype=np.float64)
-    shapes = ((), (scores.shape[1],)) if multilabel else ((),)
-    if (scores.shape[1] != 2 and not multilabel) or cut.shape not in shapes or not ((cut >= 0) & (cut <= 1)).all():
-        kind = f"{scores.shape[1]} {'labels' if multilabel else 'classes'}"
-        raise ValueError(
-            f"uncertainty: wanted a threshold in [0, 1] for two classes or labels, got {threshold} for {kind}"
-        )
     positive, negative = (scores, 1 - scores) if multilabel else (scores[:, 1:], scores[:, :1])
     positive, negative = positive * (1 - cut), negative * cut
     both = positive + negative  # 0 where the probability and the threshold are both 0 or both 1

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
-from monai_pipelines.metrics.calibration_error import NUM_BINS, bin_gaps, expected_calibration_error
+from monai_pipelines.metrics.calibration_error import NUM_BINS, bin_indices, expected_calibration_error
 from monai_pipelines.metrics.confusion_counts import Array, ClassCounts, mean_of_defined, multiclass_metrics
 from monai_pipelines.metrics.roc_auc import Ranking, ranking_metrics
 
@@ -79,7 +79,9 @@ class WeightedMetrics:
                 stated, correct = prob.max(axis=1, keepdims=True), (prob.argmax(axis=1) == label)[:, None]
         self.group, self.num_groups = group, int(group.max()) + 1
         self.cells = self._sums(cells, np.ones(cells.shape), (4 if self.multilabel else num) * num)
-        self.gaps = self._sums(*bin_gaps(stated, correct), NUM_BINS * stated.shape[1])
+        columns = stated.shape[1]
+        bins = bin_indices(stated) + NUM_BINS * np.arange(columns)
+        self.gaps = self._sums(bins, (stated - correct) / columns, NUM_BINS * columns)
         tiny = np.finfo(np.float64).eps
         losses = -np.log(prob_of_truth.clip(tiny, 1 - tiny)).mean(axis=1, keepdims=True)
         errors = np.hstack([(prob - self.positive) ** 2, losses])

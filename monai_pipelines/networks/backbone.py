@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from monai_pipelines.networks.classifier import evaluating
 from monai_pipelines.networks.imagenet import HEADS, mismatches, monai_name, read_checkpoint
 from monai_pipelines.transforms.image2d.normalize import IMAGENET
 
 NUM_LISTED = 10  # mismatches in a message
+WANTED = "best.pt of a run, or a state dict"
 
 
 class TileBackbone(nn.Module):
@@ -67,7 +69,7 @@ class TileBackbone(nn.Module):
                 f"TileBackbone: network must be a torch.nn.Module, got {type(network).__name__} "
                 "(call its factory; wrap a function in a Module)"
             )
-        content = {} if weights is None else _read(Path(weights))
+        content = {} if weights is None else read_checkpoint(Path(weights), "TileBackbone", WANTED)
         trained = content.get("chain", {}).get("steps", {}).get("normalize", {})
         mean = _three(trained.get("mean") if mean is None else mean, "mean")
         std = _three(trained.get("std", trained.get("sd")) if std is None else std, "std")  # sd: until 0.1
@@ -105,10 +107,6 @@ class TileBackbone(nn.Module):
             "weights": _digest(self.network.state_dict()),
         }
 
-    def fingerprint(self) -> str:
-        """16 hex digits that change whenever the description does."""
-        return description_hash(self.describe())
-
     def _check(self, tiles: Tensor) -> None:
         if tiles.ndim != 4 or tiles.shape[1] != 3 or not (tiles.dtype == torch.uint8 or tiles.is_floating_point()):
             raise ValueError(
@@ -144,10 +142,6 @@ class GivenFeatures(nn.Module):
         """What is known of the network, as plain data."""
         return {"name": self.name, "num_features": self.num_features}
 
-    def fingerprint(self) -> str:
-        """16 hex digits that change whenever the description does."""
-        return description_hash(self.describe())
-
 
 def _kind(module: nn.Module) -> list[Any]:
     """Type and settings of a layer, which its weights do not show."""
@@ -166,11 +160,10 @@ def _probe(network: nn.Module, tile_px: int) -> tuple[str | None, int]:
     last = network.get_submodule(linear[-1]) if linear else nn.Identity()
     outputs: list[Tensor] = []
     hook = last.register_forward_hook(lambda module, inputs, output: outputs.append(output))
-    modes = {module: module.training for module in network.modules()}
     device = next(network.parameters(), torch.empty(0)).device
     try:
-        with torch.no_grad():
-            result = network.eval()(torch.zeros(1, 3, tile_px, tile_px, device=device))
+        with evaluating(network):
+            result = network(torch.zeros(1, 3, tile_px, tile_px, device=device))
     except Exception as error:  # depends on the network
         raise ValueError(
             f"TileBackbone: {type(network).__name__} does not take tiles (1, 3, {tile_px}, {tile_px}) in float32: "
@@ -178,8 +171,6 @@ def _probe(network: nn.Module, tile_px: int) -> tuple[str | None, int]:
         ) from error
     finally:
         hook.remove()
-        for module, mode in modes.items():
-            module.training = mode
     if isinstance(last, nn.Linear) and isinstance(result, Tensor) and result.ndim == 2 and result is outputs[-1]:
         return linear[-1], last.in_features
     if not isinstance(result, Tensor) or result.ndim < 2 or result.shape[2:].numel() != 1:
@@ -196,15 +187,6 @@ def _three(value: Any, name: str) -> tuple[float, ...]:
     if value is None or value == "imagenet":
         return IMAGENET[name]
     return (value,) * 3 if isinstance(value, int | float) else tuple(value)
-
-
-def _read(file: Path) -> dict[str, Any]:
-    """A run's checkpoint, or a state dict."""
-    content = read_checkpoint(file, "TileBackbone", "best.pt of a run, or a state dict")
-    weights = content.get("model", content) if isinstance(content, dict) else content
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise ValueError(f"TileBackbone: wanted a run's checkpoint or a state dict in {file}, got neither")
-    return content
 
 
 def _load(network: nn.Module, file: Path, weights: dict[str, Tensor], head: tuple[str, ...]) -> None:

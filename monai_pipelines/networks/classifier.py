@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import torch
 from monai.networks.layers import Conv
 from monai.networks.nets import DenseNet, ResNet
 from torch import Tensor, nn
@@ -30,7 +33,6 @@ class ImageClassifier(nn.Module):
         ValueError: a number out of range.
 
     Example:
-        >>> import torch
         >>> from monai.networks.nets import resnet18
         >>> backbone = resnet18(spatial_dims=2, n_input_channels=1, conv1_t_stride=2, bias_downsample=False)
         >>> network = ImageClassifier(backbone, num_classes=1, dropout=0.5, hidden=512, attention=True).eval()
@@ -99,6 +101,19 @@ def last_linear(network: nn.Module) -> nn.Linear:
     if not linear:
         raise ValueError(f"last_linear: {type(network).__name__} has no linear layer (made without its head?)")
     return linear[-1]
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """In evaluation mode and without gradients; afterwards every layer has the mode that it had."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def _feature_map(backbone: ResNet | DenseNet) -> nn.Sequential:

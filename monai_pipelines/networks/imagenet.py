@@ -25,6 +25,7 @@ PUBLISHED: dict[tuple[str | int, ...], str] = {
     ("dense", 6, 12, 24, 16): "densenet121-a639ec97.pth",
 }
 HEADS = ("fc.", "classifier.", "class_layers.")
+WANTED = f"a torchvision checkpoint, from {DOWNLOAD_URL}, or 'download'"
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -36,12 +37,10 @@ def load_imagenet(network: Network, file: str | PathLike[str] | None = None) -> 
     convolution is summed over its three: a gray image then gives what it gives as three equal channels.
 
     Args:
-        network: changed in place. The published ResNet is MONAI's with ``conv1_t_stride=2, bias_downsample=False``.
+        network: changed in place and returned. The published ResNet is MONAI's with ``conv1_t_stride=2`` and
+            ``bias_downsample=False``.
         file: a checkpoint file of torchvision (resnet18-f37072fd.pth, ...); "download": from torch's hub folder,
             downloaded and its SHA-256 checked if missing; None: none, to train from scratch.
-
-    Returns:
-        `network`.
 
     Raises:
         FileNotFoundError: no such file.
@@ -67,10 +66,11 @@ def load_imagenet(network: Network, file: str | PathLike[str] | None = None) -> 
             f"load_imagenet: wanted MONAI's 2D ResNet or DenseNet, or an ImageClassifier of one, "
             f"got {type(network).__name__}{' in 3D' if f'{first}.weight' in expected else ''}"
         )
-    source = _download(set(expected)) if file == "download" else _read(Path(file))
+    source = _download(set(expected)) if file == "download" else read_checkpoint(Path(file), "load_imagenet", WANTED)
     weights = {monai_name(name): value for name, value in source.items() if not name.startswith(HEADS)}
-    notes = [_fit_stem(weights, f"{first}.weight", expected[f"{first}.weight"].shape[1]), _stride_note(target, first)]
-
+    notes = [_fit_stem(weights, f"{first}.weight", expected[f"{first}.weight"].shape[1])]
+    if (stride := target.get_submodule(first).stride) != (2, 2):
+        notes.append(f"first convolution has stride {stride}, the weights were trained with (2, 2)")
     problems = mismatches(weights, expected)
     if problems:
         head = f"load_imagenet: {file} does not fit {type(network).__name__} (another depth? the published ResNet has "
@@ -117,11 +117,6 @@ def _fit_stem(weights: dict[str, Tensor], name: str, num_channels: int) -> str:
     return "first convolution summed over its 3 channels"
 
 
-def _stride_note(network: nn.Module, first: str) -> str:
-    stride = network.get_submodule(first).stride
-    return "" if stride == (2, 2) else f"first convolution has stride {stride}, the weights were trained with (2, 2)"
-
-
 def _download(names: set[str]) -> dict[str, Tensor]:
     """The published weights for a network with tensors of these names."""
     if "features.conv0.weight" in names:
@@ -149,20 +144,17 @@ def _download(names: set[str]) -> dict[str, Tensor]:
         raise ValueError(f"load_imagenet: {path} is damaged ({error}); delete it and download it again") from error
 
 
-def _read(file: Path) -> dict[str, Tensor]:
-    weights = read_checkpoint(file, "load_imagenet", f"a torchvision checkpoint, from {DOWNLOAD_URL}, or 'download'")
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise ValueError(f"load_imagenet: wanted a state dict in {file}, as in torchvision's files, got something else")
-    return weights
-
-
-def read_checkpoint(file: Path, subject: str, wanted: str) -> Any:
-    """Content of a checkpoint file; errors name `subject` and what was `wanted`."""
+def read_checkpoint(file: Path, subject: str, wanted: str) -> dict[str, Any]:
+    """A state dict, or a run's checkpoint, whose ``model`` is one; errors name `subject` and what was `wanted`."""
     if not file.is_file():
         raise FileNotFoundError(f"{subject}: no file {file} ({wanted})")
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # depends on the damage
         raise ValueError(
             f"{subject}: {file} is not a torch checkpoint, or truncated; wanted {wanted} ({error})"
         ) from error
+    weights = content.get("model", content) if isinstance(content, dict) else content
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise ValueError(f"{subject}: {file} holds no weights; wanted {wanted}")
+    return content

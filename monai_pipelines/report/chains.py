@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from os import PathLike
@@ -20,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from monai_pipelines.chains import Chain, chain_file, load_chain
+from monai_pipelines.chains import Chain, chain_file, did_you_mean, load_chain
 from monai_pipelines.declared import declared_path, list_declared
 from monai_pipelines.slides import Slide, Tiles
 from monai_pipelines.transforms.slide import ReadTilesd
@@ -33,9 +32,9 @@ def show_one(name: str) -> None:
     """Print knobs, steps and numbers of a chain, or the numbers and chains of a bundle."""
     bundle = Path(name) if (Path(name) / "configs").is_dir() else declared_path("bundles") / name
     if not (bundle / "configs").is_dir():
-        near = difflib.get_close_matches(name, list_declared("bundles"), n=1)
-        if near and not difflib.get_close_matches(name, list_declared("transforms")):
-            raise FileNotFoundError(f"no chain or bundle {name!r} (did you mean {near[0]!r}?)")
+        near = did_you_mean(name, list_declared("bundles"))
+        if near and not did_you_mean(name, list_declared("transforms")):
+            raise FileNotFoundError(f"no chain or bundle {name!r}{near}")
         chain = load_chain(name)
         _print_knobs(chain_file(name), chain.describe()["knobs"])
         _print_steps(chain)
@@ -82,17 +81,16 @@ def draw_chain(name: str, scan: str | PathLike[str], file: str | PathLike[str], 
     axes = figure.subplots(rows, len(drawn), squeeze=False)
     for column, (step, image, mask) in zip(axes.T, drawn, strict=True):
         if slide:
-            column[0].set_title(f"{step}\n{_draw_slide(column[0], image, mask)}", fontsize=9)
-            continue
-        title = f"{step}\n{'x'.join(map(str, image.shape))} {str(image.dtype).removeprefix('torch.')}"
-        if rows == 1:
-            values = _draw_image(column[0], np.asarray(image))
-            column[0].set_title(f"{title}\n{values}", fontsize=9)
-            continue
-        mm = " x ".join(f"{v:.2g}" for v in image.pixdim)
-        column[0].set_title(f"{title}\n{mm} mm", fontsize=9)
-        for axis, plane in zip(column, (2, 1), strict=True):
-            _draw_plane(axis, image, mask, plane)
+            text = _draw_slide(column[0], image, mask)
+        else:
+            text = f"{'x'.join(map(str, image.shape))} {str(image.dtype).removeprefix('torch.')}\n"
+            if rows == 1:
+                text += _draw_image(column[0], np.asarray(image))
+            else:
+                text += " x ".join(f"{v:.2g}" for v in image.pixdim) + " mm"
+                for axis, plane in zip(column, (2, 1), strict=True):
+                    _draw_plane(axis, image, mask, plane)
+        column[0].set_title(f"{step}\n{text}", fontsize=9)
     with matplotlib.rc_context({"savefig.dpi": 130}):
         figure.savefig(file)
 

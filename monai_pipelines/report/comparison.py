@@ -31,9 +31,9 @@ _UNBOUNDED = "log_loss"  # on another scale
 def compare_runs(
     run_a: str | PathLike[str], run_b: str | PathLike[str], out: str | PathLike[str] | None = None
 ) -> dict[str, Any]:
-    """Compare two evaluated runs on the images that both predicted.
+    """Compare two evaluated runs on the images that both predicted, matched by name.
 
-    Images are matched by name, and whole patients resampled: see :func:`monai_pipelines.metrics.compare_predictions`.
+    See :func:`monai_pipelines.metrics.compare_predictions`, which resamples whole patients.
 
     Args:
         run_a, run_b: folders of runs, each with ``metrics.json`` and ``predictions.csv``.
@@ -138,12 +138,7 @@ def _read_run(path: str | PathLike[str]) -> dict[str, Any]:
 
 
 def write_comparison(file: str | PathLike[str], result: Mapping[str, Any]) -> None:
-    """Write the page of a comparison, self-contained.
-
-    Args:
-        file: the page.
-        result: of :func:`compare_runs`.
-    """
+    """Write the page of a comparison, self-contained, from the result of :func:`compare_runs`."""
     page = page_template("comparison.html.j2").render(
         names=compared_metrics(result),
         verdict=verdict(result),
@@ -178,30 +173,17 @@ def better(name: str, difference: Mapping[str, float]) -> str | None:
     return "b" if (low > 0) != (name in LOWER_IS_BETTER) else "a"
 
 
-def winners(result: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The metrics by which "b" or "a" is better, and those that show "neither"; undefined ones are left out.
-
-    Example:
-        >>> rows = {"roc_auc": {"better": "b", "low": 0.01}, "f1": {"better": None, "low": -0.02}}
-        >>> winners({"unit": "image", "multilabel": False, "metrics": rows})
-        {'b': ['roc_auc'], 'a': [], 'neither': ['f1']}
-    """
-    lists: dict[str, list[str]] = {"b": [], "a": [], "neither": []}
-    for name in compared_metrics(result):
-        row = result["metrics"][name]
-        if row["low"] is not None:
-            lists[row["better"] or "neither"].append(name)
-    return lists
-
-
 def verdict(result: Mapping[str, Any]) -> list[str]:
-    """Sentences that say which model is better, and in which metrics."""
-    rows, names = result["metrics"].values(), compared_metrics(result)
-    if {row[end] for row in rows for end in ("low", "high")} - {None} == {0}:
+    """Sentences that say which model is better, and in which metrics; undefined ones are left out."""
+    rows, names = result["metrics"], compared_metrics(result)
+    if {row[end] for row in rows.values() for end in ("low", "high")} - {None} == {0}:
         return ["A and B make the same predictions."]
-    texts = {"b": "B is better in", "a": "A is better in", "neither": "No difference shown in"}
-    lists = winners(result)
-    return [f"{texts[key]} {'; '.join(names[name][0] for name in found)}." for key, found in lists.items() if found]
+    sentences = []
+    for winner, text in (("b", "B is better in"), ("a", "A is better in"), (None, "No difference shown in")):
+        found = [names[n][0] for n in names if rows[n]["low"] is not None and rows[n]["better"] == winner]
+        if found:
+            sentences.append(f"{text} {'; '.join(found)}.")
+    return sentences
 
 
 def rules_differ(result: Mapping[str, Any]) -> str | None:
@@ -219,24 +201,14 @@ def rules_differ(result: Mapping[str, Any]) -> str | None:
 
 
 def format_interval(row: Mapping[str, float | None]) -> str:
-    """The interval of a difference, with signs.
-
-    Example:
-        >>> format_interval({"low": 0.01, "high": 0.2})
-        '+0.010 to +0.200'
-    """
+    """The interval of a difference, with signs: ``+0.010 to +0.200``."""
     if row["low"] is None or row["high"] is None:
         return "n/a"
     return f"{row['low']:+.3f} to {row['high']:+.3f}"
 
 
 def format_p(p: float | None) -> str:
-    """A p value.
-
-    Example:
-        >>> format_p(0.0004), format_p(0.25)
-        ('< 0.001', '0.250')
-    """
+    """A p value: ``< 0.001`` or ``0.250``."""
     return "n/a" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
@@ -244,12 +216,6 @@ def differences_figure(result: Mapping[str, Any]) -> Figure:
     """A point with its interval for each metric: right of the line B is better, left of it A.
 
     The sign is flipped where lower is better; log loss, which has no upper bound, is not drawn.
-
-    Args:
-        result: of :func:`compare_runs`.
-
-    Returns:
-        The figure.
     """
     names = {name: short for name, (short, _) in compared_metrics(result).items() if name != _UNBOUNDED}
     figure = Figure(figsize=(6.6, 1.3 + 0.34 * len(names)), layout="constrained")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
 from monai_pipelines.metrics import predicted_classes
@@ -19,18 +19,6 @@ from monai_pipelines.report.figures import COLORS, GRAY, plain, tidy
 
 _LINES: Any = ("-", "--", "-.", ":")
 _FOREST = {"roc_auc": "ROC AUC", "recall": "Sensitivity", "specificity": "Specificity"}
-
-
-class _Kind(NamedTuple):
-    """A kind of curve over all thresholds."""
-
-    name: str
-    x_label: str
-    y_label: str
-    style: Any
-    curve: Callable[[NDArray[np.bool_], NDArray[Any]], tuple[NDArray[Any], NDArray[Any]]]
-    area: Callable[[NDArray[np.bool_], NDArray[Any]], float]
-    point: Callable[[NDArray[np.bool_], NDArray[np.bool_]], tuple[float, float]]
 
 
 def roc_figure(
@@ -52,15 +40,12 @@ def roc_figure(
         shortcut_prob: (N, C) probabilities of the shortcut baseline on the same images.
         threshold: for two classes, or one per label; its point on the curve is marked.
 
-    Returns:
-        The figure.
-
     Example:
         >>> figure = roc_figure([0, 1], [[0.9, 0.1], [0.2, 0.8]], ["healthy", "ill"])
         >>> figure.legends[0].get_texts()[0].get_text()
         'ill: 1.000'
     """
-    figure = _class_curves(_ROC, label, prob, classes, shortcut_prob, threshold)
+    figure = _class_curves(label, prob, classes, shortcut_prob, threshold)
     axes = figure.axes[0]
     axes.plot([0, 1], [0, 1], ":", color=GRAY, linewidth=1)
     axes.text(0.53, 0.51, "chance", color=GRAY, fontsize=10, rotation=45, ha="left", va="top", rotation_mode="anchor")
@@ -82,15 +67,12 @@ def pr_figure(
     Args:
         label, prob, classes, shortcut_prob, threshold: see :func:`roc_figure`.
 
-    Returns:
-        The figure.
-
     Example:
         >>> figure = pr_figure([0, 1, 1], [[0.9, 0.1], [0.2, 0.8], [0.9, 0.1]], ["healthy", "ill"])
         >>> figure.legends[0].get_texts()[0].get_text()
         'ill: 0.833'
     """
-    return _class_curves(_PR, label, prob, classes, shortcut_prob, threshold)
+    return _class_curves(label, prob, classes, shortcut_prob, threshold, precision=True)
 
 
 def reliability_figure(bins: Sequence[Mapping[str, Any]], before: Sequence[Mapping[str, Any]] | None = None) -> Figure:
@@ -100,9 +82,6 @@ def reliability_figure(bins: Sequence[Mapping[str, Any]], before: Sequence[Mappi
         bins: the non-empty bins, each with ``prob`` (mean predicted), ``observed`` (frequency), ``count``, ``low`` and
             ``high`` (interval of the frequency), from :func:`monai_pipelines.metrics.reliability`.
         before: the same before calibration.
-
-    Returns:
-        The figure.
 
     Example:
         >>> bins = [{"prob": 0.2, "observed": 0.25, "count": 8, "low": 0.07, "high": 0.59}]
@@ -139,9 +118,6 @@ def decision_figure(
         treat_all: (T,) net benefit of acting on everyone.
         threshold: the threshold in use, marked.
 
-    Returns:
-        The figure.
-
     Example:
         >>> decision_figure([0.1, 0.5], [0.3, 0.2], [0.25, -0.1]).axes[0].get_ylabel()
         'Net benefit'
@@ -168,9 +144,6 @@ def risk_coverage_figure(curves: Mapping[str, Mapping[str, Any]]) -> Figure:
     Args:
         curves: uncertainty measure -> ``coverage`` (share not referred), ``risk`` (error rate among these) and ``area``
             under the curve.
-
-    Returns:
-        The figure.
 
     Example:
         >>> curve = {"coverage": [0.5, 1.0], "risk": [0.0, 0.25], "area": 0.125}
@@ -200,9 +173,6 @@ def subgroup_figure(groups: Mapping[str, Mapping[str, Any]], overall: Mapping[st
         groups: value of the column -> ``metrics`` and ``intervals`` (metric -> [low, high]).
         overall: ``metrics`` of all images.
 
-    Returns:
-        The figure.
-
     Example:
         >>> group = {"metrics": {"roc_auc": 0.8, "recall": None, "specificity": 1.0}, "intervals": {}}
         >>> [axes.get_title() for axes in subgroup_figure({"female": group, "male": group}, group).axes]
@@ -229,13 +199,20 @@ def subgroup_figure(groups: Mapping[str, Mapping[str, Any]], overall: Mapping[st
 
 
 def _class_curves(
-    kind: _Kind,
     label: ArrayLike,
     prob: ArrayLike,
     names: Sequence[str],
     shortcut_prob: ArrayLike | None,
     threshold: float | Sequence[float] | None,
+    precision: bool = False,
 ) -> Figure:
+    """ROC curves, or with `precision` precision-recall curves."""
+    if precision:
+        name, area, style = "Average precision", average_precision_score, "steps-post"
+        x_label, y_label = "Recall (sensitivity)", "Precision (positive predictive value)"
+    else:
+        name, area, style = "ROC AUC", roc_auc_score, "default"
+        x_label, y_label = "False positive rate (1 - specificity)", "True positive rate (sensitivity)"
     truth = np.asarray(label)
     multilabel = truth.ndim == 2
     positives = truth.T == 1 if multilabel else truth == np.arange(len(names))[:, None]
@@ -243,7 +220,7 @@ def _class_curves(
     models = [np.asarray(values) for values in (prob, shortcut_prob) if values is not None]
     crowded = len(classes) > len(COLORS)
     drawn = 1 if crowded else len(models)
-    below = 0.25 * (len(classes) + (threshold is not None) + (kind is _PR))
+    below = 0.25 * (len(classes) + (threshold is not None) + precision)
     size = (9.6, max(5.6, 0.5 + below)) if crowded else (5.2, 5.5 + below)
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
@@ -253,19 +230,23 @@ def _class_curves(
         called = predicted.T == 1 if multilabel else predicted == np.arange(len(names))[:, None]
     handles = []
     for k in classes:
-        color, line = COLORS[(k - classes[0]) % len(COLORS)], _LINES[k // len(COLORS) % len(_LINES)]
+        color, own_line = COLORS[(k - classes[0]) % len(COLORS)], _LINES[k // len(COLORS) % len(_LINES)]
         areas = []
         if positives[k].any() and not positives[k].all():
-            for scores, style, width in zip(models[:drawn], (line, "--"), (2.2, 1.6), strict=False):
-                x, y = kind.curve(positives[k], scores[:, k])
-                axes.plot(x, y, style, color=color, linewidth=width, drawstyle=kind.style, clip_on=False)
-            areas = [f"{kind.area(positives[k], scores[:, k]):.3f}" for scores in models]
+            for scores, line, width in zip(models[:drawn], (own_line, "--"), (2.2, 1.6), strict=False):
+                x, y, _ = roc_curve(positives[k], scores[:, k])
+                if precision:
+                    y, x, _ = precision_recall_curve(positives[k], scores[:, k])
+                axes.plot(x, y, line, color=color, linewidth=width, drawstyle=style, clip_on=False)
+            areas = [f"{area(positives[k], scores[:, k]):.3f}" for scores in models]
             if called is not None:
-                point = kind.point(positives[k], called[k])
+                point = called[k][~positives[k]].mean(), called[k][positives[k]].mean()
+                if precision:
+                    point = point[1], positives[k][called[k]].mean() if called[k].any() else math.nan
                 axes.plot(*point, "o", color=color, markersize=9, markeredgecolor="white", clip_on=False, zorder=5)
         text = f"{plain(names[k], 34, lines=1)}: {' / '.join(areas) or 'n/a (one class only)'}"
-        handles.append(Line2D([], [], color=color, linestyle=line, linewidth=2.2, label=text))
-    if kind is _PR and len(classes) == 1:
+        handles.append(Line2D([], [], color=color, linestyle=own_line, linewidth=2.2, label=text))
+    if precision and len(classes) == 1:
         share = positives[1].mean()
         axes.axhline(share, linestyle=":", color=GRAY, linewidth=1)
         handles.append(Line2D([], [], color=GRAY, linestyle=":", label=f"guessing (prevalence): {share:.3f}"))
@@ -273,33 +254,9 @@ def _class_curves(
         text = f"at the threshold {threshold:.3g}" if np.ndim(threshold) == 0 else "at the threshold of the class"
         handles.append(Line2D([], [], color=GRAY, marker="o", linestyle="", label=text))
     axes.set(xlim=(0, 1), ylim=(0, 1), aspect="auto" if crowded else "equal")
-    tidy(axes, kind.x_label, kind.y_label)
+    tidy(axes, x_label, y_label)
     legend = "model (solid) / shortcut (dashed)" if drawn == 2 else "model (drawn) / shortcut"
-    title = kind.name if shortcut_prob is None else f"{kind.name}: {legend}"
+    title = name if shortcut_prob is None else f"{name}: {legend}"
     place: Any = "outside right center" if crowded else "outside lower center"
     figure.legend(handles=handles, loc=place, title=title, frameon=False, fontsize=11, title_fontsize=11)
     return figure
-
-
-def _roc(positive: NDArray[np.bool_], scores: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    x, y, _ = roc_curve(positive, scores)
-    return x, y
-
-
-def _pr(positive: NDArray[np.bool_], scores: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    precision, recall, _ = precision_recall_curve(positive, scores)
-    return recall, precision
-
-
-def _rates(positive: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> tuple[float, float]:
-    return float(predicted[~positive].mean()), float(predicted[positive].mean())
-
-
-def _recall_precision(positive: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> tuple[float, float]:
-    return float(predicted[positive].mean()), float(positive[predicted].mean()) if predicted.any() else math.nan
-
-
-_ROC = _Kind("ROC AUC", "False positive rate (1 - specificity)", "True positive rate (sensitivity)", "default",
-             _roc, roc_auc_score, _rates)  # fmt: skip
-_PR = _Kind("Average precision", "Recall (sensitivity)", "Precision (positive predictive value)", "steps-post",
-            _pr, average_precision_score, _recall_precision)  # fmt: skip

@@ -88,9 +88,6 @@ def embedding_figure(points: ArrayLike, label: ArrayLike, classes: Sequence[str]
         classes: C class names.
         title: above the points.
 
-    Returns:
-        The figure.
-
     Example:
         >>> figure = embedding_figure([[0, 0], [1, 1]], [0, 1], ["healthy", "ill"], "Raw pixels")
         >>> [text.get_text() for text in figure.legends[0].get_texts()]

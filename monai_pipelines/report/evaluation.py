@@ -6,7 +6,6 @@ import logging
 import re
 import shutil
 from collections.abc import Sequence
-from itertools import zip_longest
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,9 @@ from monai_pipelines.metrics import shortcut_baselines
 from monai_pipelines.metrics.classification import Threshold
 from monai_pipelines.report.embedding import embed, embedding_figure, principal_components, stratified_indices
 from monai_pipelines.report.figures import png_bytes
-from monai_pipelines.report.page import DPI, Report, write_report
-from monai_pipelines.report.pictures import images_figure
-from monai_pipelines.report.predictions import class_name, write_predictions
+from monai_pipelines.report.page import DPI, write_report
+from monai_pipelines.report.pictures import images_figure, in_turn
+from monai_pipelines.report.predictions import class_name
 from monai_pipelines.report.results import class_table, confident_mistakes
 from monai_pipelines.report.saved import Evaluation, picture
 from monai_pipelines.report.tensorboard import log_evaluation
@@ -109,7 +108,7 @@ def report_evaluation(
         for k, (row, item) in enumerate(zip(rows, test.data, strict=True))
     ]
     splits = {"train": train, "validation": datasets.validation, "test": test}
-    skipped = [{**row, "split": split} for split, dataset in splits.items() for row in _skipped(dataset)]
+    skipped = [{**row, "split": split} for split, dataset in splits.items() for row in skipped_rows(dataset)]
     num = NUM_VOLUMES if pixels.ndim == 5 else NUM_IMAGES
     samples, mistakes = _samples(test, classes, num), _mistakes(test, rows, label, classes, decisions.threshold, num)
     logger.info("placing %d %ss by t-SNE", len(shown), unit)
@@ -144,9 +143,9 @@ def report_evaluation(
     ).after_training(output_dir)
     shutil.rmtree(Path(output_dir) / "pictures", ignore_errors=True)  # of an earlier evaluation
     evaluation.save(output_dir)
-    report = write_report(output_dir, evaluation)
+    metrics = write_report(output_dir, evaluation)
 
-    tagged = _tagged(evaluation, report, {"samples/test": samples, "mistakes/test": mistakes}, explanations)
+    tagged = _tagged(Path(output_dir), evaluation, {"samples/test": samples, "mistakes/test": mistakes}, explanations)
     log_evaluation(
         Path(output_dir) / "tensorboard" / "evaluation",
         tagged,
@@ -156,42 +155,21 @@ def report_evaluation(
         prob=np.array([row["prob"] for row in rows]),
         label=label,
         classes=classes,
-        metrics=report.metrics["metrics"],
-        settings=report.metrics["run"].get("settings"),
+        metrics=metrics["metrics"],
+        settings=metrics["run"].get("settings"),
     )
-    _print_beside(report.metrics, unit)
-    return report.metrics
-
-
-def write_inference(
-    output_dir: str | PathLike[str], trained: Trained, rows: Sequence[dict[str, Any]], dataset: Any
-) -> Path:
-    """Write ``predictions.csv`` of an inference: a line for each image, skipped ones with their reason.
-
-    Args:
-        output_dir: folder, created if missing.
-        trained: what predicted.
-        rows: of `CollectPredictions`.
-        dataset: what was predicted, with the skipped images.
-
-    Returns:
-        the file.
-    """
-    file = Path(output_dir) / "predictions.csv"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    model, threshold = trained.model, trained.decisions.threshold
-    write_predictions(file, [*rows, *_skipped(dataset)], model.classes, threshold, model.multilabel)
-    logger.info("%d predicted, %d skipped: %s", len(rows), len(dataset.skipped), file)
-    return file
+    _print_beside(metrics, unit)
+    return metrics
 
 
 def _tagged(
-    evaluation: Evaluation, report: Report, chosen: dict[str, Pictures], explanations: Sequence[Any]
+    folder: Path, evaluation: Evaluation, chosen: dict[str, Pictures], explanations: Sequence[Any]
 ) -> dict[str, Any]:
     """What TensorBoard shows, by tag."""
-    tagged: dict[str, Any] = {"classes": report.figures["classes"], "roc/test": report.figures["roc"]}
+    files = {"classes": "classes", "roc/test": "roc"}
     if not evaluation.multilabel:
-        tagged["confusion_matrix/test"] = report.figures["confusion_matrix"]
+        files["confusion_matrix/test"] = "confusion_matrix"
+    tagged: dict[str, Any] = {tag: (folder / f"{file}.png").read_bytes() for tag, file in files.items()}
     tagged |= {f"embedding/{name}": png for name, png in evaluation.embeddings.items()}
     for tag, pictures in chosen.items():
         if pictures:
@@ -248,11 +226,7 @@ def _shrunken(image: Any) -> NDArray[np.float32]:
 def _samples(dataset: Any, classes: Sequence[str], num: int) -> Pictures:
     """Drawn from the classes in turn, shown class by class."""
     label = [tuple(np.ravel(item["label"]).tolist()) for item in dataset.data]
-    by_class: dict[tuple[int, ...], list[int]] = {}
-    for index in np.random.default_rng(0).permutation(len(label)).tolist():
-        by_class.setdefault(label[index], []).append(index)
-    in_turn = [i for turn in zip_longest(*by_class.values()) for i in turn if i is not None]
-    chosen = sorted(in_turn[:num], key=label.__getitem__)
+    chosen = in_turn(np.random.default_rng(0).permutation(len(label)).tolist(), label.__getitem__, num)
     named = [class_name(dataset.data[i]["label"], classes, ", ", "none") for i in chosen]
     return [(f"{name}\n{dataset.data[i]['name']}", dataset[i]["image"]) for i, name in zip(chosen, named, strict=True)]
 
@@ -282,7 +256,8 @@ def _pictures(name: str, pictures: Pictures, side: int = 192) -> list[dict[str, 
     return [picture(f"{name}-{k}", caption, image, side) for k, (caption, image) in enumerate(pictures)]
 
 
-def _skipped(dataset: Any) -> list[dict[str, Any]]:
+def skipped_rows(dataset: Any) -> list[dict[str, Any]]:
+    """Rows of the predictions of what could not be used, with the reasons."""
     kept = ("patient", "label", "skipped")
     return [{"image": i["name"], "prob": None, **{k: i[k] for k in kept if k in i}} for i in dataset.skipped]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from io import BytesIO
@@ -34,9 +33,6 @@ def confusion_figure(
         prob: (N, C) probabilities.
         classes: C class names.
         threshold: see :func:`monai_pipelines.metrics.predicted_classes`.
-
-    Returns:
-        The figure; ``figure.savefig(path)`` writes it.
 
     Example:
         >>> confusion_figure([0, 1, 1], [[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]], ["healthy", "ill"]).axes[0].get_xlabel()
@@ -80,9 +76,6 @@ def class_figure(counts: Mapping[str, Mapping[str, int]]) -> Figure:
     Args:
         counts: split -> class name -> number of images.
 
-    Returns:
-        The figure.
-
     Example:
         >>> figure = class_figure({"train": {"healthy": 90, "ill": 10}, "test": {"healthy": 20, "ill": 5}})
         >>> [[int(bar.get_width()) for bar in axes.patches] for axes in figure.axes]
@@ -113,9 +106,6 @@ def history_figure(history: Sequence[Mapping[str, Any]], key_metric: str = "roc_
             ``lr``, if present, has a panel.
         key_metric: the validation metric whose best epoch is marked.
 
-    Returns:
-        The figure.
-
     Raises:
         ValueError: no epoch.
 
@@ -130,7 +120,7 @@ def history_figure(history: Sequence[Mapping[str, Any]], key_metric: str = "roc_
     names = dict.fromkeys((*_PANELS, key_metric))
     curves = {(part, name): _series(history, part, name) for part in ("train", "val") for name in names}
     panels = [name for name in names if np.isfinite([curves["train", name], curves["val", name]]).any()]
-    rate = np.array([_number(row.get("lr")) for row in history])
+    rate = _finite([row.get("lr") for row in history])
     if np.isfinite(rate).any():
         panels.append("lr")
     grid: list[Any] = [panels[i : i + 2] for i in range(0, len(panels), 2)]
@@ -178,11 +168,13 @@ def best_epoch(history: Sequence[Mapping[str, Any]], key_metric: str = "roc_auc"
 
 
 def _series(history: Sequence[Mapping[str, Any]], part: str, name: str) -> np.ndarray:
-    return np.array([_number((row.get(part) or {}).get(name)) for row in history])
+    return _finite([(row.get(part) or {}).get(name) for row in history])
 
 
-def _number(value: float | None) -> float:
-    return float(value) if value is not None and math.isfinite(value) else math.nan
+def _finite(values: Sequence[float | None]) -> np.ndarray:
+    """None and infinite ones as NaN."""
+    numbers = np.array(values, dtype=float)
+    return np.where(np.isfinite(numbers), numbers, np.nan)
 
 
 def plain(text: str, width: int, lines: int = 2) -> str:

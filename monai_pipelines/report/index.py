@@ -26,9 +26,6 @@ def write_index(folder: str | PathLike[str]) -> Path:
     Args:
         folder: contains the run folders, at any depth.
 
-    Returns:
-        the page.
-
     Raises:
         FileNotFoundError: no run in the folder.
 

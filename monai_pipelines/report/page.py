@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
@@ -27,16 +27,7 @@ logger = logging.getLogger(__name__)
 DPI = 170  # of the figures: sharp on a phone
 
 
-class Report(NamedTuple):
-    """What `write_report` wrote."""
-
-    metrics: dict[str, Any]
-    """The content of ``metrics.json``."""
-    figures: dict[str, bytes]
-    """PNG by name."""
-
-
-def write_report(output_dir: str | PathLike[str], evaluation: Evaluation) -> Report:
+def write_report(output_dir: str | PathLike[str], evaluation: Evaluation) -> dict[str, Any]:
     """Compute the metrics of an evaluation, then write predictions, metrics, figures and one self-contained page.
 
     Files: ``predictions.csv``, ``metrics.json``, ``report.html``, which holds its pictures and needs no network, and
@@ -50,9 +41,9 @@ def write_report(output_dir: str | PathLike[str], evaluation: Evaluation) -> Rep
         evaluation: what was found.
 
     Returns:
-        the metrics: :func:`monai_pipelines.report.results.evaluation_results`, ``splits``, ``audit``,
-        ``num_unlabelled``, ``skipped``, ``explanations`` (the results of each that has any), ``members``, ``epoch`` and
-        ``run``; and the figures.
+        the content of ``metrics.json``: :func:`monai_pipelines.report.results.evaluation_results`, ``splits``,
+        ``audit``, ``num_unlabelled``, ``skipped``, ``explanations`` (the results of each that has any), ``members``,
+        ``epoch`` and ``run``.
 
     Raises:
         ValueError: nothing to score, equal class names, or bad probabilities or labels.
@@ -60,7 +51,7 @@ def write_report(output_dir: str | PathLike[str], evaluation: Evaluation) -> Rep
     Example:
         >>> from tempfile import mkdtemp
         >>> rows = [{"image": f"{k}.nii", "label": k, "prob": [1.0 - k, float(k)]} for k in (0, 1)]
-        >>> write_report(mkdtemp(), Evaluation("Demo", rows, ["healthy", "ill"])).metrics["metrics"]["accuracy"]
+        >>> write_report(mkdtemp(), Evaluation("Demo", rows, ["healthy", "ill"]))["metrics"]["accuracy"]
         1.0
     """
     folder = Path(output_dir)
@@ -80,7 +71,7 @@ def write_report(output_dir: str | PathLike[str], evaluation: Evaluation) -> Rep
     for name, png in figures.items():
         (folder / f"{name}.png").write_bytes(png)
     (folder / "report.html").write_text(_page(evaluation, metrics, figures), encoding="utf-8")
-    return Report(metrics, figures)
+    return metrics
 
 
 def rebuild_report(output_dir: str | PathLike[str]) -> dict[str, Any]:
@@ -109,7 +100,7 @@ def rebuild_report(output_dir: str | PathLike[str]) -> dict[str, Any]:
     now = evaluation.after_training(output_dir)
     if any(plain_data(getattr(now, name)) not in (None, getattr(evaluation, name)) for name in ("history", "run")):
         logger.warning("%s: trained again since the evaluation: the report shows the earlier training", output_dir)
-    return write_report(output_dir, evaluation).metrics
+    return write_report(output_dir, evaluation)
 
 
 def page_template(name: str) -> Template:
@@ -127,14 +118,8 @@ def page_template(name: str) -> Template:
 
 def _metrics(evaluation: Evaluation, scored: Sequence[Row]) -> dict[str, Any]:
     rows, classes = evaluation.rows, evaluation.classes
-    metrics = evaluation_results(
-        scored,
-        classes,
-        evaluation.threshold,
-        evaluation.threshold_by,
-        evaluation.temperature,
-        evaluation.subgroups,
-    )
+    names = ("threshold", "threshold_by", "temperature", "subgroups")
+    metrics = evaluation_results(scored, classes, **{name: getattr(evaluation, name) for name in names})
     return metrics | {
         "splits": plain_data(evaluation.splits or {"scored": class_table(scored, classes)}),
         "audit": plain_data(evaluation.audit),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
@@ -29,9 +30,6 @@ def images_figure(images: Sequence[Any], titles: Sequence[str], columns: int = 6
             see :func:`slices_figure`.
         titles: one short title per image.
         columns: at most this many.
-
-    Returns:
-        The figure.
 
     Raises:
         ValueError: no images, an unsupported shape, or a wrong number of titles.
@@ -72,6 +70,20 @@ def thumbnail(image: Any, side: int = 192) -> tuple[str, bytes]:
     return kind, buffer.getvalue()
 
 
+def png_pixels(png: bytes) -> NDArray[np.uint8]:
+    """(3, h, w) of a PNG file."""
+    return np.asarray(Image.open(BytesIO(png)).convert("RGB")).transpose(2, 0, 1)
+
+
+def in_turn(items: Iterable[Any], kind: Callable[[Any], Any], num: int) -> list[Any]:
+    """At most `num` items, taken from their kinds in turn, then put together kind by kind."""
+    by_kind: dict[Any, list[Any]] = {}
+    for item in items:
+        by_kind.setdefault(kind(item), []).append(item)
+    turns = [item for turn in zip_longest(*by_kind.values()) for item in turn if item is not None]
+    return sorted(turns[:num], key=kind)
+
+
 def shown_pixels(images: Sequence[Any]) -> list[NDArray[np.uint8]]:
     """Pixels (H, W) or (H, W, 3) that :func:`images_figure` draws."""
     arrays = []
@@ -102,9 +114,6 @@ def slices_figure(images: Sequence[Any], titles: Sequence[str]) -> Figure:
             isotropic voxels.
         titles: one line for each volume.
 
-    Returns:
-        The figure.
-
     Raises:
         ValueError: no volumes, more than 8, an unsupported shape, or a wrong number of titles.
 
@@ -125,7 +134,15 @@ def slices_figure(images: Sequence[Any], titles: Sequence[str]) -> Figure:
     figure.set_facecolor("white")
     parts = np.ravel(figure.subfigures(rows, columns, squeeze=False))
     for part, image, title in zip(parts, images, titles, strict=False):
-        _draw_planes(part, image, title)
+        x, y, _ = _extent_mm(image)
+        volume = np.asarray(image)[0]
+        if title:
+            part.suptitle(plain(title, 60), fontsize=12, weight="bold")
+        panels = part.subplots(1, 3, width_ratios=[x, x, y])
+        for axes, plane in zip(panels, planes(image, volume, default_voxel(image)), strict=True):
+            plane.draw(axes, cmap="gray", vmin=float(volume.min()), vmax=float(volume.max()))
+            axes.set_title(plane.name, fontsize=11)
+            plane.mark_sides(axes)
     return figure
 
 
@@ -178,19 +195,6 @@ def default_voxel(image: Any) -> tuple[int, int, int]:
     """Where :func:`slices_figure` cuts a volume (C, X, Y, Z)."""
     i, j, k = (n // 2 for n in image.shape[1:])
     return (3 * image.shape[1] // 4 if hasattr(image, "affine") else i), j, k
-
-
-def _draw_planes(part: SubFigure, image: Any, title: str) -> None:
-    x, y, _ = _extent_mm(image)
-    volume = np.asarray(image)[0]
-    low, high = float(volume.min()), float(volume.max())
-    if title:
-        part.suptitle(plain(title, 60), fontsize=12, weight="bold")
-    columns = part.subplots(1, 3, width_ratios=[x, x, y])
-    for axes, plane in zip(columns, planes(image, volume, default_voxel(image)), strict=True):
-        plane.draw(axes, cmap="gray", vmin=low, vmax=high)
-        axes.set_title(plane.name, fontsize=11)
-        plane.mark_sides(axes)
 
 
 def _extent_mm(image: Any) -> tuple[float, float, float]:

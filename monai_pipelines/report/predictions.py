@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from monai_pipelines.metrics import predicted_classes
+from monai_pipelines.metrics.classification import Threshold
 
 Row = Mapping[str, Any]
 
@@ -18,7 +19,7 @@ def write_predictions(
     path: str | PathLike[str],
     rows: Sequence[Row],
     classes: Sequence[str],
-    threshold: float | Sequence[float] | None = None,
+    threshold: Threshold = None,
     multilabel: bool = False,
 ) -> None:
     """Write predictions as CSV, one line per image, including skipped images.

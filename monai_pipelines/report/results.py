@@ -23,8 +23,7 @@ from monai_pipelines.metrics import (
     uncertainty,
 )
 from monai_pipelines.metrics.classification import Threshold
-
-Row = Mapping[str, Any]
+from monai_pipelines.report.predictions import Row
 
 MAX_VALUES = 12  # of a subgroup column
 NUM_POINTS = 200  # of a risk-coverage curve, at most
@@ -80,12 +79,10 @@ def evaluation_results(
     """
     prob, label = np.array([row["prob"] for row in scored]), np.array([row["label"] for row in scored])
     num, multilabel = len(classes), label.ndim == 2
-    metrics = plain_data(classification_metrics(prob, label, num, threshold))
-    intervals = metric_intervals(prob, label, _patients(scored), num, threshold)
-    at_half = None if threshold is None else plain_data(classification_metrics(prob, label, num, 0.5))
-    shortcuts = {
-        name: plain_data(classification_metrics(cheap, label, num)) for name, cheap in shortcut_probs(scored).items()
-    }
+    metrics = plain_data(classification_metrics(prob, label, threshold))
+    intervals = metric_intervals(prob, label, _patients(scored), threshold)
+    at_half = None if threshold is None else plain_data(classification_metrics(prob, label, 0.5))
+    shortcuts = {name: plain_data(classification_metrics(p, label)) for name, p in shortcut_probs(scored).items()}
     strongest = max(shortcuts, key=lambda name: shortcuts[name]["roc_auc"] or -math.inf, default=None)
     predicted = predicted_classes(prob, threshold, multilabel)
     wrong = (predicted != label).mean(axis=1) if multilabel else (predicted != label).astype(float)
@@ -114,7 +111,7 @@ def evaluation_results(
         "shortcut": shortcuts[strongest] if strongest else None,
         "shortcut_name": strongest,
         "shortcuts": shortcuts,
-        "per_class": dict(zip(classes, per_class_metrics(prob, label, num, threshold), strict=True)),
+        "per_class": dict(zip(classes, per_class_metrics(prob, label, threshold), strict=True)),
         "per_class_intervals": dict(zip(classes, intervals.per_class, strict=True)),
         "confusion_matrix": matrix(label, predicted, labels=range(num)),
         "subgroups": {column: _subgroup(scored, column, classes, threshold) for column in subgroups},
@@ -250,13 +247,13 @@ def _subgroup(
 
 def _group_results(rows: Sequence[Row], classes: Sequence[str], threshold: Threshold) -> dict[str, Any]:
     prob, label = np.array([row["prob"] for row in rows]), np.array([row["label"] for row in rows])
-    table, num = class_table(rows, classes), len(classes)
+    table = class_table(rows, classes)
     return {
         "num_images": len(rows),
         "num_patients": table["num_patients"],
         "classes": {name: count["num_images"] for name, count in table["classes"].items()},
-        "metrics": classification_metrics(prob, label, num, threshold),
-        "intervals": metric_intervals(prob, label, _patients(rows), num, threshold).metrics,
+        "metrics": classification_metrics(prob, label, threshold),
+        "intervals": metric_intervals(prob, label, _patients(rows), threshold).metrics,
     }
 
 

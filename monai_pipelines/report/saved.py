@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from os import PathLike
@@ -15,8 +14,6 @@ from monai_pipelines.report.figures import png_bytes
 from monai_pipelines.report.pictures import slices_figure, thumbnail
 from monai_pipelines.report.results import Row, plain_data
 from monai_pipelines.runs.folder import RunFolder
-
-logger = logging.getLogger(__name__)
 
 Pictures = Sequence[Mapping[str, Any]]
 
@@ -79,19 +76,14 @@ class Evaluation:
         """Write ``evaluation.json``, and the pictures that it names, into a folder."""
         folder = Path(output_dir)
         (folder / "pictures").mkdir(parents=True, exist_ok=True)
-        for picture in self.pictures:
+        explained = [picture for explanation in self.explanations for picture in explanation["pictures"]]
+        for picture in (*self.samples, *self.mistakes, *explained):
             (folder / picture["file"]).write_bytes(picture["content"])
         for name, png in self.embeddings.items():
             (folder / f"embedding_{name}.png").write_bytes(png)
         values = {f.name: getattr(self, f.name) for f in fields(self)} | {"embeddings": list(self.embeddings)}
         text = json.dumps(plain_data(_without_content(values)), ensure_ascii=False, allow_nan=False)
         (folder / "evaluation.json").write_text(text + "\n", encoding="utf-8")
-
-    @property
-    def pictures(self) -> list[Mapping[str, Any]]:
-        """All of them."""
-        explained = [picture for explanation in self.explanations for picture in explanation["pictures"]]
-        return [*self.samples, *self.mistakes, *explained]
 
     @classmethod
     def read(cls, output_dir: str | PathLike[str]) -> Evaluation:
@@ -124,8 +116,8 @@ def picture(name: str, caption: str, image: Any, side: int = 192) -> dict[str, A
     Args:
         name: of the file; may not identify a patient.
         caption: below the picture.
-        image: 2D (C, H, W), as :func:`monai_pipelines.report.images_figure` takes it, or a volume (C, X, Y, Z), drawn
-            as three slices.
+        image: 2D (C, H, W), as `monai_pipelines.report.pictures.images_figure` takes it, or a volume (C, X, Y, Z),
+            drawn as three slices.
         side: a 2D image's longest side in pixels, at most.
 
     Returns:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from io import BytesIO
 from os import PathLike
 from typing import Any
 
@@ -13,8 +12,9 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
+
+from monai_pipelines.report.pictures import png_pixels
 
 
 def log_evaluation(
@@ -33,7 +33,7 @@ def log_evaluation(
     """Write pictures (tab Images), embeddings (Projector), PR curves, and settings beside metrics (HParams).
 
     ``metrics/<name>`` and ``pr_curve/<class>`` share charts with those of the training's runs beside this folder
-    (`monai_pipelines.handlers.Monitor`).
+    (`monai_pipelines.handlers.monitor.Monitor`).
 
     Args:
         folder: for this evaluation alone; what an earlier one left there is removed.
@@ -58,7 +58,7 @@ def log_evaluation(
             elif isinstance(picture, np.ndarray):
                 writer.add_image(tag, picture)
             else:
-                writer.add_image(tag, np.asarray(Image.open(BytesIO(picture)).convert("RGB")), dataformats="HWC")
+                writer.add_image(tag, png_pixels(picture))
         for tag, values in points.items():
             writer.add_embedding(values, [name.replace("\t", " ") for name in names], sprites, tag=tag)
         if prob is not None and label is not None:

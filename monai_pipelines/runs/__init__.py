@@ -10,14 +10,10 @@ if TYPE_CHECKING:
     from monai_pipelines.runs.folder import RunFolder
     from monai_pipelines.runs.inference import inference_config
     from monai_pipelines.runs.record import record_run
-    from monai_pipelines.runs.trained import Decisions, Member, Trained
+    from monai_pipelines.runs.trained import Trained
 
-__all__ = ["Decisions", "Member", "RunFolder", "Trained", "inference_config", "record_run", "start_run"]
-
-_MODULES = {
-    **{"Decisions": "trained", "Member": "trained", "RunFolder": "folder", "Trained": "trained"},
-    **{"inference_config": "inference", "record_run": "record", "start_run": "command_line"},
-}
+__all__ = ["RunFolder", "Trained", "inference_config", "record_run", "start_run"]
+_MODULES = dict(zip(__all__, ("folder", "trained", "inference", "record", "command_line"), strict=True))
 
 
 def __getattr__(name: str) -> Any:  # PEP 562: a report is written without torch

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import re
-import shlex
 import sys
 from collections.abc import Sequence
 from os import PathLike
@@ -59,11 +58,6 @@ def this_command() -> CommandLine:
     """Of this program; empty where it is not ``python -m monai.bundle``."""
     by_monai = Path(sys.argv[0]).parent.name == "bundle"
     return read_command(sys.argv[1:]) if by_monai else CommandLine([], {}, None)
-
-
-def command_text() -> str:
-    """This program's command, to be pasted into a shell."""
-    return shlex.join(["python", *sys.orig_argv[1:]])
 
 
 def start_run(bundle_root: str | PathLike[str], seed: int | None = None) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
+import sys
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from monai_pipelines.chains import Chain
-from monai_pipelines.runs.command_line import command_text, this_command, top
+from monai_pipelines.runs.command_line import this_command, top
 from monai_pipelines.runs.folder import is_place
 from monai_pipelines.versions import library_versions
 
@@ -46,7 +48,7 @@ def record_run(
     command, split = this_command(), cohort.split_card
     settings = _settings({**ConfigParser.load_config_files(command.config_files), **command.overrides})
     run = {
-        "command": command_text(),
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "config_files": [Path(file).name for file in command.config_files],
         "overrides": command.overrides,
         "settings": settings,

@@ -13,16 +13,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from monai_pipelines.data.split import seen_hashes
 from monai_pipelines.inferers import EnsembleInferer
 from monai_pipelines.metrics.classification import Threshold
 from monai_pipelines.model import Model
 from monai_pipelines.probabilities import Probabilitiesd
 from monai_pipelines.runs.checkpoint import load_weights, read_checkpoint
-from monai_pipelines.runs.split_guard import check_split
 
 logger = logging.getLogger(__name__)
 
 Runs = str | Sequence[str | PathLike[str]]
+_UNKNOWN = "the checkpoint does not say what it was trained on: make sure that it has seen no test patient"
 
 
 class Member(NamedTuple):
@@ -72,13 +73,10 @@ class Trained:
 
     Attributes:
         model: as given.
-        inferer: the model's, or the mean over the members of an ensemble.
+        inferer: the model's, or the mean over the members of an ensemble, an `EnsembleInferer`.
 
     Raises:
         ValueError: fewer than two members, or one twice.
-
-    Reference: Lakshminarayanan et al., Simple and scalable predictive uncertainty estimation using deep ensembles,
-    NeurIPS 2017.
     """
 
     def __init__(
@@ -166,10 +164,29 @@ def _common_split(splits: Mapping[str, dict[str, Any] | None]) -> dict[str, Any]
     if not known:
         return None
     if unknown := [name for name, split in splits.items() if split is None]:
-        logger.warning(
-            "%s: the checkpoint does not say what it was trained on: make sure that it has seen no test patient",
-            ", ".join(unknown),
-        )
+        logger.warning("%s: %s", ", ".join(unknown), _UNKNOWN)
     values = {key: [split.get(key) for split in known] for key in ("seed", "split_fractions")}
     differing = {key: column for key, column in values.items() if any(value != column[0] for value in column)}
     return {**known[0], **differing, "seen": sorted({name for split in known for name in split["seen"]})}
+
+
+def check_split(split: Mapping[str, Any] | None, cohort: Any) -> None:
+    """Check that no test image, and no patient of one, was seen in training.
+
+    Args:
+        split: `monai_pipelines.data.Cohort.split_card` of the training; None (unknown) is a warning.
+        cohort: of the evaluation, with ``test`` and ``split_card``.
+
+    Raises:
+        ValueError: test images, or images of the same patients, were trained on or chose the epoch.
+    """
+    if split is None:
+        logger.warning(_UNKNOWN)
+    elif seen := seen_hashes(cohort.test).intersection(split["seen"]):
+        now = cohort.split_card
+        names = ("seed", "split_fractions")
+        differences = [f"{name} {split[name]} there, {now[name]} here" for name in names if split[name] != now[name]]
+        raise ValueError(
+            f"{len(seen)} names or patients of the test data have been seen in training; evaluate with the data, seed, "
+            f"split_fractions and patient_pattern of the training ({'; '.join(differences) or 'the data differ'})"
+        )

@@ -8,7 +8,7 @@ import torch
 from monai.networks.nets import DenseNet, resnet10, resnet18
 from torch import Tensor, nn
 
-from monai_pipelines.explain import Stage, default_stage, stages
+from monai_pipelines.explain.stages import Stage, default_stage, stages
 from monai_pipelines.networks import ImageClassifier
 
 RESNET = {"n_input_channels": 1, "conv1_t_stride": 2, "bias_downsample": False, "widen_factor": 0.125}

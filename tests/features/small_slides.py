@@ -51,7 +51,7 @@ def datalist(folder: Path, num: int, **more: Any) -> list[dict[str, Any]]:
 
 def extract(items: list[dict[str, Any]], folder: Path, **options: Any) -> list[str]:
     """Status of each slide."""
-    options = {"chain": small_chain(), "backbone": small_backbone(), "precision": "fp32", "progress": False, **options}
+    options = {"chain": small_chain(), "backbone": small_backbone(), "precision": "fp32", **options}
     return [row["status"] for row in extract_features(items, folder, **options)]
 
 

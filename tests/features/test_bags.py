@@ -189,7 +189,7 @@ def test_splits_of_features(cohort: Cohort, tmp_path: Path) -> None:
 
 def test_splits_of_features_without_slides(cohort: Cohort, tmp_path: Path) -> None:
     options: Item = {"chain": small_chain(), "backbone": small_backbone(), "features_dir": tmp_path / "f"}
-    extract_features([*cohort.train, *cohort.validation, *cohort.test], progress=False, **options)
+    extract_features([*cohort.train, *cohort.validation, *cohort.test], **options)
     gone = [[{**item, "image": f"gone/{item['name']}"} for item in getattr(cohort, s)] for s in ("train", "validation")]
     datasets = FeatureSplits(Cohort(*gone, cohort.test, cohort.classes), **options)
     assert len(datasets.train[0]["bag"]) == NUM_TILES
@@ -217,7 +217,7 @@ def test_items_of_tiles(items: list[Item]) -> None:
 
 
 def test_training_draws_new_tiles_and_evaluation_does_not(cohort: Cohort) -> None:
-    datasets = TileSplits(cohort, small_chain(num_tiles=5))
+    datasets = TileSplits(cohort, chain=small_chain(num_tiles=5))
     first = [item["coords"] for item in datasets.test]
     drawn = {datasets.train[0]["coords"].tobytes() for _ in range(10)}
     assert len(drawn) > 5

@@ -42,7 +42,7 @@ def test_features_of_other_tools(tmp_path: Path, attributes: Item, level0_px: in
     bag = read_features(_foreign(tmp_path / "a.h5", np.ones((1, 3, 8), np.float16), GRID, **attributes))
     assert (bag.features.shape, bag.features.dtype) == ((3, 8), np.float32)
     np.testing.assert_array_equal(bag.coords, GRID)
-    assert (bag.level0_px, bag.mpp, bag.thumbnail, bag.chain_fingerprint) == (level0_px, None, None, None)
+    assert (bag.level0_px, bag.mpp, bag.thumbnail) == (level0_px, None, None)
 
 
 def _grid(x: int, y: int, columns: int, rows: int, step: int = 256) -> np.ndarray:

@@ -157,7 +157,7 @@ def test_gaps_of_the_bins_add_up_to_the_calibration_error(num_classes: int) -> N
 def test_intervals_are_wilsons(num_true: int) -> None:
     """Roots of (p - observed)^2 = z^2 p (1 - p) / n."""
     label = np.repeat([1, 0], [num_true, 10 - num_true])
-    (point,) = reliability(np.full((10, 2), 0.5), label, num_bins=1)
+    (point,) = reliability(np.full((10, 2), 0.5), label)
     factor = 1.959963984540054**2 / 10
     roots = np.roots([1 + factor, -2 * num_true / 10 - factor, (num_true / 10) ** 2])
     assert (point["low"], point["high"]) == pytest.approx(sorted(roots), abs=1e-9)
@@ -172,5 +172,3 @@ def test_more_classes_use_confidence_and_multilabel_data_are_pooled() -> None:
     assert [(point["count"], point["observed"]) for point in pooled] == [
         *((5, pytest.approx(1 / 5)), (1, 0), (1, 0), (1, 0), (2, 1), (1, 1), (1, 0))
     ]
-    with pytest.raises(ValueError, match="num_bins must be 1 or more, got 0"):
-        reliability(prob, labels, num_bins=0)

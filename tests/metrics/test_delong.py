@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
-from monai_pipelines.metrics.delong import delong_test
+from monai_pipelines.metrics.paired import delong_test
 
 # 43 of the 49 patients of DeLong, DeLong and Clarke-Pearson (1988), those with all three tests: albumin, total protein,
 # K-G score, and the outcome

@@ -15,6 +15,7 @@ from monai_pipelines.metrics import (
     per_class_metrics,
     resampled_metrics,
 )
+from monai_pipelines.metrics import intervals as intervals_
 from monai_pipelines.metrics.classification import weighted_metrics
 
 
@@ -40,14 +41,14 @@ def test_weights_equal_repeated_rows(num_classes, multilabel, threshold):
     rng = np.random.default_rng(0)
     weights = np.concatenate([rng.multinomial(k, np.full(12, 1 / 12), 15).T for k in (12, 2, 1)], axis=1)
     weights = np.c_[weights, 1 - np.eye(12)].astype(int)
-    overall, per_class, gaps = weighted_metrics(prob, label, None, threshold, patient)(weights)
+    overall, per_class, gaps = weighted_metrics(prob, label, threshold, patient)(weights)
     for k, often in enumerate(weights.T):
         rows = np.repeat(np.arange(len(patient)), often[patient])
-        wanted = classification_metrics(prob[rows], label[rows], num_classes, threshold)
+        wanted = classification_metrics(prob[rows], label[rows], threshold)
         got = {name: values[k] for name, values in overall.items()}
         assert got == pytest.approx(wanted, rel=1e-9, abs=1e-9, nan_ok=True)
         assert np.abs(gaps[:, k]).sum() == pytest.approx(wanted["ece"])
-        for c, one in enumerate(per_class_metrics(prob[rows], label[rows], num_classes, threshold)):
+        for c, one in enumerate(per_class_metrics(prob[rows], label[rows], threshold)):
             got = {name: values[c, k] for name, values in per_class.items()}
             del one["num_images"]
             assert got == pytest.approx(one, rel=1e-9, abs=1e-9, nan_ok=True)
@@ -78,9 +79,10 @@ def test_resamples_equal_a_loop_over_scikit_learn_up_to_chance():
 
 
 @pytest.mark.parametrize("level", [0.8, 0.95])
-def test_intervals_equal_the_formula(level):
+def test_intervals_equal_the_formula(level, monkeypatch):
+    monkeypatch.setattr(intervals_, "LEVEL", level)
     prob, label, patient = _study(2, 60)
-    intervals = metric_intervals(prob, label, patient, level=level).metrics
+    intervals = metric_intervals(prob, label, patient).metrics
     resamples, metrics = resampled_metrics(prob, label, patient), classification_metrics(prob, label)
     with_class, with_rest = (len(set(patient[label == k])) for k in (1, 0))
     fewer, predicted = min(with_class, with_rest), prob.argmax(1)
@@ -238,9 +240,10 @@ def test_a_single_patient_gives_no_interval():
     assert metric_intervals(prob, label, ["me"] * 20).metrics == {}
 
 
-def test_two_patients_give_the_whole_range():
+def test_two_patients_give_the_whole_range(monkeypatch):
+    monkeypatch.setattr(intervals_, "LEVEL", 0.999)
     prob, label = np.random.default_rng(1).dirichlet([1, 1], 20), np.array([0, 1] * 10)
-    intervals = metric_intervals(prob, label, [0] * 10 + [1] * 10, num_resamples=100, level=0.999).metrics
+    intervals = metric_intervals(prob, label, [0] * 10 + [1] * 10, num_resamples=100).metrics
     for name in ("accuracy", "roc_auc", "brier"):
         assert intervals[name] == pytest.approx((0, 1), abs=1e-6)
 
@@ -307,9 +310,9 @@ def test_interval_of_a_mean_equals_that_of_an_accuracy():
 
 def test_interval_of_a_mean_of_single_values_is_students():
     values = np.random.default_rng(1).beta(8, 2, 12)
-    mean, reach = values.mean(), stats.sem(values) * stats.t(11).ppf(0.95)
+    mean, reach = values.mean(), stats.sem(values) * stats.t(11).ppf(0.975)
     ends = np.log(mean / (1 - mean)) + np.array([-1, 1]) * reach / (mean * (1 - mean))
-    assert mean_interval(values, range(12), level=0.9) == pytest.approx(1 / (1 + np.exp(-ends)))
+    assert mean_interval(values, range(12)) == pytest.approx(1 / (1 + np.exp(-ends)))
 
 
 def test_interval_of_a_mean_at_its_bounds():
@@ -323,7 +326,6 @@ def test_interval_of_a_mean_at_its_bounds():
     [
         ("a", {}, "one length, got 2 and 2 and 1"),
         ("ab", {"num_resamples": 1}, "2 resamples or more, got num_resamples 1"),
-        ("ab", {"level": 1}, "a level"),
     ],
 )
 def test_bad_input_is_refused(groups, options, message):
@@ -331,7 +333,6 @@ def test_bad_input_is_refused(groups, options, message):
         metric_intervals(np.eye(2), [0, 1], groups, **options)
 
 
-@pytest.mark.parametrize(("groups", "level", "message"), [("a", 0.95, "one length, got 2 and 1"), ("ab", 0, "a level")])
-def test_bad_means_are_refused(groups, level, message):
-    with pytest.raises(ValueError, match=message):
-        mean_interval([0.1, 0.2], groups, level)
+def test_bad_means_are_refused():
+    with pytest.raises(ValueError, match="one length, got 2 and 1"):
+        mean_interval([0.1, 0.2], "a")

@@ -130,7 +130,7 @@ def test_unknown_rule_is_refused(rule):
 
 
 def test_bad_input_is_refused():
-    with pytest.raises(ValueError, match="wanted 2 classes"):
+    with pytest.raises(ValueError, match="wanted two classes or multi-label data, got 3"):
         choose_threshold([[0.2, 0.3, 0.5]], [0])
     with pytest.raises(ValueError, match=r"wanted prob \(N, C >= 2\)"):
         choose_threshold([[0.2, 0.3]], [[0, 1, 1]])

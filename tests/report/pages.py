@@ -130,7 +130,7 @@ def page_of(folder, name="report.html"):
 
 def report_of(folder, rows, classes=CLASSES, title="T", **options):
     """Write a report; its metrics and its page."""
-    metrics = write_report(folder, Evaluation(title, rows, classes, **options)).metrics
+    metrics = write_report(folder, Evaluation(title, rows, classes, **options))
     return metrics, page_of(folder)
 
 

@@ -15,10 +15,11 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from monai_pipelines.engines import predict
 from monai_pipelines.metrics import shortcut_baselines
 from monai_pipelines.report import embedding, evaluation, rebuild_report
-from monai_pipelines.report.evaluation import report_evaluation, write_inference
-from monai_pipelines.runs import Decisions, Member
+from monai_pipelines.report.evaluation import report_evaluation
+from monai_pipelines.runs.trained import Decisions, Member
 from tests.report.pages import page_of
 
 
@@ -340,10 +341,13 @@ def test_subgroups_as_text_are_refused(tmp_path):
 def test_inference_lists_what_was_skipped(tmp_path):
     dataset = SimpleNamespace(skipped=[{"image": "/data/b.png", "name": "b.png", "skipped": "no image"}])
     rows = [{"image": "a.png", "prob": [0.6, 0.4]}]
-    file = write_inference(tmp_path / "new", _trained(["healthy", "ill"], threshold=0.3), rows, dataset)
+    parts = {"run": lambda: None, "predictions": SimpleNamespace(rows=rows), "dataset": dataset}
+    trained = _trained(["healthy", "ill"], threshold=0.3)
+    file = predict(SimpleNamespace(**parts, trained=trained), tmp_path / "new")
     with open(file, newline="", encoding="utf-8") as opened:
         first, second = csv.DictReader(opened)
     assert (first["image"], first["predicted_name"], first["skipped"]) == ("a.png", "ill", "")
     assert (second["image"], second["predicted"], second["skipped"]) == ("b.png", "", "no image")
-    several = write_inference(tmp_path, _trained(["healthy", "ill"], multilabel=True), rows, dataset)
+    trained = _trained(["healthy", "ill"], multilabel=True)
+    several = predict(SimpleNamespace(**parts, trained=trained), tmp_path)
     assert "0.6,0.4,1|0,healthy," in several.read_text(encoding="utf-8")

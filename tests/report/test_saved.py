@@ -11,7 +11,8 @@ import torch
 from monai.data import MetaTensor
 from PIL import Image
 
-from monai_pipelines.report import Evaluation, embedding_figure, rebuild_report, write_report
+from monai_pipelines.report import Evaluation, rebuild_report, write_report
+from monai_pipelines.report.embedding import embedding_figure
 from monai_pipelines.report.figures import png_bytes
 from monai_pipelines.report.results import class_table
 from monai_pipelines.report.saved import picture
@@ -96,7 +97,7 @@ def test_rebuilt_page_is_the_first_one_byte_for_byte(tmp_path, multilabel):
     (folder / "run.json").write_text(json.dumps(RUN))
     evaluation = _evaluation(folder, multilabel)
     evaluation.save(folder)
-    metrics = write_report(folder, evaluation).metrics
+    metrics = write_report(folder, evaluation)
     assert metrics["run"]["source"] == "tiles.zip"
     assert metrics["run"]["chain"] == {"size": 8}
     assert metrics["run"]["settings"] == {"max_epochs": 3}

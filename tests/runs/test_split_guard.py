@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from monai_pipelines.data import Cohort, read_cohort
-from monai_pipelines.runs.split_guard import check_split
+from monai_pipelines.runs.trained import check_split
 
 FRACTIONS = (0.6, 0.2, 0.2)
 
