@@ -9,7 +9,7 @@ from os import PathLike
 from pathlib import Path
 from uuid import uuid4
 
-_DAY_S = 24 * 60 * 60
+DAY_S = 24 * 60 * 60
 
 
 @contextmanager
@@ -40,9 +40,9 @@ def atomic_write(file: str | PathLike[str]) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def remove_old_parts(folder: str | PathLike[str]) -> None:
-    """Remove temporary files that killed runs left in a folder; those of the last day may belong to a running one."""
+def remove_old_parts(folder: str | PathLike[str], age_s: float = DAY_S) -> None:
+    """Remove temporary files that killed runs left in a folder; younger ones may belong to a running one."""
     for part in Path(folder).glob(f"*.{'[0-9a-f]' * 32}.part"):
         with suppress(FileNotFoundError):
-            if time.time() - part.stat().st_mtime > _DAY_S:
+            if time.time() - part.stat().st_mtime > age_s:
                 part.unlink()

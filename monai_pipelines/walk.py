@@ -9,6 +9,7 @@ from pathlib import Path
 
 _CLUTTER = ("__macosx", "@eadir", "#recycle", "thumbs.db", "desktop.ini")
 _TEXT_BYTES = 512
+_DATA_FILE = re.compile(rb"^(?:ElementDataFile *=|data ?file:)[ \t]*([^\r\n]+?)[ \t]*$", re.IGNORECASE | re.MULTILINE)
 
 
 def is_clutter(name: str) -> bool:
@@ -45,3 +46,39 @@ def is_text(file: Path) -> bool:
     with file.open("rb") as opened:
         start = opened.read(_TEXT_BYTES)
     return bool(start) and not re.search(rb"[\x00-\x08\x0e-\x1f]", start)
+
+
+def files_of(path: Path) -> list[Path]:
+    """All files that an image is made of: a file, those below a folder, or what a header names beside itself.
+
+    Headers are ``.mhd``, ``.nhdr`` and ``.mrxs``; broken links and files that a header names in vain are left out.
+    """
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        found = list(walk_files(path))
+    elif suffix == ".mrxs":
+        found = [path, *walk_files(path.with_suffix(""))]
+    elif suffix in (".mhd", ".nhdr"):
+        found = [path, *_data_files(path)]
+    else:
+        found = [path]
+    return [file for file in found if file.is_file()]
+
+
+def _data_files(header: Path) -> list[Path]:
+    """The files with the voxels of a MetaImage or NRRD header: one, a list, or a printf pattern."""
+    match = _DATA_FILE.search(header.read_bytes())
+    if not match or match[1].upper() == b"LOCAL":
+        return []
+    first = os.fsdecode(match[1])
+    if first.upper().startswith("LIST"):
+        rest = os.fsdecode(header.read_bytes()[match.end() :]).splitlines()
+        return [header.parent / line.strip() for line in rest if line.strip()]
+    if "%" in first:
+        return sorted(header.parent.glob(re.sub(r"%0?\d*d", "*", first.split()[0])))
+    return [header.parent / first]
+
+
+def file_stats(path: Path) -> list[tuple[str, int, int]]:
+    """Name, size in bytes and time in ns of each file of an image (`files_of`)."""
+    return [(file.name, stat.st_size, stat.st_mtime_ns) for file in files_of(path) for stat in [file.stat()]]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import re
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
@@ -13,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-_HEADERS = (".mhd", ".nhdr")
-_DATA_FILE = re.compile(rb"^(?:ElementDataFile *=|data ?file:)[ \t]*([^\r\n]+?)[ \t]*$", re.IGNORECASE | re.MULTILINE)
+from monai_pipelines.walk import files_of
+
 _GLIMPSE = 4096  # bytes
 
 
@@ -118,19 +116,16 @@ def _in_several_splits(
     return [group for group in groups.values() if len({image.split for image in group}) > 1]
 
 
-def _files(path: Path) -> list[Path]:
-    """The files with the pixels, in any order."""
-    if path.suffix.lower() in _HEADERS and (match := _DATA_FILE.search(path.read_bytes())) and match[1] != b"LOCAL":
-        return [path.parent / os.fsdecode(match[1])]
-    parts = [path, path.with_suffix("")] if path.suffix.lower() == ".mrxs" else [path]
-    files = [file for part in parts for file in (part.rglob("*") if part.is_dir() else [part])]
-    return [file for file in files if not file.is_dir() and not file.name.startswith(".")]
+def _pixel_files(path: Path) -> list[Path]:
+    """Without a header that names them."""
+    files = files_of(path)
+    return [file for file in files if file != path] or files
 
 
 def _size(source: Path | NDArray[Any]) -> Hashable:
     if isinstance(source, np.ndarray):
         return source.shape
-    sizes = sorted(file.stat().st_size for file in _files(source))
+    sizes = sorted(file.stat().st_size for file in _pixel_files(source))
     if not any(sizes):
         raise OSError(f"{source}: empty")
     return tuple(sizes)
@@ -141,7 +136,7 @@ def _glimpse(source: Path | NDArray[Any]) -> Hashable:
     if isinstance(source, np.ndarray):
         return source[:, source.shape[1] // 2].tobytes()
     blocks = []
-    for file in _files(source):
+    for file in _pixel_files(source):
         with file.open("rb") as opened:
             opened.seek(max(0, file.stat().st_size - _GLIMPSE) // 2)
             blocks.append(opened.read(_GLIMPSE))
@@ -152,7 +147,7 @@ def _digest(source: Path | NDArray[Any]) -> Hashable:
     if isinstance(source, np.ndarray):
         return hashlib.sha256(source.tobytes()).digest()
     digests = []
-    for file in _files(source):
+    for file in _pixel_files(source):
         with file.open("rb") as opened:
             digests.append(hashlib.file_digest(opened, "sha256").digest())
     return tuple(sorted(digests))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy, deepcopy
 from functools import cached_property, partial
 from os import PathLike
@@ -15,14 +15,16 @@ import numpy as np
 import torch
 from monai.data import Dataset, MetaTensor
 from rich.progress import track
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
-from monai_pipelines.atomic import atomic_write
 from monai_pipelines.chains import Chain
+from monai_pipelines.data.cache import Cache, Storage
 from monai_pipelines.data.split import SPLITS, Cohort, Item
 from monai_pipelines.errors import CohortError, ScanError
 
 logger = logging.getLogger(__name__)
+
+_WORKER_DIED = re.compile(r"DataLoader worker .*(exited unexpectedly|killed by signal)")
 
 OnError = Literal["raise", "skip"]
 Part = TypeVar("Part", bound="UsableItems")
@@ -88,14 +90,16 @@ class PreparedDataset(UsableItems):
     """Run a fixed chain over all scans once, keep the results, and report the scans that cannot be used.
 
     Results are stored in ``cache_dir`` under a key made of the chain's fingerprint and the path, size and time of the
-    scan's files, so a changed chain or scan is prepared again. Labels and other columns never come from the cache.
-    Differs from `monai.data.PersistentDataset`, whose key ignores the transforms and whose files are not written
-    atomically.
+    scan's files, so a changed chain or scan is prepared again, and so is a damaged entry. Labels and other columns
+    never come from the cache. A scan is unusable whatever its chain raises, and also if it crashes its worker process.
+    Differs from `monai.data.PersistentDataset`, whose key ignores the transforms, and whose files are neither written
+    atomically nor checked.
 
     Args:
         data: datalist with ``image`` (path).
         transform: the chain.
         cache_dir: folder for the results; None keeps them in memory.
+        storage: of the cached results; see `Cache`.
         outputs: keys of the chain's result that are kept: tensors and arrays.
         on_error: of `UsableItems`, which see also for the attributes and errors.
         num_workers: processes that prepare.
@@ -109,16 +113,21 @@ class PreparedDataset(UsableItems):
         outputs: Sequence[str] = ("image", "shortcut"),
         on_error: OnError = "raise",
         num_workers: int = 0,
+        storage: Storage = "float32",
     ) -> None:
-        preparation = _Preparation(list(data), transform, Path(cache_dir) if cache_dir else None, tuple(outputs))
-        loader = DataLoader(preparation, batch_size=None, num_workers=num_workers, collate_fn=as_is)
-        # copied: a tensor in a worker's shared memory keeps a file open
-        outcomes = ((deepcopy(result), reason) for result, reason in track(loader, "preparing", total=len(preparation)))
+        cache = Cache(cache_dir, storage) if cache_dir else None
+        self._preparation = _Preparation(list(data), transform, cache, tuple(outputs))
+        outcomes = track(self._preparation.outcomes(num_workers), "preparing", total=len(data))
         super().__init__(data, transform, outcomes, on_error)
+        verdicts = [verdict for _, verdict in self._results]
+        if any(verdict not in ("", "ok") for verdict in verdicts):
+            self.data = [{**item, "verdict": v} for item, v in zip(self.data, verdicts, strict=True)]
+        self._results = [result for result, _ in self._results]
 
     def _transform(self, index: int) -> Item:
         result = self._results[index]
-        result = torch.load(result, weights_only=True) if isinstance(result, str) else result
+        if isinstance(result, Path):
+            result = self._preparation.cached(self.data[index]["image"], result)
         return {**self.data[index], **_unpack(result)}
 
 
@@ -169,45 +178,85 @@ class PreparedSplits(Splits[PreparedDataset]):
 
 
 class _Preparation(Dataset):
-    """Item i: (packed result or path of its cache file, None), or (None, why it cannot be used)."""
+    """Item i: ((packed result or its cache file, verdict), None), or (None, why it cannot be used)."""
 
-    def __init__(
-        self, data: Sequence[Item], transform: Chain, cache_dir: Path | None, outputs: tuple[str, ...]
-    ) -> None:
+    def __init__(self, data: Sequence[Item], transform: Chain, cache: Cache | None, outputs: tuple[str, ...]) -> None:
         super().__init__(data, transform)
-        self.chain, self.cache_dir, self.outputs = transform, cache_dir, outputs
+        self.chain, self.cache, self.outputs = transform, cache, outputs
         self.fingerprint = transform.fingerprint()
+
+    def outcomes(self, num_workers: int) -> Iterator[tuple[Any, str | None]]:
+        """Of all items in order; those in work when a worker process crashes are tried again, one by one."""
+        done = 0
+        while done < len(self):
+            try:
+                for outcome in self._load(range(done, len(self)), num_workers):
+                    yield outcome
+                    done += 1
+                    if self.cache and done == 1 and outcome[0]:
+                        self.cache.check_space(outcome[0][0], len(self) - 1)
+            except RuntimeError as error:
+                if not _WORKER_DIED.search(str(error)):
+                    raise
+                for index in range(done, min(done + 2 * num_workers, len(self))):
+                    yield self._alone(index)
+                    done += 1
+
+    def _alone(self, index: int) -> tuple[Any, str | None]:
+        try:
+            return next(self._load([index], num_workers=1))
+        except RuntimeError as error:
+            if not _WORKER_DIED.search(str(error)):
+                raise
+            return None, "reading it crashes the process; convert or export it again"
+
+    def _load(self, indices: Sequence[int], num_workers: int) -> Iterator[tuple[Any, str | None]]:
+        for outcome in DataLoader(Subset(self, indices), batch_size=None, num_workers=num_workers, collate_fn=as_is):
+            yield deepcopy(outcome)  # a tensor in a worker's shared memory keeps a file open
 
     def _transform(self, index: int) -> tuple[Any, str | None]:
         image = self.data[index]["image"]
         try:
-            if self.cache_dir is None or not Path(image).exists():  # the chain reports what is missing
-                return self._prepare(image), None
-            file = self.cache_dir / f"{_key(image, self.fingerprint, self.outputs)}.pt"
-            result = None if file.exists() else self._prepare(image)
-        except (ScanError, OSError) as error:
-            return None, why_unusable(error, image)
+            if self.cache is None or not Path(image).exists():  # the chain reports what is missing
+                return self._run(image), None
+            file = self.cache.file(image, self.fingerprint, self.outputs)
+            verdict, made = self.cache.note(file), None
+            if verdict is None:
+                if file.exists():
+                    logger.warning("%s: damaged, made again", file)
+                made = self._run(image)
         except Exception as error:
-            error.add_note(f"while preparing {image}")
-            raise
-        if result is not None:
-            with atomic_write(file) as part, part.open("wb") as out:  # not above: a full disk is not a bad scan
-                torch.save(result, out)
-        return str(file), None
+            return None, why_unusable(error, image)
+        if made is not None:
+            self.cache.write(file, *made)  # not above: a full disk is not a bad scan
+        return (file, verdict if made is None else made[1]), None
 
-    def _prepare(self, image: str) -> Item:
+    def cached(self, image: str, file: Path) -> Item:
+        """A result from the cache, made again if it is missing or damaged."""
+        assert self.cache is not None
+        result = self.cache.read(file)
+        if result is None:
+            logger.warning("%s: missing or damaged, made again", file)
+            result, verdict = self._run(image)
+            self.cache.write(file, result, verdict)
+        return result
+
+    def _run(self, image: str) -> tuple[Item, str]:
         result = self.chain({"image": image})
-        if missing := [key for key in self.outputs if key not in result]:
+        missing = [key for key in self.outputs if key not in result]
+        if missing:
             raise KeyError(f"PreparedDataset: the chain gives no {missing}; it gives {sorted(map(str, result))}")
-        return {key: _pack(result[key]) for key in self.outputs}
+        verdict = getattr(result[self.outputs[0]], "meta", {}).get("verdict", "")
+        return {key: _pack(result[key]) for key in self.outputs}, str(verdict)
 
 
-def why_unusable(error: ScanError | OSError, image: str) -> str:
+def why_unusable(error: Exception, image: str) -> str:
     """The reason given by an error, without the path of the scan."""
-    if isinstance(error, OSError):
-        return f"{type(error).__name__}: {error.strerror or error}"
-    part = "" if Path(error.path) == Path(image) else f"{Path(error.path).name}: "
-    return part + error.reason
+    if isinstance(error, ScanError):
+        part = "" if Path(error.path) == Path(image) else f"{Path(error.path).name}: "
+        return part + error.reason
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return f"{type(error).__name__}: {(text.splitlines() or [''])[0][:200]}"
 
 
 def as_is(fetched: Any) -> Any:
@@ -233,15 +282,3 @@ def _unpack(packed: Any) -> Any:
 
 def _reasons(skipped: Sequence[Item]) -> list[str]:
     return [f"{item['image']}: {item['skipped']}" for item in skipped]
-
-
-def _key(image: str, fingerprint: str, outputs: tuple[str, ...]) -> str:
-    """Changes with the chain, the outputs, and the path, size or time of any file of the scan."""
-    path = Path(image).resolve()
-    return hashlib.sha256(repr((fingerprint, outputs, str(path), file_stats(path))).encode()).hexdigest()[:32]
-
-
-def file_stats(path: Path) -> list[tuple[str, int, int]]:
-    """Name, size in bytes and time in ns of each file of a scan: a file, or a folder of them."""
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    return [(file.name, stat.st_size, stat.st_mtime_ns) for file in files for stat in [file.stat()]]

@@ -9,11 +9,11 @@ from os import PathLike
 from pathlib import Path, PurePath
 from typing import Any
 
-from monai_pipelines.data.prepared import file_stats
 from monai_pipelines.data.split import Cohort, Item, split_listing
 from monai_pipelines.data.table import find_inputs, list_table
 from monai_pipelines.errors import CohortError
 from monai_pipelines.slides.opening import PLAUSIBLE_MPP, check_mpp
+from monai_pipelines.walk import file_stats
 
 SLIDES = (".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".czi", ".dcm")
 
@@ -113,8 +113,4 @@ def feature_file(features_dir: str | PathLike[str], name: str) -> Path:
 
 def slide_source(item: Mapping[str, Any]) -> str:
     """16 hex digits that change with the size or time of the slide's files, and with the item's ``mpp``."""
-    path = Path(item["image"])
-    stats = file_stats(path)
-    if path.suffix.lower() == ".mrxs" and path.with_suffix("").is_dir():
-        stats += file_stats(path.with_suffix(""))
-    return hashlib.sha256(repr((stats, str(item.get("mpp") or ""))).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr((file_stats(Path(item["image"])), str(item.get("mpp") or ""))).encode()).hexdigest()[:16]

@@ -18,7 +18,7 @@ class CollectPredictions:
 
     Args:
         inferer: one with an attribute ``spread`` (`TestTimeInferer`, `DropoutInferer`, `EnsembleInferer`) adds it to
-            each row.
+            each row. So does ``verdict`` of an image that was chosen or repaired (`LoadCT`).
 
     Attributes:
         rows: one for each image, in order.
@@ -41,6 +41,8 @@ class CollectPredictions:
             row = {"image": item["name"], "prob": output["pred"].cpu().tolist()}
             if "label" in item:
                 row |= {"label": torch.as_tensor(item["label"]).int().tolist(), "patient": item.get("patient")}
+            if item.get("verdict", "ok") != "ok":
+                row["verdict"] = item["verdict"]
             if spread is not None:
                 row["spread"] = float(spread[index])
             self.rows.append(row)

@@ -26,7 +26,8 @@ def write_predictions(
 
     Columns: ``image``; ``patient`` and ``split`` if any row has them; the ``columns`` of the rows, such as ``scanner``;
     ``label`` and ``label_name`` if any row has a label; ``prob_<class>`` for each class; ``spread`` if any row has it;
-    ``predicted`` (index) and ``predicted_name``; ``skipped`` (the reason, else empty). Multi-label: ``label`` and
+    ``predicted`` (index) and ``predicted_name``; ``verdict`` (what was chosen or repaired) if any row has it;
+    ``skipped`` (the reason, else empty). Multi-label: ``label`` and
     ``predicted`` are 0 or 1 for each class, as ``0|1|1``, and names are joined as ``edema|effusion``.
 
     Args:
@@ -54,9 +55,9 @@ def write_predictions(
         return [name for name in names if any(row.get(name) is not None for row in rows)]
 
     prob_names = [f"prob_{name}" for name in classes]
-    first, spread = present("patient", "split"), present("spread")
+    first, spread, verdict = present("patient", "split"), present("spread"), present("verdict")
     label_names = ["label", "label_name"] if present("label") else []
-    last = [*label_names, *prob_names, *spread, "predicted", "predicted_name", "skipped"]
+    last = [*label_names, *prob_names, *spread, "predicted", "predicted_name", *verdict, "skipped"]
     columns = list(dict.fromkeys(name for row in rows for name in row.get("columns", ())))
     if taken := {*columns}.intersection(("image", *first, *last)):
         raise ValueError(
@@ -67,7 +68,7 @@ def write_predictions(
         writer.writeheader()
         for row in rows:
             line = {"image": row["image"], "skipped": row.get("skipped"), **row.get("columns", {})}
-            line |= {name: row.get(name) for name in (*first, *spread)}
+            line |= {name: row.get(name) for name in (*first, *spread, *verdict)}
             if row.get("label") is not None:
                 line |= {"label": _encode(row["label"]), "label_name": class_name(row["label"], classes)}
             if not row.get("skipped"):

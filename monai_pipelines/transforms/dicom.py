@@ -115,6 +115,13 @@ class Header:
             return float(default)
         return float(self.numbers(name, 1, low, high)[0])
 
+    def first(self, name: str, low: float, high: float) -> float:
+        """As `number`, the first of several."""
+        found = self._numbers(name) or [None]
+        if found[0] is None or not low <= found[0] <= high:
+            raise self.error(f"{name}: wanted numbers from {low:g} to {high:g}, got {self._shown(name)}")
+        return found[0]
+
     def integer(self, name: str, low: int, high: int, default: int | None = None) -> int:
         """As `number`, for a whole number."""
         value = self.number(name, low, high, default)
@@ -185,18 +192,25 @@ def read_header(file: Path, tags: Sequence[str]) -> Header:
             start = source.getvalue()[:132]
         if start[128:] != b"DICM" and start[:2] not in _FIRST_GROUPS:
             raise InvalidDicomError
-        defer = _DEFER_BYTES if source is file else None
-        dataset = pydicom.dcmread(source, defer_size=defer, force=True, specific_tags=list(tags))
-        if "TransferSyntaxUID" not in dataset.file_meta:
-            implicit, little = dataset.original_encoding
-            explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
-            dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
-        if defer and dataset.file_meta.TransferSyntaxUID.is_deflated:  # no place in the file
-            dataset = pydicom.dcmread(source, specific_tags=list(tags))
+        header = parse_header(file, source, tags, _DEFER_BYTES if source is file else None)
+        if (
+            source is file and header.dataset.file_meta.TransferSyntaxUID.is_deflated
+        ):  # pixels have no place in the file
+            header = parse_header(file, source, tags)
+        return header
     except InvalidDicomError:
         raise
     except Exception as error:
         raise ScanError(file, f"unreadable DICOM ({type(error).__name__}), truncated?; {EXPORT_AGAIN}") from error
+
+
+def parse_header(file: Path, source: Any, tags: Sequence[str], defer_bytes: int | None = None) -> Header:
+    """Read some values of DICOM data, from a path or a file object, whose encoding is guessed if it is not named."""
+    dataset = pydicom.dcmread(source, defer_size=defer_bytes, force=True, specific_tags=list(tags))
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        implicit, little = dataset.original_encoding
+        explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
     return Header(file, dataset)
 
 
@@ -221,7 +235,7 @@ def stored_values(header: Header, frame: int = 0, num_frames: int = 1) -> NDArra
         raise header.error("no PixelData: truncated, or not an image")
     syntax = header.dataset.file_meta.TransferSyntaxUID
     if syntax.is_encapsulated:
-        values = _decoded(header, frame)
+        values = decoded(header, frame)
         if values.shape != (rows, columns):
             raise header.error(f"wanted {rows} x {columns} pixels, got {' x '.join(map(str, values.shape))}")
         return values
@@ -255,15 +269,23 @@ def _frame_bytes(header: Header, frame: int, num_frames: int, size: int) -> byte
         return opened.read(size)
 
 
-def _decoded(header: Header, frame: int) -> NDArray[Any]:
-    """A compressed frame by pydicom, or by GDCM where pydicom has no decoder."""
+def decoded(header: Header, frame: int) -> NDArray[Any]:
+    """A frame by pydicom, or by GDCM where pydicom has no decoder: (rows, columns), or colors (rows, columns, 3), RGB.
+
+    Raises:
+        ScanError: truncated, or neither of them decodes it.
+    """
     dataset = header.dataset
     syntax = dataset.file_meta.TransferSyntaxUID
     try:
-        if syntax != RLELossless and dataset.PixelData.rfind(b"\xff\xd9") <= dataset.PixelData.rfind(b"\xff\xda"):
+        if (
+            syntax.is_encapsulated
+            and syntax != RLELossless
+            and dataset.PixelData.rfind(b"\xff\xd9") <= dataset.PixelData.rfind(b"\xff\xda")
+        ):
             raise header.error("truncated: the end of its last frame is missing", "copy it again")
         try:
-            return pixel_array(dataset, index=frame, raw=True)
+            return pixel_array(dataset, index=frame)
         except RuntimeError:
             return _decoded_by_gdcm(dataset)[frame]
     except ScanError:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import struct
-import warnings
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from os import PathLike
@@ -13,14 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
-from pydicom.dataset import Dataset
-from pydicom.pixels import pixel_array
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
 from monai_pipelines.errors import ScanError
+from monai_pipelines.transforms.dicom import Header, decoded, parse_header, quiet_pydicom, stored_values
 
 FileType = Literal["png", "jpeg", "tiff", "dicom", "bmp", "other"]
 MAX_PIXELS = 100_000_000
@@ -38,7 +35,8 @@ _TAGS = [
     "Columns", "ExtendedOffsetTable", "ExtendedOffsetTableLengths", "GreenPaletteColorLookupTableData",
     "GreenPaletteColorLookupTableDescriptor", "HighBit", "ImagerPixelSpacing", "ModalityLUTSequence", "NumberOfFrames",
     "PhotometricInterpretation", "PixelData", "PixelPaddingRangeLimit", "PixelPaddingValue", "PixelRepresentation",
-    "PixelSpacing", "PlanarConfiguration", "RedPaletteColorLookupTableData", "RedPaletteColorLookupTableDescriptor",
+    "PixelSpacing", "PlanarConfiguration", "PresentationLUTShape",
+    "RedPaletteColorLookupTableData", "RedPaletteColorLookupTableDescriptor",
     "RescaleIntercept", "RescaleSlope", "Rows", "SamplesPerPixel", "VOILUTFunction",
     "VOILUTSequence", "WindowCenter", "WindowWidth",
 ]  # fmt: skip  # no patient data
@@ -83,8 +81,7 @@ def decode_image(path: str | PathLike[str], channels: Literal[1, 3] | None = Non
 
     Reference: DICOM PS3.3 C.7.6.3 (image pixel), C.11.1 (modality LUT), C.11.2 (VOI LUT).
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # odd but readable: damaged EXIF, values that violate their DICOM VR
+    with quiet_pydicom():  # and Pillow: odd but readable, such as damaged EXIF
         return decode_in_thread(path, channels)
 
 
@@ -180,97 +177,95 @@ def _deep(path: str | PathLike[str], image: Image.Image, tags: Any) -> NDArray[n
 
 
 def _decode_dicom(path: str | PathLike[str], data: bytes) -> DecodedImage:
-    header = pydicom.dcmread(BytesIO(data), force=True, specific_tags=_TAGS)
-    if "PixelData" not in header or "Rows" not in header:
+    header = parse_header(Path(path), BytesIO(data), _TAGS)
+    if header.element("PixelData") is None or header.element("Rows") is None:
         raise ScanError(path, "no image: not DICOM, or a DICOM report or directory; name the image file")
-    if (frames := int(header.get("NumberOfFrames") or 1)) > 1:
+    if (frames := header.integer("NumberOfFrames", 1, 10**6, default=1)) > 1:
         raise ScanError(path, f"wanted one image, got {frames} frames; save the frame you want as a separate file")
-    _check_size(path, header.Rows, header.Columns)
-    if "TransferSyntaxUID" not in header.file_meta:  # a data set without file meta: use the encoding it was read with
-        implicit, little = header.original_encoding
-        explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
-        header.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
-    syntax = header.file_meta.TransferSyntaxUID
-    if syntax.is_encapsulated and syntax != RLELossless:
-        _check_end(path, header.PixelData)
-    try:
-        stored = pixel_array(header)
-    except RuntimeError:  # pydicom alone decodes neither lossless JPEG nor JPEG-LS
-        stored = _stored_by_itk(path, header)
-    bits = int(header.BitsStored)
-    if header.PhotometricInterpretation == "PALETTE COLOR" and stored.ndim == 2:
-        stored, bits = _palette(header, stored)
-    spacing = header.get("PixelSpacing") or header.get("ImagerPixelSpacing")
-    spacing_mm = (float(spacing[0]), float(spacing[1])) if spacing and min(spacing) > 0 else None
-    if stored.ndim == 2:
-        return DecodedImage(_displayed(header, stored)[..., None], "dicom", spacing_mm)
-    colors = stored[..., :3]
-    shades = (colors / (2**bits - 1)).astype(np.float32) if bits > 8 else colors.astype(np.uint8)
-    return DecodedImage(shades, "dicom", spacing_mm)
+    _check_size(path, header.integer("Rows", 1, 2**16), header.integer("Columns", 1, 2**16))
+    spacing_mm = _spacing_mm(header)
+    if header.integer("SamplesPerPixel", 1, 4, default=1) > 1:
+        colors = decoded(header, 0)[..., :3]
+        bits = header.integer("BitsStored", 1, 32, default=8)
+        return DecodedImage(_shades(colors, bits), "dicom", spacing_mm)
+    stored = stored_values(header)
+    if header.text("PhotometricInterpretation") == "PALETTE COLOR":
+        return DecodedImage(_shades(*_palette(header, stored)), "dicom", spacing_mm)
+    return DecodedImage(_displayed(header, stored)[..., None], "dicom", spacing_mm)
 
 
-def _stored_by_itk(path: str | PathLike[str], header: Dataset) -> NDArray[Any]:
-    """Stored values from GDCM, whose rescaling is undone here."""
-    import SimpleITK as sitk
-
-    try:
-        values = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))[0]
-    except RuntimeError:
-        name = header.file_meta.TransferSyntaxUID.name
-        raise ScanError(path, f"neither pydicom nor GDCM decodes {name}; store it uncompressed") from None
-    if values.ndim == 3 or "RescaleSlope" not in header:
-        return values
-    return np.rint((values - float(header.RescaleIntercept)) / float(header.RescaleSlope)).astype(np.int32)
+def _shades(colors: NDArray[Any], bits: int) -> NDArray[Any]:
+    return (colors / (2**bits - 1)).astype(np.float32) if bits > 8 else colors.astype(np.uint8)
 
 
-def _displayed(header: Dataset, stored: NDArray[Any]) -> NDArray[np.float32]:
+def _spacing_mm(header: Header) -> tuple[float, float] | None:
+    """Of the rows and columns; None where it is missing or implausible, for it is not needed to show the image."""
+    for name in ("PixelSpacing", "ImagerPixelSpacing"):
+        with suppress(ScanError):
+            rows, columns = header.numbers(name, 2, 1e-4, 100)
+            return float(rows), float(columns)
+    return None
+
+
+def _displayed(header: Header, stored: NDArray[Any]) -> NDArray[np.float32]:
     """Gray values in [0, 1] as a viewer shows them: modality LUT, VOI LUT, inversion, padding."""
     padding = np.zeros(stored.shape, bool)
-    if (pad := header.get("PixelPaddingValue")) is not None:
-        low, high = sorted((pad, header.get("PixelPaddingRangeLimit", pad)))
+    if (pad := header.stored_number("PixelPaddingValue")) is not None:
+        limit = header.stored_number("PixelPaddingRangeLimit")
+        low, high = sorted((pad, pad if limit is None else limit))
         padding = (stored >= low) & (stored <= high)
     values = _modality(header, stored)
-    if header.get("VOILUTSequence"):
-        item = header.VOILUTSequence[0]
-        shown = _look_up(header, item.LUTDescriptor, item.LUTData, np.rint(values)) / (2 ** item.LUTDescriptor[2] - 1)
-    elif header.get("WindowWidth") is not None and header.get("WindowCenter") is not None:
+    if luts := header.dataset.get("VOILUTSequence"):
+        shown = _look_up(header, luts[0].LUTDescriptor, luts[0].LUTData, np.rint(values))
+        shown = shown / (2 ** luts[0].LUTDescriptor[2] - 1)
+    elif header.text("WindowWidth") and header.text("WindowCenter"):
         shown = _windowed(header, values)
     else:
         shown = _stretched(header, values, padding)
-    if header.PhotometricInterpretation == "MONOCHROME1":
+    if _inverted(header):
         shown = 1 - shown
     shown[padding] = 0
     return shown.astype(np.float32)
 
 
-def _modality(header: Dataset, stored: NDArray[Any]) -> NDArray[Any]:
-    if header.get("ModalityLUTSequence"):
-        item = header.ModalityLUTSequence[0]
-        return _look_up(header, item.LUTDescriptor, item.LUTData, stored)
-    return stored * float(header.get("RescaleSlope", 1)) + float(header.get("RescaleIntercept", 0))
+def _inverted(header: Header) -> bool:
+    """Whether low values are shown bright; the standard writes it twice, DICOM PS3.3 C.7.6.3.1.2 and C.11.6."""
+    kind, shape = header.text("PhotometricInterpretation"), header.text("PresentationLUTShape")
+    if (kind, shape) in (("MONOCHROME2", "INVERSE"), ("MONOCHROME1", "IDENTITY")):
+        raise header.error(
+            f"{kind} and PresentationLUTShape {shape} contradict each other", "look at it, and correct one of the two"
+        )
+    return kind == "MONOCHROME1"
 
 
-def _palette(header: Dataset, stored: NDArray[Any]) -> tuple[NDArray[Any], int]:
+def _modality(header: Header, stored: NDArray[Any]) -> NDArray[Any]:
+    if luts := header.dataset.get("ModalityLUTSequence"):
+        return _look_up(header, luts[0].LUTDescriptor, luts[0].LUTData, stored)
+    slope = header.number("RescaleSlope", 1e-9, 1e9, default=1)
+    return stored * slope + header.number("RescaleIntercept", -1e9, 1e9, default=0)
+
+
+def _palette(header: Header, stored: NDArray[Any]) -> tuple[NDArray[Any], int]:
     """Colors (H, W, 3) and their bits."""
     names = [f"{color}PaletteColorLookupTable" for color in ("Red", "Green", "Blue")]
-    colors = [_look_up(header, header[f"{n}Descriptor"].value, header[f"{n}Data"].value, stored) for n in names]
-    return np.stack(colors, axis=-1), int(header.RedPaletteColorLookupTableDescriptor[2])
+    tables = [(header.dataset[f"{n}Descriptor"].value, header.dataset[f"{n}Data"].value) for n in names]
+    return np.stack([_look_up(header, *table, stored) for table in tables], axis=-1), int(tables[0][0][2])
 
 
-def _look_up(header: Dataset, descriptor: Sequence[int], entries: Any, values: NDArray[Any]) -> NDArray[Any]:
+def _look_up(header: Header, descriptor: Sequence[int], entries: Any, values: NDArray[Any]) -> NDArray[Any]:
     """Entries of a LUT at the values; pydicom wraps the index of LUTs with more than 256 8-bit entries."""
     count, first = descriptor[0] or 2**16, descriptor[1]
     if isinstance(entries, bytes):
-        order = "<" if header.original_encoding[1] else ">"
+        order = "<" if header.dataset.original_encoding[1] else ">"
         entries = np.frombuffer(entries, np.uint8 if len(entries) < 2 * count else f"{order}u2", count)
     return np.asarray(entries)[np.clip(values.astype(np.int64) - first, 0, count - 1)]
 
 
-def _windowed(header: Dataset, values: NDArray[Any]) -> NDArray[Any]:
-    center, width = (float(np.atleast_1d(header[tag].value)[0]) for tag in ("WindowCenter", "WindowWidth"))
-    kind = str(header.get("VOILUTFunction") or "LINEAR").upper()
+def _windowed(header: Header, values: NDArray[Any]) -> NDArray[Any]:
+    center, width = header.first("WindowCenter", -1e9, 1e9), header.first("WindowWidth", 0, 1e9)
+    kind = header.text("VOILUTFunction").upper() or "LINEAR"
     if width < (kind == "LINEAR") or width <= 0:
-        raise ValueError(f"invalid WindowWidth {width:g}")
+        raise header.error(f"WindowWidth: wanted more than 0, 1 or more if linear, got {width:g}")
     if kind == "SIGMOID":
         return 0.5 + 0.5 * np.tanh(2 * (values - center) / width)
     if kind == "LINEAR":
@@ -278,11 +273,11 @@ def _windowed(header: Dataset, values: NDArray[Any]) -> NDArray[Any]:
     return np.clip((values - center) / width + 0.5, 0, 1) if width else (values > center).astype(np.float32)
 
 
-def _stretched(header: Dataset, values: NDArray[Any], padding: NDArray[np.bool_]) -> NDArray[Any]:
+def _stretched(header: Header, values: NDArray[Any], padding: NDArray[np.bool_]) -> NDArray[Any]:
     """Without a window: the full range of 8 bits, else minimum to maximum."""
-    bits = int(header.BitsStored)
+    bits = header.integer("BitsStored", 1, 32)
     if bits <= 8:
-        lowest = -(2 ** (bits - 1)) if header.get("PixelRepresentation") else 0
+        lowest = -(2 ** (bits - 1)) if header.integer("PixelRepresentation", 0, 1, default=0) else 0
         ends = _modality(header, np.array([lowest, lowest + 2**bits - 1]))
     else:
         ends = values[~padding]
