@@ -219,6 +219,9 @@ class Bundle(NamedTuple):
         return parser
 
 
+Start = Callable[..., ConfigWorkflow]
+
+
 class Demo(NamedTuple):
     """A run of the demo's network on tiny data: one epoch by the real command line, from the bundle's folder."""
 
@@ -295,13 +298,13 @@ def demo(bundle: Bundle) -> Demo:
 
 
 @pytest.fixture
-def workflow(
-    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., ConfigWorkflow]]:
-    """The bundle in this process, initialised, at a small size."""
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
+    """Starts a bundle in this process, initialised, at a small size."""
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
 
-    def start(*names: str, run_id: str = "run", workflow_type: str = "train", **override: Any) -> ConfigWorkflow:
+    def start(
+        bundle: Bundle, *names: str, run_id: str = "run", workflow_type: str = "train", **override: Any
+    ) -> ConfigWorkflow:
         settings = {"bundle_root": str(bundle.root), "output_dir": str(tmp_path), "num_workers": 0, **bundle.case.small}
         flow = ConfigWorkflow(
             bundle.config(*names),
@@ -315,3 +318,9 @@ def workflow(
 
     yield start
     set_determinism(None)
+
+
+@pytest.fixture
+def workflow(bundle: Bundle, start: Start) -> Start:
+    """`start` of the bundle at hand."""
+    return functools.partial(start, bundle)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from monai_pipelines.runs.command_line import root_cause
-from tests.bundles.conftest import Bundle, Demo, check_metrics
+from tests.bundles.conftest import CASES, Bundle, Demo, Start, bundle_of, check_metrics
 
 SEED = 2  # draws test patients of whom some were trained on, for every bundle's tiny data
 
@@ -35,21 +35,41 @@ def test_test_patients_of_another_split_are_refused(bundle: Bundle, demo: Demo, 
     assert f"(seed 0 there, {SEED} here)" in str(root_cause(error.value))
 
 
+OTHER_DATA = [
+    pytest.param(
+        "chest_xray_classification",
+        ("train", "demo", "multilabel"),
+        {},
+        marks=pytest.mark.xdist_group("chest_xray_classification"),
+    ),
+    pytest.param(
+        "medmnist_classification",
+        ("train", "volume"),
+        {"flag": "organmnist3d", "network_def::widen_factor": 0.25},
+        marks=pytest.mark.nightly,
+    ),
+]
+
+
 @pytest.mark.slow
-def test_overlays_with_other_data_train_and_are_evaluated(bundle: Bundle, workflow: Callable, tmp_path: Path) -> None:
-    if not bundle.case.own_data:
-        pytest.skip("every overlay trains on the same data")
-    for overlay, make in bundle.case.own_data.items():
-        source = make(tmp_path / f"{overlay}-data")
-        settings: dict[str, Any] = {"dataset_dir": str(source), "max_epochs": 1, "output_dir": str(tmp_path / overlay)}
-        if overlay == "volume":
-            settings |= {"flag": "organmnist3d", "network_def::widen_factor": 0.25}
-        names = ["train", "demo", overlay] if overlay == "multilabel" else ["train", overlay]
-        workflow(*names, **settings).run()
-        workflow(*names, run_id="evaluate", **settings).run()
-        check_metrics(tmp_path / overlay)
-        checkpoint = torch.load(tmp_path / overlay / "best.pt", weights_only=True)
-        assert all(value.isfinite().all() for value in checkpoint["model"].values())
+@pytest.mark.parametrize(("name", "configs", "settings"), OTHER_DATA)
+def test_overlays_with_other_data_train_and_are_evaluated(
+    name: str, configs: tuple[str, ...], settings: dict[str, Any], start: Start, tmp_path: Path
+) -> None:
+    bundle = bundle_of(name)
+    source = bundle.case.own_data[configs[-1]](tmp_path / "data")
+    settings = {"dataset_dir": str(source), "max_epochs": 1, "output_dir": str(tmp_path / "run"), **settings}
+    for run_id in ("run", "evaluate"):
+        start(bundle, *configs, run_id=run_id, **settings).run()
+    check_metrics(tmp_path / "run")
+    checkpoint = torch.load(tmp_path / "run" / "best.pt", weights_only=True)
+    assert all(value.isfinite().all() for value in checkpoint["model"].values())
+
+
+def test_other_data_are_tried() -> None:
+    """Each overlay that needs other data stands above."""
+    tried = {(param.values[0], param.values[1][-1]) for param in OTHER_DATA}
+    assert tried == {(name, overlay) for name, case in CASES.items() for overlay in case.own_data}
 
 
 def test_dropout_passes_of_the_overlays_draw(bundle: Bundle) -> None:
