@@ -126,8 +126,8 @@ class PreparedDataset(UsableItems):
 
     def _transform(self, index: int) -> Item:
         result = self._results[index]
-        if isinstance(result, Path):
-            result = self._preparation.cached(self.data[index]["image"], result)
+        if cache := self._preparation.cache:
+            result = self._preparation.cached(cache, self.data[index]["image"], result)
         return {**self.data[index], **_unpack(result)}
 
 
@@ -215,34 +215,35 @@ class _Preparation(Dataset):
             yield deepcopy(outcome)  # a tensor in a worker's shared memory keeps a file open
 
     def _transform(self, index: int) -> tuple[Any, str | None]:
-        image = self.data[index]["image"]
+        image, file, verdict, result = self.data[index]["image"], None, None, None
         try:
-            if self.cache is None or not Path(image).exists():  # the chain reports what is missing
-                return self._run(image), None
-            file = self.cache.file(image, self.fingerprint, self.outputs)
-            verdict, made = self.cache.note(file), None
-            if verdict is None:
-                if file.exists():
+            if self.cache and Path(image).exists():  # the chain reports what is missing
+                file = self.cache.file(image, self.fingerprint, self.outputs)
+                verdict = self.cache.note(file)
+                if verdict is None and file.exists():
                     logger.warning("%s: damaged, made again", file)
-                made = self._run(image)
+            if verdict is None:
+                result = self.chain({"image": image})
         except Exception as error:
             return None, why_unusable(error, image)
-        if made is not None:
-            self.cache.write(file, *made)  # not above: a full disk is not a bad scan
-        return (file, verdict if made is None else made[1]), None
+        if result is None:
+            return (file, verdict), None
+        packed, verdict = self._kept(result)
+        if self.cache is None or file is None:
+            return (packed, verdict), None
+        self.cache.write(file, packed, verdict)  # not above: a full disk is not a bad scan
+        return (file, verdict), None
 
-    def cached(self, image: str, file: Path) -> Item:
+    def cached(self, cache: Cache, image: str, file: Path) -> Item:
         """A result from the cache, made again if it is missing or damaged."""
-        assert self.cache is not None
-        result = self.cache.read(file)
+        result = cache.read(file)
         if result is None:
             logger.warning("%s: missing or damaged, made again", file)
-            result, verdict = self._run(image)
-            self.cache.write(file, result, verdict)
+            result, verdict = self._kept(self.chain({"image": image}))
+            cache.write(file, result, verdict)
         return result
 
-    def _run(self, image: str) -> tuple[Item, str]:
-        result = self.chain({"image": image})
+    def _kept(self, result: Item) -> tuple[Item, str]:
         missing = [key for key in self.outputs if key not in result]
         if missing:
             raise KeyError(f"PreparedDataset: the chain gives no {missing}; it gives {sorted(map(str, result))}")
@@ -251,7 +252,9 @@ class _Preparation(Dataset):
 
 
 def why_unusable(error: Exception, image: str) -> str:
-    """The reason given by an error, without the path of the scan."""
+    """The reason given by an error, or by what MONAI wrapped in it, without the path of the scan."""
+    while isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
     if isinstance(error, ScanError):
         part = "" if Path(error.path) == Path(image) else f"{Path(error.path).name}: "
         return part + error.reason

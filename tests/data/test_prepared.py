@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from monai.transforms import ScaleIntensityRange
 
 from monai_pipelines import Chain, load_chain
 from monai_pipelines.data import PreparedDataset
+from monai_pipelines.data.cache import Cache
 from monai_pipelines.errors import CohortError
 
 CHAIN = """
@@ -194,13 +196,12 @@ def test_a_process_killed_while_writing_leaves_no_usable_half(
 ) -> None:
     """A kill leaves the temporary file."""
 
-    def kill(content: object, file: Any) -> None:
-        file.write(b"half a file")
+    def kill(descriptor: int) -> None:
         raise SystemExit
 
     chain, cache = load_chain(chain_file), tmp_path / "cache"
     with monkeypatch.context() as killed:
-        killed.setattr(torch, "save", kill)
+        killed.setattr(os, "fsync", kill)
         killed.setattr(Path, "unlink", lambda *args, **kwargs: None)
         with pytest.raises(SystemExit):
             _dataset(items[:1], chain, cache)
@@ -214,7 +215,7 @@ def test_the_cache_does_not_name_the_patient(items: list[Item], chain_file: Path
     for file in (tmp_path / "cache").iterdir():
         assert b"Doe" not in file.read_bytes()
         assert "Doe" not in file.name
-        values, affine = torch.load(file, weights_only=True)["image"]
+        values, affine = Cache(tmp_path / "cache").read(file)["image"]
         assert (type(values), values.shape) == (torch.Tensor, (1, 6, 5, 4))
         assert affine.tolist() == np.diag([-1.0, -1, 2, 1]).tolist()
 
@@ -260,14 +261,40 @@ def test_skipping_all_is_an_error(half_bad: list[Item], chain_file: Path) -> Non
         _dataset(half_bad[1::2], load_chain(chain_file), on_error="skip")
 
 
-def test_a_bug_in_a_step_is_not_a_bad_scan(items: list[Item]) -> None:
-    with pytest.raises(RuntimeError) as error:
-        _dataset(items, Chain({"bug": _bug}, {"steps": {}, "versions": {}}), on_error="skip")
-    assert isinstance(error.value.__cause__, ZeroDivisionError)
+def test_whatever_a_step_raises_is_the_scans_reason(items: list[Item]) -> None:
+    chain = Chain({"fails": _fail_for_second}, {"steps": {}, "versions": {}})
+    dataset = _dataset(items, chain, on_error="skip", outputs=["image"])
+    assert len(dataset) == 3
+    assert [item["skipped"] for item in dataset.skipped] == ["ZeroDivisionError: no reason"]
+    with pytest.raises(CohortError, match=r"1 of 4 cannot be used: 1 problem.*\n.*ZeroDivisionError: no reason"):
+        _dataset(items, chain, outputs=["image"])
 
 
-def _bug(data: Item) -> Item:
-    raise ZeroDivisionError
+def _fail_for_second(data: Item) -> Item:
+    if data["image"].endswith("1.nii"):
+        raise ZeroDivisionError("no reason")
+    return {"image": torch.zeros(1, 2, 2, 2)}
+
+
+@pytest.mark.parametrize("on_error", ["skip", "raise"])
+def test_a_crash_of_a_worker_is_the_scans_reason(items: list[Item], tmp_path: Path, on_error: Any) -> None:
+    chain = Chain({"crashes": _crash_for_third}, {"steps": {}, "versions": {}})
+    arguments: dict[str, Any] = {"num_workers": 2, "outputs": ["image"], "on_error": on_error}
+    reason = "reading it crashes the process; convert or export it again"
+    if on_error == "raise":
+        with pytest.raises(CohortError, match=f"1 of 4 cannot be used: 1 problem.*\n.*2.nii: {reason}"):
+            _dataset(items, chain, **arguments)
+        return
+    for cache in (None, tmp_path / "cache"):
+        dataset = _dataset(items, chain, cache, **arguments)
+        assert [item["skipped"] for item in dataset.skipped] == [reason]
+        assert len(dataset) == 3
+
+
+def _crash_for_third(data: Item) -> Item:
+    if data["image"].endswith("2.nii"):
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return {"image": torch.zeros(1, 2, 2, 2)}
 
 
 def test_wrong_arguments(items: list[Item], chain_file: Path) -> None:

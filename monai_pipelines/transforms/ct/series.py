@@ -154,6 +154,7 @@ def find_slices(path: Path) -> Found:
     """
     found = Found(path)
     headers: dict[str, Header] = {}
+    copies = 0
     files = _files(path) if path.is_dir() else [path]
     if strange := sum(not str(file).isprintable() for file in files):  # undecoded bytes are surrogates
         found.notes.append(f"{strange} names are not UTF-8")
@@ -169,7 +170,7 @@ def find_slices(path: Path) -> Found:
             continue
         uid = header.text("SOPInstanceUID")
         if uid in headers and _same_image(headers[uid], header):
-            found.notes.append(f"{file.name} is a copy of {headers[uid].file.name}")
+            copies += 1
             continue
         headers.setdefault(uid, header) if uid else None
         kind = _other_kind(header)
@@ -182,6 +183,8 @@ def find_slices(path: Path) -> Found:
                 found.slices += _slices(header)
         except ScanError as error:
             found.unusable.append((header.text("SeriesInstanceUID"), error))
+    if copies:
+        found.notes.append(f"{copies} copies of slices left out")
     return found
 
 

@@ -241,7 +241,9 @@ def _inverted(header: Header) -> bool:
 def _modality(header: Header, stored: NDArray[Any]) -> NDArray[Any]:
     if luts := header.dataset.get("ModalityLUTSequence"):
         return _look_up(header, luts[0].LUTDescriptor, luts[0].LUTData, stored)
-    slope = header.number("RescaleSlope", 1e-9, 1e9, default=1)
+    slope = header.number("RescaleSlope", -1e9, 1e9, default=1)
+    if not slope:
+        raise header.error("RescaleSlope: wanted another number than 0")
     return stored * slope + header.number("RescaleIntercept", -1e9, 1e9, default=0)
 
 
@@ -265,7 +267,7 @@ def _windowed(header: Header, values: NDArray[Any]) -> NDArray[Any]:
     center, width = header.first("WindowCenter", -1e9, 1e9), header.first("WindowWidth", 0, 1e9)
     kind = header.text("VOILUTFunction").upper() or "LINEAR"
     if width < (kind == "LINEAR") or width <= 0:
-        raise header.error(f"WindowWidth: wanted more than 0, 1 or more if linear, got {width:g}")
+        raise header.error(f"WindowWidth: wanted 1 or more, or more than 0 if exact or sigmoid, got {width:g}")
     if kind == "SIGMOID":
         return 0.5 + 0.5 * np.tanh(2 * (values - center) / width)
     if kind == "LINEAR":

@@ -130,7 +130,7 @@ FAULTS = [
     Fault("PixelSpacing of one value", put("PixelSpacing", b"2 "), "PixelSpacing: .* got 2"),
     Fault("PixelSpacing in micrometres", change_to("PixelSpacing", [2000, 2000]), "PixelSpacing: .* got 2000"),
     Fault("slices in one place", doubled, "two slices at the same position"),
-    Fault("a slice copied", copied, "equal", verdict="copy of a slice.dcm is a copy of|IM.* is a copy of"),
+    Fault("a slice copied", copied, "equal", verdict="1 copies of slices left out"),
     Fault("a slice missing", missing, "5.00 to 10.00 mm apart: some are missing"),
     Fault(
         "a slice missing, resampled", missing, "repaired", {"uneven": "resample"}, "up to 10 mm apart resampled to 5"

@@ -240,7 +240,7 @@ def test_jpeg_inside_and_truncated(tmp_path: Path) -> None:
     assert np.abs(pixels[4::8, 4::8].astype(int) - RGB).max() <= 12
     for tail in (b"", bytes(2000)):
         _as_jpeg(tmp_path / "a.dcm", data[: len(data) // 2] + tail)
-        with pytest.raises(ScanError, match="truncated JPEG: its end is missing"):
+        with pytest.raises(ScanError, match="truncated: the end of its last frame is missing"):
             decode_image(tmp_path / "a.dcm")
 
 
@@ -275,7 +275,8 @@ def test_frames() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"), [("test-SR", "no image: not DICOM"), ("MR_truncated", r"truncated\? .*8130 vs 8192")]
+    ("name", "reason"),
+    [("test-SR", "no image: not DICOM"), ("MR_truncated", "truncated: wanted 8192 bytes of pixels, got 8130")],
 )
 def test_no_image(name: str, reason: str) -> None:
     with pytest.raises(ScanError, match=reason):
@@ -283,16 +284,19 @@ def test_no_image(name: str, reason: str) -> None:
 
 
 def test_undecodable_pixels(capfd: pytest.CaptureFixture) -> None:
-    with pytest.raises(ScanError, match="neither pydicom nor GDCM decodes JPEG 2000"):
+    with pytest.raises(ScanError, match=r"cannot be decoded \(JPEG 2000"):
         decode_image(file("JPEG2000-embedded-sequence-delimiter.dcm"))
 
 
 @pytest.mark.parametrize(
     ("tags", "reason"),
     [
-        ({"WindowCenter": 50, "WindowWidth": 0}, "invalid WindowWidth 0"),
+        (
+            {"WindowCenter": 50, "WindowWidth": 0},
+            "WindowWidth: wanted 1 or more, or more than 0 if exact or sigmoid, got 0",
+        ),
         ({"Rows": 60_000, "Columns": 60_000}, "wanted at most 100,000,000 pixels, got 60000 x 60000"),
-        ({"Rows": 25}, "unreadable, truncated"),
+        ({"Rows": 25}, "truncated: wanted 775 bytes of pixels, got 744"),
     ],
 )
 def test_errors_have_no_patient_data(tmp_path: Path, tags: dict[str, Any], reason: str) -> None:
