@@ -204,14 +204,17 @@ def _folders(path: Path) -> list[Path]:
 
 def _images(path: Path) -> list[Path]:
     """The images below a folder, by suffix, or by content where they are DICOM; others are listed in the log."""
-    images, others = [], Counter[str]()
+    images, others, num_unnamed = [], Counter[str](), 0
     for file in walk_files(path):
         if not file.is_file():
             others["broken link"] += 1
-        elif file.name.lower().endswith(IMAGES) or _is_dicom(file):
+        elif (named := file.name.lower().endswith(IMAGES)) or _is_dicom(file):
             images.append(file)
+            num_unnamed += not named
         else:
             others[file.suffix.lower() or "no suffix"] += 1
+    if num_unnamed:
+        logger.info("%s: %d files are DICOM by their content", path, num_unnamed)
     if others:
         counts = ", ".join(f"{suffix} ({count})" for suffix, count in sorted(others.items()))
         logger.warning("%s: %d files are not images and are ignored: %s", path, others.total(), counts)

@@ -45,10 +45,13 @@ def read_rows(table: str | PathLike[str], needed: Sequence[str]) -> list[dict[st
     separator = max(",;\t", key=text.partition("\n")[0].count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=False)
     try:
-        columns = [_column(name) for name in next(reader, [])]
+        head = next(reader, [])
+        columns = [_column(name) for name in head]
         lines = [(reader.line_num, fields) for fields in reader if any(field.strip() for field in fields)]
     except csv.Error as error:
         raise CohortError(table, [f"no readable CSV ({error}); save it again as CSV"]) from None
+    if renamed := [f"{old!r} as {new}" for old, new in zip(head, columns, strict=True) if old != new]:
+        logger.info("%s: columns read: %s", path, ", ".join(renamed))
     problems = _column_problems(columns, needed)
     wide = [number for number, fields in lines if len(fields) > len(columns) and any(fields[len(columns) :])]
     problems += [f"line {number}: more fields than columns (a {separator!r} without quotes?)" for number in wide]
