@@ -34,3 +34,23 @@ class Model:
     inferer: Any
     prepare: Any
     multilabel: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", class_names(self.classes))
+
+
+def class_names(classes: Sequence[Any]) -> tuple[str, ...]:
+    """Class names as a config lists them; numbers are names, too.
+
+    Raises:
+        ValueError: YAML has read ``no``, ``yes``, ``on`` or ``off``.
+
+    Example:
+        >>> class_names(["normal", 1])
+        ('normal', '1')
+    """
+    if any(isinstance(name, bool) for name in classes):
+        raise ValueError(
+            f"classes: wanted names, got {list(classes)}: YAML reads no, yes, on and off as false and true; quote them"
+        )
+    return tuple(map(str, classes))

@@ -23,6 +23,7 @@ from monai_pipelines.chains import did_you_mean
 from monai_pipelines.data.split import SPLIT_NAMES, Cohort, Item, Listing, split_listing
 from monai_pipelines.data.table import find_inputs, list_table
 from monai_pipelines.errors import CohortError
+from monai_pipelines.model import class_names
 from monai_pipelines.walk import is_clutter, walk_files
 
 logger = logging.getLogger(__name__)
@@ -128,7 +129,7 @@ def _list_folders(
     if not names:
         wanted = "wanted a table.csv, one folder of images per class, or train, validation and test with such folders"
         raise CohortError(source, [wanted])
-    classes = names if classes is None else list(classes)
+    classes = names if classes is None else class_names(classes)
     problems += _folder_problems(classes, names)
     items: list[Item] = []
     outside = []

@@ -11,6 +11,7 @@ from pathlib import Path
 from monai_pipelines.data.rows import read_rows
 from monai_pipelines.data.split import Cohort, Item, Listing, label_indices, split_listing
 from monai_pipelines.errors import CohortError
+from monai_pipelines.model import class_names
 from monai_pipelines.transforms.ct.formats import ITK_SUFFIXES, NIFTI_SUFFIXES
 from monai_pipelines.transforms.ct.series import is_sidecar
 from monai_pipelines.walk import is_text, walk_folders
@@ -64,6 +65,7 @@ def list_table(
     if classes is None:
         labels = {name for row in rows for name in _label_names(row["label"], multilabel)}
         classes = sorted(labels, key=lambda name: (len(name) if name.isdecimal() else 0, name))
+    classes = class_names(classes)
     problems: list[str] = []
     items: list[Item] = []
     lines: list[str] = []

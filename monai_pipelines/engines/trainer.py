@@ -60,6 +60,22 @@ class ModelSupervisedTrainer(SupervisedTrainer):
             decollate=False,
         )
 
+    def run(self) -> None:  # type: ignore[override]
+        """Train.
+
+        Raises:
+            ValueError: a batch of one image, which batch normalization cannot normalize.
+        """
+        try:
+            super().run()
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise ValueError(
+                "batch normalization needs more than one value per channel, got a batch of one image: set batch_size "
+                "to 2 or more, so that it leaves no single image over, or train on larger images"
+            ) from error
+
 
 def _check_counted_once(loader: Any, loss_function: Any) -> None:
     balanced = isinstance(getattr(loader, "batch_sampler", None), BalancedBatchSampler)

@@ -99,13 +99,15 @@ class Checkpoints:
             raise ValueError(f"{file}: already trained {done}; raise max_epochs to go on")
         load_weights(self.model.network, checkpoint["model"], file)
         engine.optimizer.load_state_dict(checkpoint["optimizer"])
-        cycle = ("total_steps", "_schedule_phases")  # of a one-cycle schedule: longer now if there are more epochs
-        state = checkpoint["lr_scheduler"]
-        self.lr_scheduler.load_state_dict({name: value for name, value in state.items() if name not in cycle})
         self.best, self.num_without_better = checkpoint["best"], checkpoint["num_without_better"]
         self.history[:] = checkpoint["history"]
         engine.state.epoch = checkpoint["epoch"]
         engine.state.iteration = checkpoint["epoch"] * engine.state.epoch_length
+        state = checkpoint["lr_scheduler"]
+        if "total_steps" in state:  # of a one-cycle schedule: another length or batch size moves its place in the cycle
+            cycle = {"last_epoch": engine.state.iteration, "_step_count": engine.state.iteration + 1}
+            state = {k: v for k, v in state.items() if k not in ("total_steps", "_schedule_phases")} | cycle
+        self.lr_scheduler.load_state_dict(state)
         _skip_epochs(engine.data_loader, checkpoint["epoch"])
         logger.info("resumed after epoch %d, best %s %.4f", engine.state.epoch, self.key_metric, self.best["metric"])
 

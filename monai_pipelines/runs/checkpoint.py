@@ -14,6 +14,8 @@ from monai_pipelines.model import Model
 
 logger = logging.getLogger(__name__)
 
+_LFS = b"version https://git-lfs"
+_NEEDED = {"model", "classes", "chain"}
 _OPTIONAL = ("split", "temperature", "threshold", "threshold_by")  # None where a checkpoint has none
 
 
@@ -37,16 +39,34 @@ def read_checkpoint(file: str | PathLike[str], model: Model) -> dict[str, Any]:
     Raises:
         FileNotFoundError: no such file.
         ChainMismatchError: trained with another chain; lists what differs.
-        ValueError: other classes.
+        ValueError: other classes, a damaged file, a pointer of Git LFS, or weights alone.
     """
     if not Path(file).is_file():
         raise FileNotFoundError(f"{file}: no such checkpoint; train first, or name one with --checkpoint")
-    checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    checkpoint = _load(file)
     for version in model.chain.check_same(checkpoint["chain"], str(file)):
         logger.warning("%s was made with another library version: %s", file, version)
     if list(model.classes) != checkpoint["classes"]:
         raise ValueError(f"{file}: trained for classes {checkpoint['classes']}, used with {list(model.classes)}")
     return {**dict.fromkeys(_OPTIONAL), **checkpoint}
+
+
+def _load(file: str | PathLike[str]) -> dict[str, Any]:
+    with open(file, "rb") as opened:
+        if opened.read(len(_LFS)) == _LFS:
+            raise ValueError(f"{file}: a pointer of Git LFS, not the file itself; fetch it with git lfs pull")
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"{file}: no checkpoint, or truncated ({type(error).__name__}); copy it again, or name best.pt of a run"
+        ) from error
+    if not isinstance(checkpoint, dict) or not checkpoint.keys() >= _NEEDED:
+        raise ValueError(
+            f"{file}: weights alone, without the classes and the chain that they were trained with; name best.pt of a "
+            "run of this package"
+        )
+    return checkpoint
 
 
 def load_weights(network: torch.nn.Module, weights: dict[str, torch.Tensor], file: str | PathLike[str]) -> None:

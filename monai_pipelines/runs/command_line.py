@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from monai.utils import set_determinism
 from monai_pipelines.chains import did_you_mean
 from monai_pipelines.declared import declared_path
 
+_TEXT = re.compile(r"[^$@%].*|\$@\w+ \+ '/.*")  # a default that is a text or a path
 _MONAI = frozenset(inspect.signature(monai_run).parameters)
 _TRACKING = ("tracking_uri", "experiment_name", "run_name", "save_execute_config")  # of MONAI's --tracking
 
@@ -78,15 +80,45 @@ def start_run(bundle_root: str | PathLike[str], seed: int | None = None) -> None
     if command.tracking == "mlflow":
         settings = declared_path("bundles") / "mlflow.yaml"
         raise SystemExit(f"--tracking mlflow: MONAI's settings do not fit these bundles; write --tracking {settings}")
+    _start_again_as_meant(command)
     known = {*_TRACKING, *map(top, ConfigParser.load_config_files(command.config_files))}
-    for name, value in command.overrides.items():
+    for name in command.overrides:
         entry = top(name)
         if entry not in known:
             raise SystemExit(f"--{name}: nothing in the configs is called {entry!r}{did_you_mean(entry, known)}")
-        if isinstance(value, str) and value in ("true", "false"):
-            raise SystemExit(f"--{name} {value}: write {value.capitalize()}, {value} would be a text")
     if seed is not None:
         set_determinism(seed)
+
+
+def _start_again_as_meant(command: CommandLine) -> None:
+    """Start this program again if MONAI reads arguments otherwise than they are meant.
+
+    To MONAI ``true`` is a text, ``--dataset_dir 2024`` a number, and so are the names in ``--classes [0,1]``.
+    """
+    defaults = ConfigParser.load_config_files(command.config_files)
+    arguments = sys.argv[1:]
+    for index, argument in enumerate(arguments):
+        name, equals, text = argument.removeprefix("--").partition("=")
+        at = index if equals else index + 1
+        if argument.startswith("--") and at < len(arguments):
+            text = text if equals else arguments[at]
+            arguments[at] = argument[: len(argument) - len(text)] * bool(equals) + _meant(text, defaults.get(name))
+    if arguments != sys.argv[1:]:
+        program = sys.orig_argv[: 1 + len(sys.orig_argv) - len(sys.argv)]
+        os.execv(sys.executable, [*program, *arguments])
+
+
+def _meant(text: str, default: Any) -> str:
+    """An argument so that `fire` reads what is meant beside the config's default."""
+    if text in ("true", "false"):
+        return text.capitalize()
+    value = DefaultParseValue(text)
+    if isinstance(value, (int, float)) and isinstance(default, str) and _TEXT.fullmatch(default):
+        return repr(text)
+    names = isinstance(default, list) and default and all(isinstance(name, str) for name in default)
+    if names and isinstance(value, list) and any(isinstance(name, (int, float)) for name in value):
+        return repr([str(name) for name in value])
+    return text
 
 
 def top(name: str) -> str:

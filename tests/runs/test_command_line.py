@@ -41,8 +41,6 @@ def test_command_line_is_read_as_fire_does(
         ("--max_epoch=3", "--max_epoch: nothing in the configs is called 'max_epoch' (did you mean 'max_epochs'?)"),
         ("--network_deff::_target_=3", "(did you mean 'network_def'?)"),
         ("--best_by=loss", "nothing in the configs is called 'best_by'"),
-        ("--multilabel=false", "--multilabel false: write False, false would be a text"),
-        ("--resume=true", "--resume true: write True, true would be a text"),
         ("--tracking=mlflow", "write --tracking "),
     ],
 )
@@ -56,6 +54,48 @@ def test_override_of_nothing_or_by_a_text_is_an_error(
     as_bundle(*good, argument)
     with pytest.raises(SystemExit, match=re.escape(message)):
         start_run(bundle)
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        (["--resume", "true"], ["--resume", "True"]),
+        (["--resume=false"], ["--resume=False"]),
+        (["--dataset_dir", "2024"], ["--dataset_dir", "'2024'"]),
+        (["--output_dir=1"], ["--output_dir='1'"]),
+        (["--classes", "[0,1]"], ["--classes", "['0', '1']"]),
+    ],
+)
+def test_arguments_that_monai_would_read_otherwise_start_the_program_again(
+    bundle: Path,
+    as_bundle: AsBundle,
+    given: list[str],
+    meant: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[list[str]] = []
+
+    def execv(file: str, arguments: list[str]) -> None:
+        started.append(arguments)
+        as_bundle(*arguments[arguments.index("run") + 1 :])
+
+    monkeypatch.setattr("os.execv", execv)
+    more = tmp_path / "more.yaml"
+    more.write_text("dataset_dir: \"$@bundle_root + '/data'\"
+output_dir: out
+classes: [a, b]
+")
+    config = f"['{bundle / 'configs' / 'train.yaml'}','{more}']"
+    unchanged = ["--max_epochs", "3", "--network_def::act=elu", "--classes", "[x,y]"]
+    as_bundle("--config_file", config, *unchanged)
+    start_run(bundle)
+    assert not started
+    as_bundle("--config_file", config, *unchanged, *given)
+    start_run(bundle)
+    assert started[0][-len(given) :] == meant
+    start_run(bundle)
+    assert len(started) == 1
 
 
 def test_wrong_bundle_root(tmp_path: Path) -> None:
