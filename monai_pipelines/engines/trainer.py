@@ -74,7 +74,7 @@ class ModelSupervisedTrainer(SupervisedTrainer):
             raise ValueError(
                 "batch normalization needs more than one value per channel, got a batch of one image: set batch_size "
                 "to 2 or more, so that it leaves no single image over, or train on larger images"
-            ) from error
+            ) from None
 
 
 def _check_counted_once(loader: Any, loss_function: Any) -> None:

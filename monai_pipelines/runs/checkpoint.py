@@ -60,7 +60,7 @@ def _load(file: str | PathLike[str]) -> dict[str, Any]:
     except Exception as error:
         raise ValueError(
             f"{file}: no checkpoint, or truncated ({type(error).__name__}); copy it again, or name best.pt of a run"
-        ) from error
+        ) from None
     if not isinstance(checkpoint, dict) or not checkpoint.keys() >= _NEEDED:
         raise ValueError(
             f"{file}: weights alone, without the classes and the chain that they were trained with; name best.pt of a "

@@ -201,7 +201,7 @@ def read_header(file: Path, tags: Sequence[str]) -> Header:
     except InvalidDicomError:
         raise
     except Exception as error:
-        raise ScanError(file, f"unreadable DICOM ({type(error).__name__}), truncated?; {EXPORT_AGAIN}") from error
+        raise ScanError(file, f"unreadable DICOM ({type(error).__name__}), truncated?; {EXPORT_AGAIN}") from None
 
 
 def parse_header(file: Path, source: Any, tags: Sequence[str], defer_bytes: int | None = None) -> Header:
@@ -292,7 +292,7 @@ def decoded(header: Header, frame: int) -> NDArray[Any]:
         raise
     except Exception as error:
         name = syntax.name if isinstance(error, RuntimeError) else f"{syntax.name}, {type(error).__name__}"
-        raise header.error(f"cannot be decoded ({name})", "copy it again, or store it uncompressed") from error
+        raise header.error(f"cannot be decoded ({name})", "copy it again, or store it uncompressed") from None
 
 
 def _decoded_by_gdcm(dataset: Dataset) -> NDArray[Any]:

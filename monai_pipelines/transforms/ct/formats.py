@@ -42,9 +42,9 @@ def read_nifti(file: Path) -> Volume:
     except ScanError:
         raise
     except (EOFError, OSError, zlib.error) as error:
-        raise ScanError(file, f"unreadable NIfTI ({type(error).__name__}), truncated?; {_COPY_AGAIN}") from error
+        raise ScanError(file, f"unreadable NIfTI ({type(error).__name__}), truncated?; {_COPY_AGAIN}") from None
     except Exception as error:
-        raise ScanError(file, f"unreadable NIfTI ({type(error).__name__}); {_COPY_AGAIN}") from error
+        raise ScanError(file, f"unreadable NIfTI ({type(error).__name__}); {_COPY_AGAIN}") from None
     while values.ndim > 3 and values.shape[-1] == 1:
         values = values[..., 0]
     if values.ndim != 3 or min(values.shape) == 0:

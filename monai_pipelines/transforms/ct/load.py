@@ -93,9 +93,9 @@ class LoadCT(Transform):
         except ScanError:
             raise
         except OSError as error:
-            raise ScanError(path, f"{error.strerror or type(error).__name__}; check the file and its disk") from error
+            raise ScanError(path, f"{error.strerror or type(error).__name__}; check the file and its disk") from None
         except Exception as error:
-            raise ScanError(path, f"unreadable ({type(error).__name__}); convert or export it again") from error
+            raise ScanError(path, f"unreadable ({type(error).__name__}); convert or export it again") from None
         verdict = "; ".join(volume.notes) or "ok"
         if volume.notes:
             logger.warning("%s: %s", path, verdict)
