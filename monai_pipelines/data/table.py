@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
@@ -15,6 +16,8 @@ from monai_pipelines.model import class_names
 from monai_pipelines.transforms.ct.formats import ITK_SUFFIXES, NIFTI_SUFFIXES
 from monai_pipelines.transforms.ct.series import is_sidecar
 from monai_pipelines.walk import is_text, walk_folders
+
+logger = logging.getLogger(__name__)
 
 VOLUMES = (*NIFTI_SUFFIXES, *ITK_SUFFIXES)
 NO_FINDING = "No Finding"
@@ -130,12 +133,18 @@ def find_scans(source: str | PathLike[str]) -> list[Item]:
 
 
 def _list_scans(folder: Path) -> list[Path]:
-    found = []
+    found, texts = [], []
     for place, folders, files in walk_folders(folder):
         found += [file for file in files if file.name.lower().endswith(VOLUMES)]
-        if any(not is_sidecar(file) and not (file.is_file() and is_text(file)) for file in files):
+        others = [file for file in files if not is_sidecar(file)]
+        here = [file for file in others if file.is_file() and is_text(file)]
+        if len(here) < len(others):
             found.append(place)
             folders.clear()
+        else:
+            texts += here
+    if texts:
+        logger.warning("%s: %d texts are no scans and are ignored, such as %s", folder, len(texts), texts[0].name)
     return sorted(found)
 
 

@@ -94,11 +94,11 @@ def _spoil_lung_ct(data: Path, scans: Path) -> tuple[int, dict[str, str]]:
     first.write_bytes(first.read_bytes()[:-100])
     (scans / "empty.nii.gz").touch()
     (scans / "no_dicom").mkdir()
-    (scans / "no_dicom" / "notes.doc").write_text("not a scan")
+    (scans / "no_dicom" / "notes.doc").write_bytes(b"\xd0\xcf\x11\xe0\0 not a scan")
     reasons = {
         "truncated": "truncated",
         "empty.nii.gz": "unreadable NIfTI",
-        "no_dicom": "wanted a folder with one DICOM",
+        "no_dicom": "notes.doc: not DICOM",
     }
     return 2, reasons
 

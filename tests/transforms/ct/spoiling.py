@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -211,6 +213,10 @@ def companions(folder: Path) -> None:
         files.add(file)
     files.write(folder.parent / "media")
     shutil.copy(folder.parent / "media" / "DICOMDIR", folder)
+    with warnings.catch_warnings():  # pydicom leaves a temporary folder to the garbage collector
+        warnings.simplefilter("ignore", ResourceWarning)
+        del files
+        gc.collect()
     (folder / "README").write_text("A description without suffix")
     (folder / "report.PDF").write_bytes(b"%PDF-1.4\n%\xff\xff")
     (folder / "preview.jpg").write_bytes(b"\xff\xd8\xff\xe0\0\x10JFIF\0")
