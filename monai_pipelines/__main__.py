@@ -6,12 +6,12 @@ import sys
 
 import typer
 
-from monai_pipelines.commands import audit, compare, explain, features, phantoms, report, show, sweep
+from monai_pipelines.commands import audit, cache, compare, explain, features, phantoms, report, show, sweep
 
 app = typer.Typer(help="MONAI pipelines that classify medical images.", no_args_is_help=True, add_completion=False)
 for command in (
     *(show.show, audit.audit, report.report, compare.compare, explain.explain),
-    *(features.features, sweep.sweep),
+    *(features.features, sweep.sweep, cache.cache),
 ):
     app.command()(command)
 app.add_typer(phantoms.app, name="phantoms")

@@ -1,0 +1,35 @@
+"""``cache``: what prepared results take on disk, and how to get rid of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def cache(
+    directory: Annotated[Path, typer.Argument(help="cache_dir of a run.", exists=True, file_okay=False)],
+    check: Annotated[bool, typer.Option(help="Read every entry and verify its checksum.")] = False,
+    clear: Annotated[bool, typer.Option(help="Remove the entries; other files stay.")] = False,
+) -> None:
+    """List the entries of a cache; exit status 1 if some are damaged (a run makes them again)."""
+    from monai_pipelines.data.cache import SUFFIX, Cache, entries
+
+    files = list(entries(directory))
+    size_mb = sum(file.stat().st_size for file in files) / 2**20
+    whole = [file for file in files if file.suffix == SUFFIX]
+    if clear:
+        for file in files:
+            file.unlink()
+        typer.echo(f"removed {len(files)} files, {size_mb:,.1f} MB: {directory}")
+        return
+    kept = Cache(directory)
+    damaged = [file for file in whole if (kept.read(file) if check else kept.note(file)) is None]
+    typer.echo(f"{len(whole)} entries, {size_mb:,.1f} MB: {directory}")
+    if leftovers := len(files) - len(whole):
+        typer.echo(f"{leftovers} temporary files of killed or running processes")
+    for file in damaged:
+        typer.secho(f"damaged: {file.name}", fg="yellow", err=True)
+    if damaged:
+        raise typer.Exit(1)
