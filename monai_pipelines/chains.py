@@ -131,7 +131,7 @@ class Chain(Compose):
                 cause = cause.__cause__
             if cause is None:
                 raise
-            raise cause from None
+        raise cause  # not in the handler, where MONAI's error would become its context: a cycle
 
 
 def load_chain(name: str | Path, steps: Mapping[str, Any] | None = None, **knobs: Any) -> Chain:

@@ -51,5 +51,8 @@ class ChainMismatchError(ValueError):
         self.subject, self.differences = subject, list(differences)
 
     def __str__(self) -> str:
-        head = f"{self.subject}: made with another transform chain; use the chain it was made with, or train again"
+        head = (
+            f"{self.subject}: made with another transform chain; use the chain it was made with, or train again. The "
+            "training's overlays and overrides belong to evaluation and inference too: RUN/run.json holds its command"
+        )
         return "\n  - ".join([head, *self.differences])

@@ -226,6 +226,17 @@ def test_scan_error_is_not_wrapped(tmp_path: Path, bare: bool) -> None:
     assert error.value.__cause__ is None
 
 
+def test_causes_of_a_scan_error_come_to_an_end(tmp_path: Path) -> None:
+    with pytest.raises(ScanError) as raised:
+        load_chain("lung_ct")(tmp_path / "nothing.nii")
+    seen: list[BaseException] = []
+    error: BaseException | None = raised.value
+    while error is not None:
+        assert error not in seen
+        seen.append(error)
+        error = error.__cause__ or error.__context__
+
+
 def _denied(data: dict) -> dict:
     raise PermissionError(13, "Permission denied", "scan.nii")
 
@@ -261,6 +272,7 @@ def test_check_same_lists_every_difference() -> None:
         "window.window_hu: 'bone' there, 'lung' here",
     ]
     assert str(error.value).startswith("best.pt: made with another transform chain")
+    assert "RUN/run.json holds its command" in str(error.value)
     assert all(difference in str(error.value) for difference in error.value.differences)
 
 

@@ -28,7 +28,7 @@ def sweep(
     """
     from monai_pipelines.report.index import write_index
 
-    for seed in track(range(seeds), f"{seeds} seeds"):
+    for seed in track(range(seeds), f"{seeds} seed{'' if seeds == 1 else 's'}"):
         folder = out / f"seed-{seed}"
         weights, metrics = folder / "best.pt", folder / "metrics.json"
         if weights.is_file() and metrics.is_file() and metrics.stat().st_mtime > weights.stat().st_mtime:

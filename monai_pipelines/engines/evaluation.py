@@ -11,6 +11,7 @@ from monai_pipelines.engines.evaluator import TrainedSupervisedEvaluator
 from monai_pipelines.handlers import CollectFeatures
 from monai_pipelines.report.evaluation import report_evaluation, skipped_rows
 from monai_pipelines.report.predictions import write_predictions
+from monai_pipelines.report.words import at_threshold
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,8 @@ def predict(evaluator: TrainedSupervisedEvaluator, output_dir: str | PathLike[st
     file.parent.mkdir(parents=True, exist_ok=True)
     rows, dataset, trained = evaluator.predictions.rows, evaluator.dataset, evaluator.trained
     every, model = [*rows, *skipped_rows(dataset)], trained.model
-    write_predictions(file, every, model.classes, trained.decisions.threshold, model.multilabel)
-    logger.info("%d predicted, %d skipped: %s", len(rows), len(dataset.skipped), file)
+    threshold = trained.decisions.threshold
+    write_predictions(file, every, model.classes, threshold, model.multilabel)
+    how = "" if threshold is None else f" {at_threshold(threshold)}"
+    logger.info("%d predicted%s, %d skipped: %s", len(rows), how, len(dataset.skipped), file)
     return file

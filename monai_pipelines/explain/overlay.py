@@ -113,7 +113,8 @@ def _peak(image: Any, map_: NDArray[np.float32]) -> tuple[int, ...] | None:
 def _image(image: Any, map_: NDArray[np.float32], heading: str) -> Figure:
     (pixels,) = shown_pixels([image])
     height, width = pixels.shape[:2]
-    figure = Figure(figsize=(8.8, 0.9 + 3.9 * float(np.clip(height / width, 0.4, 1.6))), layout="constrained")
+    above = 0.5 + 0.4 * len(heading.splitlines())
+    figure = Figure(figsize=(8.8, above + 3.9 * float(np.clip(height / width, 0.4, 1.6))), layout="constrained")
     figure.set_facecolor("white")
     plain_axes, overlaid = figure.subplots(1, 2)
     plain_axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")

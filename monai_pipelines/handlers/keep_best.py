@@ -80,6 +80,7 @@ class Checkpoints:
     def attach(self, engine: Engine) -> None:
         self.output_dir.mkdir(parents=True, exist_ok=True)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED, self.end)
 
     def resume(self, engine: Any) -> None:
         """Go on from ``last.pt``.
@@ -151,6 +152,11 @@ class Checkpoints:
         if self.patience is not None and self.num_without_better >= self.patience:
             logger.info("no better %s in %d validations: stopped after epoch %d", self.key_metric, self.patience, epoch)
             engine.terminate()
+
+    def end(self, engine: Any) -> None:
+        if self.best["epoch"]:
+            best = self.best["epoch"], self.key_metric, self.best["metric"], self.output_dir / "best.pt"
+            logger.info("best epoch %d, %s %.4f: %s", *best)
 
     def _decisions(self, logits: torch.Tensor, label: torch.Tensor) -> dict[str, Any]:
         """What the validation data say of how to read the network's logits."""

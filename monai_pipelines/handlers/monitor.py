@@ -41,7 +41,8 @@ class Monitor:
     Args:
         output_dir: folder of the run.
         validator: the validation engine, with the model and the key metric.
-        history: list that is filled: ``{"epoch", "lr", "train": {...}, "val": {...}}`` per epoch.
+        history: list that is filled: ``{"epoch", "lr", "train": {...}, "val": {...}}`` per epoch; ``lr`` is the rate of
+            its last step.
     """
 
     def __init__(self, output_dir: str | PathLike[str], validator: Any, history: list[dict[str, Any]]) -> None:
@@ -69,7 +70,8 @@ class Monitor:
     def step(self, engine: Any) -> None:
         iteration, output, writer = engine.state.iteration, engine.state.output, self.writers["steps"]
         writer.add_scalar("steps/loss", float(output["loss"].detach()), iteration)
-        writer.add_scalar("steps/learning_rate", engine.optimizer.param_groups[0]["lr"], iteration)
+        self.learning_rate = engine.optimizer.param_groups[0]["lr"]  # before a scheduler that steps with every batch
+        writer.add_scalar("steps/learning_rate", self.learning_rate, iteration)
         if hasattr(engine.state, "gradient_norm"):
             writer.add_scalar("steps/gradient_norm", engine.state.gradient_norm, iteration)
         if iteration == 1 and "image" in engine.state.batch:
@@ -79,11 +81,11 @@ class Monitor:
 
     def epoch(self, engine: Any) -> None:
         epoch = engine.state.epoch
-        lr = engine.optimizer.param_groups[0]["lr"]
-        record: dict[str, Any] = {"epoch": epoch, "lr": lr, "train": _numbers(engine.state.metrics)}
+        train = _numbers(engine.state.metrics)
+        record: dict[str, Any] = {"epoch": epoch, "lr": self.learning_rate, "train": train}
         if epoch == 1:
-            self.writers["train"].add_custom_scalars(_layout(record["train"]))
-        self.writers["train"].add_scalar("learning_rate", lr, epoch)
+            self.writers["train"].add_custom_scalars(_layout(train))
+        self.writers["train"].add_scalar("learning_rate", self.learning_rate, epoch)
         if self.validator.state.epoch == epoch:
             record["val"] = _numbers(self.validator.state.metrics)
             logits, label = self.validator.state.metric_details["predictions"]

@@ -32,11 +32,15 @@ def show_one(name: str) -> None:
     """Print knobs, steps and numbers of a chain, or the numbers and chains of a bundle."""
     bundle = Path(name) if (Path(name) / "configs").is_dir() else declared_path("bundles") / name
     if not (bundle / "configs").is_dir():
-        near = did_you_mean(name, list_declared("bundles"))
-        if near and not did_you_mean(name, list_declared("transforms")):
-            raise FileNotFoundError(f"no chain or bundle {name!r}{near}")
-        chain = load_chain(name)
-        _print_knobs(chain_file(name), chain.describe()["knobs"])
+        try:
+            file = chain_file(name)
+        except FileNotFoundError:
+            chains, bundles = list_declared("transforms"), list_declared("bundles")
+            near = did_you_mean(name, [*chains, *bundles])
+            there = f"chains: {', '.join(chains)}; bundles: {', '.join(bundles)}"
+            raise FileNotFoundError(f"no chain or bundle {name!r}{near}; {there}") from None
+        chain = load_chain(file)
+        _print_knobs(file, chain.describe()["knobs"])
         _print_steps(chain)
         return
     Console().print(f"[bold]{bundle.name}[/bold]  {bundle}")
@@ -182,8 +186,12 @@ def _print_knobs(file: Path, values: dict[str, Any] | None = None) -> None:
             continue
         if values or match["comment"]:
             value = values[match["name"]] if values else match["value"]
-            table.add_row(match["name"], escape(str(value)), escape(match["comment"] or ""))
+            table.add_row(match["name"], escape(_text(value)), escape(match["comment"] or ""))
     Console().print(table)
+
+
+def _text(value: Any) -> str:
+    return "null" if value is None else str(value)  # as in the chain's file
 
 
 def _print_steps(chain: Chain, entry: str = "") -> None:
@@ -192,6 +200,6 @@ def _print_steps(chain: Chain, entry: str = "") -> None:
     table = Table("step", "transform", "arguments", title=title)
     for step, arguments in described["steps"].items():
         target = arguments.pop("_target_")
-        values = ", ".join(f"{k}={v}" for k, v in arguments.items() if k != "allow_missing_keys")
+        values = ", ".join(f"{k}={_text(v)}" for k, v in arguments.items() if k != "allow_missing_keys")
         table.add_row(step, target.rpartition(".")[2], escape(values))
     Console().print(table)

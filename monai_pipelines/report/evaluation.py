@@ -28,6 +28,7 @@ from monai_pipelines.report.predictions import class_name
 from monai_pipelines.report.results import class_table, confident_mistakes
 from monai_pipelines.report.saved import Evaluation, picture
 from monai_pipelines.report.tensorboard import log_evaluation
+from monai_pipelines.report.words import at_threshold
 from monai_pipelines.runs import Trained
 
 logger = logging.getLogger(__name__)
@@ -159,6 +160,7 @@ def report_evaluation(
         settings=metrics["run"].get("settings"),
     )
     _print_beside(metrics, unit)
+    logger.info("report: %s", Path(output_dir) / "report.html")
     return metrics
 
 
@@ -266,7 +268,7 @@ def _print_beside(metrics: dict[str, Any], unit: str) -> None:
     patients = "patients unknown" if metrics["num_patients"] is None else f"{metrics['num_patients']} patients"
     title = f"{metrics['num_images']} {unit}s, {patients}"
     if metrics["threshold"] is not None:
-        title += f"; network at the threshold {', '.join(f'{value:.3g}' for value in np.ravel(metrics['threshold']))}"
+        title += f"; network {at_threshold(metrics['threshold'])}"
     beside = {"at 0.5": metrics["metrics_at_half"]} if metrics["metrics_at_half"] else {}
     if metrics["shortcut"]:
         beside[f"shortcut: {metrics['shortcut_name']}"] = metrics["shortcut"]

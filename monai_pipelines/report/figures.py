@@ -53,7 +53,7 @@ def confusion_figure(
         axes.text(column, row + 0.05, share, va="top", fontsize=11 if num < 6 else 9, **style)
     slanted = num > 2 and max(map(len, classes)) > 7
     axes.set_xticks(
-        range(num), [plain(name, width=24 if slanted else 14, lines=1 if slanted else 3) for name in classes]
+        range(num), [plain(name, width=26 if slanted else 14, lines=2 if slanted else 3) for name in classes]
     )
     axes.set_yticks(range(num), [plain(name, width=14, lines=3) for name in classes])
     if slanted:

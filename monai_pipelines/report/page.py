@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -113,6 +114,7 @@ def page_template(name: str) -> Template:
         lstrip_blocks=True,
     )
     environment.filters["number"] = _number
+    environment.filters["thousands"] = lambda text: re.sub(r"\d{4,}", lambda found: f"{int(found[0]):,}", text)
     return environment.get_template(name)
 
 

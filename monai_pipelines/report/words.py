@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import ArrayLike
+
 METRICS = {
     "roc_auc": ("ROC AUC", "chance that {a} of the class ranks above one of the rest; 0.5 is guessing"),
     "roc_auc_micro": ("ROC AUC, micro", "the same with all classes in one ranking, so frequent classes weigh more"),
@@ -59,6 +62,19 @@ def described_metrics(unit: str, multilabel: bool) -> dict[str, tuple[str, str]]
     words = {"one": unit, "a": f"{'an' if unit[0] in 'aeiou' else 'a'} {unit}", "s": f"{unit}s"}
     metrics = METRICS | (_MULTILABEL if multilabel else {})
     return {name: (short, description.format(**words)) for name, (short, description) in metrics.items()}
+
+
+def at_threshold(threshold: ArrayLike) -> str:
+    """One threshold, or that of each class, in words.
+
+    Example:
+        >>> at_threshold(0.24449)
+        'at the threshold 0.244'
+        >>> at_threshold([0.5, 0.25])
+        'at the thresholds 0.5, 0.25'
+    """
+    values = np.ravel(threshold)
+    return f"at the threshold{'' if len(values) == 1 else 's'} {', '.join(f'{value:.3g}' for value in values)}"
 
 
 def rule_words(rule: str | None) -> str | None:

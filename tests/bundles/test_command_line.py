@@ -88,7 +88,9 @@ def test_inference_lists_bad_images_and_one_image_is_explained_alike(
     arguments = ["--checkpoint", str(demo.run / "best.pt"), *options(bundle, source, output)]
     configs = str(bundle.config("inference", "demo"))
     result = run_command(tmp_path, "run", "--config_file", configs, "--bundle_root", str(bundle.root), *arguments)
-    assert f"{num_good} predicted, {len(reasons)} skipped" in result.stdout
+    threshold = _stored_threshold(demo)
+    how = "" if threshold is None else f" at the threshold {threshold:.3g}"
+    assert f"{num_good} predicted{how}, {len(reasons)} skipped" in result.stdout
     rows = {row["image"]: row for row in read_rows(output / "predictions.csv")}
     assert len(rows) == num_good + len(reasons)
     for name, row in rows.items():

@@ -67,6 +67,10 @@ def test_show_lists_all(command: Command) -> None:
             assert config.name in out
 
 
+def _text(value: Any) -> str:
+    return "null" if value is None else str(value)
+
+
 @pytest.mark.parametrize("name", list_declared("transforms"))
 def test_show_chain(command: Command, name: str) -> None:
     status, out, _ = command("show", name)
@@ -75,12 +79,12 @@ def test_show_chain(command: Command, name: str) -> None:
     description = chain.describe()
     rows = [line.split("│") for line in out.splitlines() if line.startswith("│")]
     for knob, value in description["knobs"].items():
-        assert str(value) in [row[2].strip() for row in rows if row[1].strip() == knob]
+        assert _text(value) in [row[2].strip() for row in rows if row[1].strip() == knob]
     for step, arguments in description["steps"].items():
         where = [row for row in rows if row[1].strip() == step][-1]  # a step may be called as a knob is
         assert where[2].strip() == arguments.pop("_target_").rpartition(".")[2]
         for argument, value in arguments.items():
-            assert argument == "allow_missing_keys" or f"{argument}={value}" in where[3]
+            assert argument == "allow_missing_keys" or f"{argument}={_text(value)}" in where[3]
     assert chain.fingerprint() in out
     comments = re.findall(r"^\w+:.*?  # *(.*)$", chain_file(name).read_text(), re.MULTILINE)
     assert len(comments) >= 5
@@ -123,7 +127,11 @@ def test_show_users_own_chain(command: Command, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["show", "lung_tc"], "no chain 'lung_tc' (did you mean 'lung_ct'?); there are augment_ct, augment_image2d"),
+        (
+            ["show", "lung_tc"],
+            "no chain or bundle 'lung_tc' (did you mean 'lung_ct'?); chains: augment_ct, augment_image2d",
+        ),
+        (["show", "nosuch"], "xray; bundles: chest_xray_classification, colorectal_histology_classification, fundus"),
         (["show", "lung_ct_clasification"], "no chain or bundle 'lung_ct_clasification' (did you mean 'lung_ct_class"),
         (["show", "lung_ct", "--input", "lost", "--picture", "a.png"], "lost: no such file or folder"),
         (
@@ -201,7 +209,7 @@ def test_errors_of_the_real_command_have_no_traceback() -> None:
     command = [sys.executable, "-m", "monai_pipelines", "show", "lung_tc"]
     failed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert failed.returncode == 1
-    assert failed.stderr.startswith("error: no chain 'lung_tc'")
+    assert failed.stderr.startswith("error: no chain or bundle 'lung_tc'")
 
 
 # ---- pictures

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from monai.data import MetaTensor
 
 from monai_pipelines.explain import Explanation, overlay_figure
@@ -98,6 +99,17 @@ def test_heading_says_if_the_class_is_not_predicted() -> None:
     image, explanation = np.zeros((1, 8, 8), np.uint8), _explanation(np.eye(8))
     titles = [overlay_figure(image, explanation, "$ill", predicted).axes[1].get_title() for predicted in (True, False)]
     assert titles == [r"Evidence for \$ill", r"Evidence for \$ill (not predicted)"]
+
+
+@pytest.mark.parametrize("title", ["", "scan 1"])
+def test_heading_of_two_lines_is_not_cut_off(title: str) -> None:
+    image, explanation = np.zeros((1, 28, 28), np.uint8), _explanation(np.eye(28))
+    figure = overlay_figure(image, explanation, "cancer-associated stroma of the rectum", title=title)
+    FigureCanvasAgg(figure).draw()
+    heading = figure.axes[1].title
+    assert len(heading.get_text().splitlines()) == 2
+    top = figure.texts[0].get_window_extent().y0 if title else figure.bbox.height
+    assert heading.get_window_extent().y1 <= top
 
 
 def test_line_at_half_surrounds_the_maximum() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -170,6 +171,14 @@ def test_early_stopping(make_run: MakeRun, script: list[float], patience: int | 
     run = make_run(max_epochs=6, script=[(auc, 1.0) for auc in script], patience=patience)
     run.trainer.run()
     assert run.trainer.state.epoch == stopped
+
+
+@pytest.mark.parametrize("patience", [None, 1])
+def test_the_end_names_the_best_epoch(make_run: MakeRun, tmp_path: Path, patience: int | None, caplog: Any) -> None:
+    run = make_run(script=[(0.5, 1.0), (0.75, 1.0), (0.5, 1.0)], patience=patience)
+    with caplog.at_level(logging.INFO, "monai_pipelines"):
+        run.trainer.run()
+    assert caplog.messages[-1] == f"best epoch 2, roc_auc 0.7500: {tmp_path / 'best.pt'}"
 
 
 def test_patience_counts_validations(make_run: MakeRun) -> None:

@@ -20,7 +20,7 @@ from sklearn.metrics import precision_score, recall_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from torch import nn
-from torch.optim.lr_scheduler import StepLR
+from torch.optim.lr_scheduler import OneCycleLR, StepLR
 
 from monai_pipelines.declared import declared_path
 from monai_pipelines.handlers import monitor
@@ -84,6 +84,15 @@ def test_metrics_of_each_epoch_and_step(make_run: MakeRun, scans: Scans, tmp_pat
     assert (tmp_path / "history.png").read_bytes().startswith(b"\x89PNG")
     assert "epoch 2/3: train loss" in caplog.text
     assert "val roc_auc" in caplog.text
+
+
+@pytest.mark.usefixtures("blank_figures")
+def test_learning_rate_of_an_epoch_is_that_of_its_last_step(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run(max_epochs=3, scheduler=lambda o, n: OneCycleLR(o, 0.2, n)).trainer.run()
+    steps = _scalars(tmp_path, "steps")["steps/learning_rate"]
+    rates = {record["epoch"]: pytest.approx(record["lr"]) for record in _history(tmp_path)}
+    assert rates == {epoch: steps[4 * epoch] for epoch in (1, 2, 3)}
+    assert _scalars(tmp_path, "train")["learning_rate"] == rates
 
 
 @pytest.mark.usefixtures("blank_figures")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import shutil
 from collections import Counter
 from types import SimpleNamespace
@@ -286,7 +287,9 @@ def test_volumes_of_unknown_patients_without_shortcuts(tmp_path, capsys):
 def test_training_images_of_one_class_leave_the_shortcut_out(tmp_path, caplog):
     datasets = _datasets()
     datasets.train = _Dataset([1] * 5, (3, 40, 30), 0)
-    metrics = _report(tmp_path, _rows(datasets.test, 2), datasets, ["a", "b"])
+    with caplog.at_level(logging.INFO, "monai_pipelines"):
+        metrics = _report(tmp_path, _rows(datasets.test, 2), datasets, ["a", "b"])
+    assert caplog.messages[-1] == f"report: {tmp_path / 'report.html'}"
     assert metrics["shortcuts"] == {}
     assert "no shortcut baseline: the training images that could be used are of one class" in caplog.text
     assert {"no-shortcut", "one-class"} <= page_of(tmp_path).notes
@@ -338,12 +341,14 @@ def test_subgroups_as_text_are_refused(tmp_path):
         _report(tmp_path, _rows(datasets.test, 2), datasets, ["a", "b"], subgroups="sex")
 
 
-def test_inference_lists_what_was_skipped(tmp_path):
+def test_inference_lists_what_was_skipped(tmp_path, caplog):
     dataset = SimpleNamespace(skipped=[{"image": "/data/b.png", "name": "b.png", "skipped": "no image"}])
     rows = [{"image": "a.png", "prob": [0.6, 0.4]}]
     parts = {"run": lambda: None, "predictions": SimpleNamespace(rows=rows), "dataset": dataset}
     trained = _trained(["healthy", "ill"], threshold=0.3)
-    file = predict(SimpleNamespace(**parts, trained=trained), tmp_path / "new")
+    with caplog.at_level(logging.INFO, "monai_pipelines"):
+        file = predict(SimpleNamespace(**parts, trained=trained), tmp_path / "new")
+    assert caplog.messages == [f"1 predicted at the threshold 0.3, 1 skipped: {file}"]
     with open(file, newline="", encoding="utf-8") as opened:
         first, second = csv.DictReader(opened)
     assert (first["image"], first["predicted_name"], first["skipped"]) == ("a.png", "ill", "")

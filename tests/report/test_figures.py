@@ -51,6 +51,13 @@ def test_confusion_by_hand():
     assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "b", "c"]
 
 
+def test_confusion_names_a_class_alike_on_both_axes():
+    names = ["colorectal adenocarcinoma epithelium", "stroma next to the tumor", "normal colon mucosa"]
+    axes = confusion_figure(*_problem(3), names).axes[0]
+    for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
+        assert [label.get_text().replace("\n", " ") for label in labels] == names
+
+
 def test_confusion_at_a_threshold():
     prob_ill = np.array([0.1, 0.3, 0.7, 0.9])
     prob, label = np.stack([1 - prob_ill, prob_ill], 1), [0, 1, 0, 1]

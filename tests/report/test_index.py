@@ -55,6 +55,15 @@ def test_every_run_is_a_line(tmp_path: Path) -> None:
     assert page.sections == ["runs"]
 
 
+def test_a_title_that_is_the_name_of_the_bundle_is_shown_once(tmp_path: Path) -> None:
+    _run(tmp_path / "a", 0.9)
+    (tmp_path / "a" / "configs").mkdir()
+    for bundle, num in (("Lung CT classification", 1), ("lung_ct_classification", 0), ("other", 1)):
+        (tmp_path / "a" / "evaluation.json").write_text('{"title": "Lung CT classification"}')
+        (tmp_path / "a" / "configs" / "metadata.json").write_text(json.dumps({"name": bundle}))
+        assert write_index(tmp_path).read_text().count(">Lung CT classification<") == num
+
+
 def test_what_is_sorted_by(tmp_path: Path) -> None:
     _run(tmp_path / "a", None)
     page = write_index(tmp_path).read_text()

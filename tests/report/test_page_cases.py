@@ -46,15 +46,27 @@ def test_splits_that_overlap_are_shown_at_the_top(tmp_path, audit, patients, ima
         "patients_in_several_splits": None,
         "equal_files_in_several_splits": [],
         "num_skipped": {"train": 3, "scored": 0},
-        "checked": "files of 40 images",
+        "checked": "files of 1440 images",
     } | audit
     stored, page = report_of(tmp_path, make_rows(), audit=audit, unit="scan")
     assert stored["audit"] == audit
     assert (page.value("patients_in_several_splits"), page.value("images_in_several_splits")) == (patients, images)
     assert ("splits-overlap" in page.notes) is bool(patients or images)
     assert ("a.png = b.png (train, test)" in page.text) is bool(images)
-    assert "files of 40 scans." in page.text
+    assert "files of 1,440 scans." in page.text
     assert "no-audit" not in page.notes
+
+
+@pytest.mark.parametrize(
+    ("threshold", "zeros", "notes"),
+    [(0.99, ["precision"], {"none-called"}), (0.01, ["npv"], {"all-called"}), (0.5, [], set())],
+)
+def test_what_is_divided_by_nothing_is_explained(tmp_path, threshold, zeros, notes):
+    rows = [{**row, "prob": np.clip(row["prob"], 0.02, 0.98)} for row in make_rows()]
+    stored, page = report_of(tmp_path, rows, threshold=threshold)
+    assert [name for name in ("precision", "npv") if stored["metrics"][name] == 0] == zeros
+    assert not stored["intervals"].keys() & zeros
+    assert {"none-called", "all-called"} & page.notes == notes
 
 
 def test_members_of_an_ensemble(tmp_path):

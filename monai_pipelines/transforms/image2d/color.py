@@ -97,7 +97,7 @@ class RandColor2D(RandImage):
     def _apply(self, batch: Tensor, draws: Sequence[ColorDraw | None]) -> Tensor:
         if batch.shape[1] not in (1, 3):
             raise ValueError(f"RandColor2D: wanted 1 or 3 channels, got {batch.shape[1]} (drop alpha when reading)")
-        require_unit("RandColor2D", batch)
+        require_unit("RandColor2D", batch, "augmentation comes before `normalize`")
         return super()._apply(batch, draws)
 
     def _change(self, images: Tensor, draws: Sequence[ColorDraw]) -> Tensor:

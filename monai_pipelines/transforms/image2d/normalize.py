@@ -57,13 +57,13 @@ class NormalizeImage(Transform):
         return values.mul(1 / (top * std)).sub_(mean / std).to(dtype)
 
 
-def require_unit(step: str, image: Tensor) -> None:
+def require_unit(step: str, image: Tensor, hint: str = "normalized twice?") -> None:
     """Raise a ValueError on behalf of `step` if a floating-point image leaves [0, 1]."""
     if not image.is_floating_point() or not image.numel():
         return
     low, high = torch.stack(torch.aminmax(image.detach())).tolist()  # synchronizes once
     if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):
-        raise ValueError(f"{step}: wanted values in [0, 1], got {low:g} to {high:g} (normalized twice?)")
+        raise ValueError(f"{step}: wanted values in [0, 1], got {low:g} to {high:g} ({hint})")
 
 
 class NormalizeImaged(EachKeyd):

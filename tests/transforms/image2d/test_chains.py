@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from monai.transforms import Compose
 from PIL import Image
 
 from monai_pipelines import load_chain
@@ -50,6 +51,18 @@ def test_cached_part_and_remainder_equal_the_whole(name: str, disc: Path) -> Non
     batch = {"image": torch.stack([prepared.as_tensor()] * 2)}
     out = chain.since("normalize")(batch)["image"]
     torch.testing.assert_close(out[1], chain(str(disc)).as_tensor(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_augmentation_comes_before_normalize(name: str, disc: Path) -> None:
+    chain, augmentation = load_chain(name, size=[32, 32]), load_chain("augment_image2d")
+    train = Compose([chain.until("normalize"), augmentation, chain.since("normalize")])
+    out = train.set_random_state(0)({"image": str(disc)})["image"]
+    assert (out.shape, out.dtype) == ((CHAINS[name], 32, 32), torch.float32)
+    assert not torch.equal(out.as_tensor(), chain(str(disc)).as_tensor())
+    with pytest.raises(RuntimeError) as error:
+        Compose([chain, load_chain("augment_image2d", brightness_prob=1)])({"image": str(disc)})
+    assert "augmentation comes before `normalize`" in str(error.getrepr(chain=True))
 
 
 def test_image2d_by_hand(disc: Path) -> None:

@@ -184,7 +184,8 @@ def test_bad_input(batch: torch.Tensor) -> None:
         with pytest.raises(TypeError, match=r"RandColor2D: wanted uint8 or floating point .* got torch.int32"):
             step(batch.to(torch.int32))
         for values in (batch * 4 - 2, batch.clone().index_fill_(3, torch.tensor(0), torch.nan)):
-            with pytest.raises(ValueError, match=r"RandColor2D: wanted values in \[0, 1\], got .*\(normalized twice"):
+            message = r"RandColor2D: wanted values in \[0, 1\], got .*\(augmentation comes before `normalize`\)"
+            with pytest.raises(ValueError, match=message):
                 step(values)
 
 
