@@ -9,7 +9,7 @@ from os import PathLike
 from pathlib import Path
 from uuid import uuid4
 
-DAY_S = 24 * 60 * 60
+_DAY_S = 24 * 60 * 60
 
 
 @contextmanager
@@ -40,7 +40,7 @@ def atomic_write(file: str | PathLike[str]) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def remove_old_parts(folder: str | PathLike[str], age_s: float = DAY_S) -> None:
+def remove_old_parts(folder: str | PathLike[str], age_s: float = _DAY_S) -> None:
     """Remove temporary files that killed runs left in a folder; younger ones may belong to a running one."""
     for part in Path(folder).glob(f"*.{'[0-9a-f]' * 32}.part"):
         with suppress(FileNotFoundError):

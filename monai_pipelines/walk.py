@@ -48,10 +48,19 @@ def is_text(file: Path) -> bool:
     return bool(start) and not re.search(rb"[\x00-\x08\x0e-\x1f]", start)
 
 
+def is_utf8(path: Path) -> bool:
+    """Whether a path is valid UTF-8, which some libraries need to open it."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def files_of(path: Path) -> list[Path]:
     """All files that an image is made of: a file, those below a folder, or what a header names beside itself.
 
-    Headers are ``.mhd``, ``.nhdr`` and ``.mrxs``; broken links and files that a header names in vain are left out.
+    Headers are ``.mhd``, ``.nhdr`` and ``.mrxs``; broken links and missing data files are left out.
     """
     suffix = path.suffix.lower()
     if path.is_dir():
@@ -67,12 +76,13 @@ def files_of(path: Path) -> list[Path]:
 
 def _data_files(header: Path) -> list[Path]:
     """The files with the voxels of a MetaImage or NRRD header: one, a list, or a printf pattern."""
-    match = _DATA_FILE.search(header.read_bytes())
+    text = header.read_bytes()
+    match = _DATA_FILE.search(text)
     if not match or match[1].upper() == b"LOCAL":
         return []
     first = os.fsdecode(match[1])
     if first.upper().startswith("LIST"):
-        rest = os.fsdecode(header.read_bytes()[match.end() :]).splitlines()
+        rest = os.fsdecode(text[match.end() :]).splitlines()
         return [header.parent / line.strip() for line in rest if line.strip()]
     if "%" in first:
         return sorted(header.parent.glob(re.sub(r"%0?\d*d", "*", first.split()[0])))

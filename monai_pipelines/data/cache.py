@@ -79,7 +79,7 @@ class Cache:
             raise no_space(self.folder, len(payload)) from error
 
     def note(self, file: Path) -> str | None:
-        """The note of a whole entry; None where there is none, or where it is cut or none of these."""
+        """The note of a complete entry; None if it is missing, cut or not an entry."""
         try:
             with file.open("rb") as opened:
                 head = opened.read(_HEAD.size)
@@ -102,15 +102,9 @@ class Cache:
             return None
         return _unpacked(torch.load(io.BytesIO(body[note_bytes:]), weights_only=True))
 
-    def check_space(self, first: Path, num: int) -> None:
-        """Whether ``num`` more entries as large as the first one fit.
-
-        Raises:
-            OSError: they do not; says how much is wanted.
-        """
-        wanted = num * first.stat().st_size
-        if wanted > shutil.disk_usage(self.folder).free:
-            raise no_space(self.folder, wanted)
+    def has_space(self, wanted: int) -> bool:
+        """Whether so many bytes fit."""
+        return wanted <= shutil.disk_usage(self.folder).free
 
 
 def no_space(folder: Path, wanted: int) -> OSError:

@@ -18,7 +18,7 @@ from rich.progress import track
 from torch.utils.data import DataLoader, Subset
 
 from monai_pipelines.chains import Chain
-from monai_pipelines.data.cache import Cache, Storage
+from monai_pipelines.data.cache import Cache, Storage, no_space
 from monai_pipelines.data.split import SPLITS, Cohort, Item
 from monai_pipelines.errors import CohortError, ScanError
 
@@ -186,7 +186,7 @@ class _Preparation(Dataset):
         self.fingerprint = transform.fingerprint()
 
     def outcomes(self, num_workers: int) -> Iterator[tuple[Any, str | None]]:
-        """Of all items in order; those in work when a worker process crashes are tried again, one by one."""
+        """Outcomes of all items in order; items in progress when a worker process crashes are retried one by one."""
         done = 0
         while done < len(self):
             try:
@@ -194,13 +194,22 @@ class _Preparation(Dataset):
                     yield outcome
                     done += 1
                     if self.cache and done == 1 and outcome[0]:
-                        self.cache.check_space(outcome[0][0], len(self) - 1)
+                        self._check_space(self.cache, outcome[0][0].stat().st_size)
             except RuntimeError as error:
                 if not _WORKER_DIED.search(str(error)):
                     raise
                 for index in range(done, min(done + 2 * num_workers, len(self))):
                     yield self._alone(index)
                     done += 1
+
+    def _check_space(self, cache: Cache, entry_bytes: int) -> None:
+        """An error before the others are prepared, if those that are not in the cache will not fit."""
+        if cache.has_space(entry_bytes * (len(self) - 1)):
+            return
+        files = [cache.file(item["image"], self.fingerprint, self.outputs) for item in self.data]
+        wanted = entry_bytes * sum(cache.note(file) is None for file in files)
+        if not cache.has_space(wanted):
+            raise no_space(cache.folder, wanted)
 
     def _alone(self, index: int) -> tuple[Any, str | None]:
         try:

@@ -35,8 +35,8 @@ def read_rows(table: str | PathLike[str], needed: Sequence[str]) -> list[dict[st
     Rows without any value are left out.
 
     Raises:
-        CohortError: no such table, a ``needed`` column is missing, a column that is nearly a known one, one that stands
-            twice, no row, or more fields than columns.
+        CohortError: no such table, a ``needed`` column is missing, a column that is nearly a known one, one that
+            appears twice, no row, or more fields than columns.
     """
     path = Path(table)
     if not path.is_file():
@@ -49,7 +49,7 @@ def read_rows(table: str | PathLike[str], needed: Sequence[str]) -> list[dict[st
         columns = [_column(name) for name in head]
         lines = [(reader.line_num, fields) for fields in reader if any(field.strip() for field in fields)]
     except csv.Error as error:
-        raise CohortError(table, [f"no readable CSV ({error}); save it again as CSV"]) from None
+        raise CohortError(table, [f"unreadable CSV ({error}); save it again as CSV"]) from None
     if renamed := [f"{old!r} as {new}" for old, new in zip(head, columns, strict=True) if old != new]:
         logger.info("%s: columns read: %s", path, ", ".join(renamed))
     problems = _column_problems(columns, needed)
@@ -80,7 +80,7 @@ def _decoded(path: Path) -> str:
             logger.warning("%s: not UTF-8, read as Windows-1252", path)
         if "\0" not in text:
             return unicodedata.normalize("NFC", text)
-    raise CohortError(path, [f"no text in {' or '.join(encodings)}; save it again as CSV UTF-8"])
+    raise CohortError(path, [f"not text in {' or '.join(encodings)}; save it again as CSV UTF-8"])
 
 
 def _column(name: str) -> str:
@@ -89,7 +89,7 @@ def _column(name: str) -> str:
 
 
 def _column_problems(columns: Sequence[str], needed: Sequence[str]) -> list[str]:
-    problems = [f"column {name!r} stands {n} times" for name, n in Counter(columns).items() if n > 1 and name]
+    problems = [f"column {name!r} appears {n} times" for name, n in Counter(columns).items() if n > 1 and name]
     listed = ", ".join(columns)
     for known in COLUMNS:
         near = [column for column in columns if known not in columns and _is_near(column, known)]
@@ -98,7 +98,7 @@ def _column_problems(columns: Sequence[str], needed: Sequence[str]) -> list[str]
             problems.append(f"no column {known!r}; the table's columns are {listed}{hint}")
         else:
             problems += [
-                f"column {column!r} is not used (did you mean {known!r}?): rename it, to another word if not"
+                f"column {column!r} is not used (did you mean {known!r}?): rename it to that or to another word"
                 for column in near
             ]
     return problems

@@ -144,7 +144,7 @@ def _list_scans(folder: Path) -> list[Path]:
         else:
             texts += here
     if texts:
-        logger.warning("%s: %d texts are no scans and are ignored, such as %s", folder, len(texts), texts[0].name)
+        logger.warning("%s: text files are ignored: %d, such as %s", folder, len(texts), texts[0].name)
     return sorted(found)
 
 

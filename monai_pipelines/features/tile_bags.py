@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import zlib
 from collections.abc import Mapping, Sequence
@@ -12,16 +11,13 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
-from monai_pipelines.atomic import atomic_write
 from monai_pipelines.chains import Chain
+from monai_pipelines.data.cache import Cache
 from monai_pipelines.data.prepared import OnError, Splits, UsableItems, as_is, why_unusable
-from monai_pipelines.data.slide_table import slide_source
 from monai_pipelines.data.split import Cohort, Item
 from monai_pipelines.errors import ScanError
 from monai_pipelines.features.bags import measure_slide, pad_bags
@@ -58,7 +54,7 @@ class TileBags(UsableItems):
         redraw: bool = False,
     ) -> None:
         copied = deepcopy(chain)  # the caller's random state stays as it is
-        lists = _TileLists(data, copied.until("sample"), Path(cache_dir) if cache_dir else None)
+        lists = _TileLists(data, copied.until("sample"), Cache(cache_dir) if cache_dir else None)
         loader = DataLoader(lists, batch_size=None, num_workers=num_workers, collate_fn=as_is)
         self.lists, self.draw, self.redraw = lists, copied.since("sample"), redraw
         super().__init__(data, chain, track(loader, "listing tiles", total=len(data)), on_error)
@@ -107,11 +103,9 @@ class TileSplits(Splits[TileBags]):
 class _TileLists(Dataset):
     """Item i: (all tiles of the slide, None), or (None, why it cannot be used)."""
 
-    def __init__(self, data: Sequence[Mapping[str, Any]], chain: Chain, cache_dir: Path | None) -> None:
-        self.data, self.chain, self.cache_dir = list(data), chain, cache_dir
+    def __init__(self, data: Sequence[Mapping[str, Any]], chain: Chain, cache: Cache | None) -> None:
+        self.data, self.chain, self.cache = list(data), chain, cache
         self.fingerprint = chain.fingerprint()
-        if cache_dir:
-            cache_dir.mkdir(parents=True, exist_ok=True)
 
     def __len__(self) -> int:
         return len(self.data)
@@ -121,38 +115,24 @@ class _TileLists(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tiles | None, str | None]:
         item = self.data[index]
+        image = item["image"]
+        file = listed = None
         try:
-            file = self._file(item)
-            if file is not None and (cached := _load(file)) is not None:
-                coords, size, slide_mpp = cached
-                return Tiles(open_slide(item["image"], slide_mpp), coords, size), None
+            if self.cache and Path(image).exists():  # the chain reports what is missing
+                file = self.cache.file(image, self.fingerprint, str(item.get("mpp") or ""))
+                listed = self.cache.read(file)
+                if listed is None and file.exists():
+                    logger.warning("%s is damaged: the tiles are listed again", file)
+            if listed is not None:
+                slide = open_slide(image, listed["slide_mpp"])
+                return Tiles(slide, listed["coords"].numpy(), TileSize(*listed["size"])), None
             tiles: Tiles = self.plan(item)["image"]
         except (ScanError, OSError) as error:
-            return None, why_unusable(error, item["image"])
+            return None, why_unusable(error, image)
         except Exception as error:
-            error.add_note(f"while listing the tiles of {item['image']}")
+            error.add_note(f"while listing the tiles of {image}")
             raise
-        if file is not None:
+        if self.cache and file:
             listed = {"coords": torch.from_numpy(tiles.coords), "size": list(tiles.size), "slide_mpp": tiles.slide.mpp}
-            with atomic_write(file) as part, part.open("wb") as out:
-                torch.save(listed, out)
+            self.cache.write(file, listed)
         return tiles, None
-
-    def _file(self, item: Mapping[str, Any]) -> Path | None:
-        path = Path(item["image"])
-        if self.cache_dir is None or not path.exists():  # the chain reports what is missing
-            return None
-        key = repr((self.fingerprint, str(path.resolve()), slide_source(item)))
-        return self.cache_dir / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.pt"
-
-
-def _load(file: Path) -> tuple[NDArray[np.int64], TileSize, float] | None:
-    """Coordinates, tile size and um per pixel of a slide; None if there is no list or it is damaged."""
-    if not file.exists():
-        return None
-    try:
-        listed = torch.load(file, weights_only=True)
-        return listed["coords"].numpy(), TileSize(*listed["size"]), listed["slide_mpp"]
-    except Exception:  # what a damaged pickle raises depends on the damage
-        logger.warning("%s is damaged: the tiles are listed again", file)
-        return None

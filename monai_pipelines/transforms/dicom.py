@@ -1,4 +1,4 @@
-"""Headers and pixels of DICOM files, checked: a value that is missing, empty, no number or implausible is an error."""
+"""Headers and pixels of DICOM files, checked: a missing, empty, malformed or implausible value is an error."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class Header:
         """``count`` numbers, each in [low, high].
 
         Raises:
-            ScanError: missing, empty, another number of values, no numbers, not finite, or out of range.
+            ScanError: missing, empty, another number of values, not numbers, not finite, or out of range.
         """
         found = self._numbers(name)
         values = np.array(found if found is not None and None not in found else [], float)
@@ -130,7 +130,7 @@ class Header:
         return int(value)
 
     def stored_number(self, name: str) -> int | None:
-        """A value in the form of the pixels, such as PixelPaddingValue; None if missing or no whole number.
+        """A value in the form of the pixels, such as PixelPaddingValue; None if missing or not a whole number.
 
         Its VR is US or SS whatever PixelRepresentation says: many files have the wrong one.
         """
@@ -142,11 +142,11 @@ class Header:
         return value - 2**bits if signed and value >= 2 ** (bits - 1) else value
 
     def error(self, reason: str, way_out: str = EXPORT_AGAIN) -> ScanError:
-        """To be raised."""
+        """An error about this file."""
         return ScanError(self.file, f"{reason}; {way_out}")
 
     def _numbers(self, name: str) -> list[float | None] | None:
-        """Values, None for each that is no number; [] if it is empty, None if it is missing."""
+        """Values, None for each that is not a number; [] if empty, None if missing."""
         element = self.element(name)
         if element is None:
             return None
@@ -164,7 +164,7 @@ class Header:
         return [_number(str(part)) for part in (value if isinstance(value, Sequence) else [value])]
 
     def _shown(self, name: str) -> str:
-        """What stands there, unless it is text: that may be a patient's."""
+        """The value for a message; text is left out, for it may be about a patient."""
         found = self._numbers(name)
         if found is None:
             return "none"
@@ -193,10 +193,8 @@ def read_header(file: Path, tags: Sequence[str]) -> Header:
         if start[128:] != b"DICM" and start[:2] not in _FIRST_GROUPS:
             raise InvalidDicomError
         header = parse_header(file, source, tags, _DEFER_BYTES if source is file else None)
-        if (
-            source is file and header.dataset.file_meta.TransferSyntaxUID.is_deflated
-        ):  # pixels have no place in the file
-            header = parse_header(file, source, tags)
+        if source is file and header.dataset.file_meta.TransferSyntaxUID.is_deflated:
+            header = parse_header(file, source, tags)  # its pixels cannot be left in the file
         return header
     except InvalidDicomError:
         raise

@@ -126,8 +126,8 @@ def test_key_covers_every_file_and_what_made_it(cache: Cache, tmp_path: Path) ->
 def test_full_disk_is_reported_with_what_is_needed(cache: Cache, image: str, monkeypatch: pytest.MonkeyPatch) -> None:
     file = cache.file(image)
     cache.write(file, RESULT)
-    with pytest.raises(OSError, match=r"no space left on .*cache: [\d,.]+ MB needed, [\d,.]+ MB free"):
-        cache.check_space(file, 10**12)
+    assert cache.has_space(1)
+    assert not cache.has_space(10**18)
 
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -136,6 +136,19 @@ def test_full_disk_is_reported_with_what_is_needed(cache: Cache, image: str, mon
     with pytest.raises(OSError, match=r"no space left on .*cache: 0\.\d MB needed"):
         cache.write(cache.file(image, "again"), RESULT)
     assert list(entries(cache.folder)) == [file]
+
+
+def test_space_is_checked_before_the_rest_is_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what is not in the cache counts."""
+    items = _volumes(tmp_path / "scans", 4)
+    monkeypatch.setattr("monai_pipelines.data.cache.Cache.has_space", lambda cache, wanted: wanted == 0)
+    with pytest.raises(OSError, match=r"no space left on .*cache: [\d,.]+ MB needed, [\d,.]+ MB free"):
+        prepare(items, tmp_path / "cache")
+    assert len(list(entries(tmp_path / "cache"))) == 1
+    with monkeypatch.context() as roomy:
+        roomy.setattr("monai_pipelines.data.cache.Cache.has_space", lambda *_: True)
+        prepare(items, tmp_path / "cache")
+    assert len(prepare(items, tmp_path / "cache")) == 4
 
 
 def test_old_leftovers_are_removed(cache: Cache) -> None:

@@ -84,11 +84,11 @@ def test_other_columns_are_kept(tmp_path: Path, column: str) -> None:
 @pytest.mark.parametrize(
     ("data", "problem"),
     [
-        (b"image,label,label\na,0,1\n", "column 'label' stands 2 times"),
+        (b"image,label,label\na,0,1\n", "column 'label' appears 2 times"),
         (b"file,label\na,0\n", "no column 'image'; the table's columns are file, label (rename 'file'?)"),
         (b"image,label\na,0,5\n", "line 2: more fields than columns (a ',' without quotes?)"),
         (b"image,label\n", "no row in it"),
-        (b"\xff\xfe\x00", "no text in utf-16; save it again as CSV UTF-8"),
+        (b"\xff\xfe\x00", "not text in utf-16; save it again as CSV UTF-8"),
     ],
 )
 def test_problems(tmp_path: Path, data: bytes, problem: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import os
 import zlib
 from io import BytesIO
 from pathlib import Path
@@ -16,6 +15,7 @@ from nibabel.fileholders import FileHolder
 
 from monai_pipelines.errors import ScanError
 from monai_pipelines.transforms.ct.volume import LPS_TO_RAS, Volume, to_int16
+from monai_pipelines.walk import is_utf8
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
@@ -59,10 +59,9 @@ def read_nifti(file: Path) -> Volume:
 
 
 def _nifti(data: bytes) -> Any:
-    """The image of these bytes; nothing is read behind them."""
-    kind = (
-        nib.Nifti2Image if int.from_bytes(data[:4], "little") == 540 or data[:4] == b"\0\0\x02\x1c" else nib.Nifti1Image
-    )
+    """The image in these bytes, NIfTI-1 or -2 by the size of its header."""
+    second = 540 in (int.from_bytes(data[:4], "little"), int.from_bytes(data[:4], "big"))
+    kind = nib.Nifti2Image if second else nib.Nifti1Image
     holder = FileHolder(fileobj=BytesIO(data))
     return kind.from_file_map({"header": holder, "image": holder})
 
@@ -96,10 +95,8 @@ def read_itk(file: Path) -> Volume:
     Raises:
         ScanError: damaged, a data file that is missing, not one volume of single values.
     """
-    try:
-        os.fspath(file).encode()
-    except UnicodeEncodeError:
-        raise ScanError(file, "its name is not UTF-8, and SimpleITK cannot open it; rename it") from None
+    if not is_utf8(file):
+        raise ScanError(file, "its name is not UTF-8, and SimpleITK cannot open it; rename it")
     try:
         image = sitk.ReadImage(str(file))
     except RuntimeError as error:

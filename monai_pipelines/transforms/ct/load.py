@@ -154,7 +154,7 @@ class LoadCT(Transform):
         line = np.outer((series.along_mm - series.along_mm[0]) / (series.along_mm[-1] - series.along_mm[0]), ends)
         aside = float(np.linalg.norm(series.origins - series.origins[0] - line, axis=1).max())
         if aside > max(0.2, 0.01 * series.step_mm):
-            raise ScanError(path, f"slices lie up to {aside:.1f} mm beside one line; export the series again")
+            raise ScanError(path, f"slices are up to {aside:.1f} mm off a straight line; export the series again")
         if self.uneven == "resample":
             return ends * series.step_mm / (series.along_mm[-1] - series.along_mm[0])
         return ends / (len(series.slices) - 1)

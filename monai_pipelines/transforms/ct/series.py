@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -18,9 +17,7 @@ from pydicom.uid import UID, CTImageStorage, EnhancedCTImageStorage, LegacyConve
 
 from monai_pipelines.errors import ScanError
 from monai_pipelines.transforms.dicom import Header, read_header
-from monai_pipelines.walk import is_text, walk_files
-
-logger = logging.getLogger(__name__)
+from monai_pipelines.walk import is_text, is_utf8, walk_files
 
 TAGS = (
     "AcquisitionNumber", "BitsAllocated", "BitsStored", "Columns", "ConvolutionKernel", "HighBit",
@@ -33,7 +30,7 @@ TAGS = (
 )  # fmt: skip
 SIDECARS = (".csv", ".tsv", ".txt", ".json", ".yaml", ".md", ".xml", ".html", ".pdf", ".png", ".jpg", ".jpeg", ".raw",
             ".zraw", ".raw.gz", ".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".zip")  # fmt: skip
-# Two stacks in one series differ in one of these.
+# Attributes that distinguish the stacks of a series.
 _STACK_TAGS = (
     "StackID", "TemporalPositionIndex", "TemporalPositionIdentifier", "NominalPercentageOfCardiacPhase", "TriggerTime",
     "AcquisitionNumber", "ConvolutionKernel", "SliceThickness", "FrameType", "ImageType",
@@ -76,7 +73,7 @@ class Series:
 
     slices: list[Slice]
     stack: str = ""
-    """What tells it from other stacks of its series, as text."""
+    """The attribute that distinguishes it from other stacks of its series, as text."""
 
     def __post_init__(self) -> None:
         normal = self.slices[0].normal
@@ -125,7 +122,7 @@ class Found:
     path: Path
     slices: list[Slice] = field(default_factory=list)
     unusable: list[tuple[str, ScanError]] = field(default_factory=list)
-    """SeriesInstanceUID of a file, and why it is no slice of a CT."""
+    """SeriesInstanceUID of a file, and why it is not a CT slice."""
     others: Counter[str] = field(default_factory=Counter)
     """Files of other kinds, set aside."""
     notes: list[str] = field(default_factory=list)
@@ -142,7 +139,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def is_sidecar(file: Path) -> bool:
-    """Whether a file beside slices is no slice, by its name."""
+    """Whether the name of a file beside slices shows that it is not one."""
     return file.name.lower().endswith(SIDECARS) or file.name.upper() == "DICOMDIR"
 
 
@@ -156,8 +153,8 @@ def find_slices(path: Path) -> Found:
     headers: dict[str, Header] = {}
     copies = 0
     files = _files(path) if path.is_dir() else [path]
-    if strange := sum(not str(file).isprintable() for file in files):  # undecoded bytes are surrogates
-        found.notes.append(f"{strange} names are not UTF-8")
+    if strange := sum(not is_utf8(file) for file in files):
+        found.notes.append(f"{strange} file names are not UTF-8")
     for file in files:
         try:
             header = read_header(file, TAGS)
@@ -172,7 +169,8 @@ def find_slices(path: Path) -> Found:
         if uid in headers and _same_image(headers[uid], header):
             copies += 1
             continue
-        headers.setdefault(uid, header) if uid else None
+        if uid:
+            headers.setdefault(uid, header)
         kind = _other_kind(header)
         try:
             if kind in ("DICOMDIR", "scout"):
@@ -184,7 +182,7 @@ def find_slices(path: Path) -> Found:
         except ScanError as error:
             found.unusable.append((header.text("SeriesInstanceUID"), error))
     if copies:
-        found.notes.append(f"{copies} copies of slices left out")
+        found.notes.append(f"duplicate files left out: {copies}")
     return found
 
 
@@ -260,7 +258,7 @@ def choose_series(found: Found, policy: str | int) -> tuple[Series, list[str]]:
         the series, and notes about the choice.
 
     Raises:
-        ScanError: none; several and no choice; slices that cannot be told apart, or belong to several patients.
+        ScanError: no series; several where one is wanted; slices of several patients; a faulty file in the series.
     """
     all_series = _group(found)
     if not all_series:
@@ -309,12 +307,15 @@ def _matching(found: Found, all_series: list[Series], policy: str | int) -> list
 
 
 def _group(found: Found) -> list[Series]:
-    """Series by UID, by geometry, and by what else tells two stacks apart; in order of number and UID."""
+    """Series by UID, geometry and any other attribute that distinguishes stacks, in order of number and UID."""
     by_uid: dict[str, list[list[Slice]]] = {}
     for one in found.slices:
         stacks = by_uid.setdefault(one.header.text("SeriesInstanceUID"), [])
         stack = next((stack for stack in stacks if one.lies_as(stack[0])), None)
-        stack.append(one) if stack else stacks.append([one])
+        if stack:
+            stack.append(one)
+        else:
+            stacks.append([one])
     all_series = []
     for stacks in by_uid.values():
         if len(stacks) > 1 and min(map(len, stacks)) < 3:
@@ -322,7 +323,7 @@ def _group(found: Found) -> list[Series]:
         all_series += [series for stack in stacks for series in _apart(stack)]
     singles = [series for series in all_series if len(series.slices) == 1]
     if len(all_series) > len(singles) and singles:
-        found.notes.append(f"{len(singles)} single slice(s) of other series set aside")
+        found.notes.append(f"single slices of other series set aside: {len(singles)}")
         all_series = [series for series in all_series if len(series.slices) > 1]
 
     def order(series: Series) -> tuple[int, str]:
@@ -333,7 +334,7 @@ def _group(found: Found) -> list[Series]:
 
 
 def _apart(slices: list[Slice]) -> list[Series]:
-    """One stack, or the even ones that it is made of."""
+    """The stack, or the evenly spaced stacks that it consists of."""
     whole = Series(slices)
     if whole.is_even():
         return [whole]

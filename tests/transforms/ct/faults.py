@@ -130,7 +130,7 @@ FAULTS = [
     Fault("PixelSpacing of one value", put("PixelSpacing", b"2 "), "PixelSpacing: .* got 2"),
     Fault("PixelSpacing in micrometres", change_to("PixelSpacing", [2000, 2000]), "PixelSpacing: .* got 2000"),
     Fault("slices in one place", doubled, "two slices at the same position"),
-    Fault("a slice copied", copied, "equal", verdict="1 copies of slices left out"),
+    Fault("a slice copied", copied, "equal", verdict="duplicate files left out: 1"),
     Fault("a slice missing", missing, "5.00 to 10.00 mm apart: some are missing"),
     Fault(
         "a slice missing, resampled", missing, "repaired", {"uneven": "resample"}, "up to 10 mm apart resampled to 5"
@@ -176,13 +176,13 @@ FAULTS = [
     Fault("a file cut in its header", cut(500), "no Modality .truncated"),
     Fault("a file cut in its pixels", cut(-500), "truncated: wanted 1792 bytes of pixels, got 1292"),
     Fault("an empty file", lambda folder: (folder / "IM9999").touch(), "not DICOM"),
-    Fault("a file that is no DICOM", lambda folder: (folder / "IM9999").write_bytes(bytes(500)) and None, "not DICOM"),
+    Fault("a file that is not DICOM", lambda folder: (folder / "IM9999").write_bytes(bytes(500)) and None, "not DICOM"),
     Fault("DICOMDIR, README, PDF, thumbnails, hidden files", companions, "equal"),
     Fault("links to the slices", links, "equal"),
     Fault("broken links", broken_links, "4 broken links, such as IM"),
     Fault("a link to the folder itself", loop, "equal"),
     Fault("slices in folders below", nested, "equal"),
-    Fault("compressed, names not in UTF-8", not_utf8, "equal", verdict="14 names are not UTF-8"),
+    Fault("compressed, names not in UTF-8", not_utf8, "equal", verdict="14 file names are not UTF-8"),
     # several series
     Fault("a scout beside", beside(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), "equal"),
     Fault("a capture beside", beside(SOPClassUID=SecondaryCaptureImageStorage), "equal"),
@@ -213,7 +213,7 @@ FAULTS = [
         verdict="StackID 1 .* not series 1, StackID 2",
         kind="enhanced",
     ),
-    Fault("two phases, nothing tells them apart", enhanced([*range(14)] * 2), "same position", kind="enhanced"),
+    Fault("two phases without a distinct attribute", enhanced([*range(14)] * 2), "same position", kind="enhanced"),
     Fault("rescale of each frame", enhanced(per_frame_rescale=True), "equal", kind="enhanced"),
     Fault("tilted frames", enhanced(shear=0.2), r"gantry tilt of 11\.3 degrees", kind="enhanced"),
     Fault("frames without positions", enhanced(positions=False), "ImagePositionPatient: .* got none", kind="enhanced"),
