@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from copy import copy, deepcopy
+from copy import copy
 from functools import cached_property, partial
 from os import PathLike
 from pathlib import Path
@@ -15,16 +14,14 @@ import numpy as np
 import torch
 from monai.data import Dataset, MetaTensor
 from rich.progress import track
-from torch.utils.data import DataLoader, Subset
 
 from monai_pipelines.chains import Chain
 from monai_pipelines.data.cache import Cache, Storage, no_space
+from monai_pipelines.data.outcomes import Outcome, Outcomes
 from monai_pipelines.data.split import SPLITS, Cohort, Item
 from monai_pipelines.errors import CohortError, ScanError
 
 logger = logging.getLogger(__name__)
-
-_WORKER_DIED = re.compile(r"DataLoader worker .*(exited unexpectedly|killed by signal)")
 
 OnError = Literal["raise", "skip"]
 Part = TypeVar("Part", bound="UsableItems")
@@ -117,7 +114,7 @@ class PreparedDataset(UsableItems):
     ) -> None:
         cache = Cache(cache_dir, storage) if cache_dir else None
         self._preparation = _Preparation(list(data), transform, cache, tuple(outputs))
-        outcomes = track(self._preparation.outcomes(num_workers), "preparing", total=len(data))
+        outcomes = track(self._preparation.in_order(num_workers), "preparing", total=len(data))
         super().__init__(data, transform, outcomes, on_error)
         verdicts = [verdict for _, verdict in self._results]
         if any(verdict not in ("", "ok") for verdict in verdicts):
@@ -177,30 +174,19 @@ class PreparedSplits(Splits[PreparedDataset]):
         super().__init__(cohort, partial(PreparedDataset, transform=transform, cache_dir=cache_dir, **options))
 
 
-class _Preparation(Dataset):
-    """Item i: ((packed result or its cache file, verdict), None), or (None, why it cannot be used)."""
+class _Preparation(Outcomes):
+    """Results are (packed result or its cache file, verdict)."""
 
     def __init__(self, data: Sequence[Item], transform: Chain, cache: Cache | None, outputs: tuple[str, ...]) -> None:
-        super().__init__(data, transform)
+        super().__init__(data)
         self.chain, self.cache, self.outputs = transform, cache, outputs
         self.fingerprint = transform.fingerprint()
 
-    def outcomes(self, num_workers: int) -> Iterator[tuple[Any, str | None]]:
-        """Outcomes of all items in order; items in progress when a worker process crashes are retried one by one."""
-        done = 0
-        while done < len(self):
-            try:
-                for outcome in self._load(range(done, len(self)), num_workers):
-                    yield outcome
-                    done += 1
-                    if self.cache and done == 1 and outcome[0]:
-                        self._check_space(self.cache, outcome[0][0].stat().st_size)
-            except RuntimeError as error:
-                if not _WORKER_DIED.search(str(error)):
-                    raise
-                for index in range(done, min(done + 2 * num_workers, len(self))):
-                    yield self._alone(index)
-                    done += 1
+    def in_order(self, num_workers: int) -> Iterator[Outcome]:
+        for number, (result, reason) in enumerate(super().in_order(num_workers)):
+            if self.cache and number == 0 and result:
+                self._check_space(self.cache, result[0].stat().st_size)
+            yield result, reason
 
     def _check_space(self, cache: Cache, entry_bytes: int) -> None:
         """An error before the others are prepared, if those that are not in the cache will not fit."""
@@ -211,19 +197,7 @@ class _Preparation(Dataset):
         if not cache.has_space(wanted):
             raise no_space(cache.folder, wanted)
 
-    def _alone(self, index: int) -> tuple[Any, str | None]:
-        try:
-            return next(self._load([index], num_workers=1))
-        except RuntimeError as error:
-            if not _WORKER_DIED.search(str(error)):
-                raise
-            return None, "reading it crashes the process; convert or export it again"
-
-    def _load(self, indices: Sequence[int], num_workers: int) -> Iterator[tuple[Any, str | None]]:
-        for outcome in DataLoader(Subset(self, indices), batch_size=None, num_workers=num_workers, collate_fn=as_is):
-            yield deepcopy(outcome)  # a tensor in a worker's shared memory keeps a file open
-
-    def _transform(self, index: int) -> tuple[Any, str | None]:
+    def __getitem__(self, index: int) -> Outcome:
         image, file, verdict, result = self.data[index]["image"], None, None, None
         try:
             if self.cache and Path(image).exists():  # the chain reports what is missing
@@ -269,11 +243,6 @@ def why_unusable(error: Exception, image: str) -> str:
         return part + error.reason
     text = (error.strerror if isinstance(error, OSError) else None) or str(error)
     return f"{type(error).__name__}: {(text.splitlines() or [''])[0][:200]}"
-
-
-def as_is(fetched: Any) -> Any:
-    """A ``collate_fn`` that changes nothing."""
-    return fetched
 
 
 def _pack(value: Any) -> Any:

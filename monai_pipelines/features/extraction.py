@@ -26,7 +26,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from monai_pipelines.atomic import atomic_write, remove_old_parts
 from monai_pipelines.chains import Chain
-from monai_pipelines.data.prepared import as_is, why_unusable
+from monai_pipelines.data.outcomes import as_is
+from monai_pipelines.data.prepared import why_unusable
 from monai_pipelines.data.slide_table import feature_file, slide_source
 from monai_pipelines.errors import ChainMismatchError, CohortError, ScanError
 from monai_pipelines.features.files import FeatureBag, read_origin, write_features

@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from monai_pipelines.chains import Chain
 from monai_pipelines.data.cache import Cache
-from monai_pipelines.data.prepared import OnError, Splits, UsableItems, as_is, why_unusable
+from monai_pipelines.data.outcomes import as_is
+from monai_pipelines.data.prepared import OnError, Splits, UsableItems, why_unusable
 from monai_pipelines.data.split import Cohort, Item
 from monai_pipelines.errors import ScanError
 from monai_pipelines.features.bags import measure_slide, pad_bags
