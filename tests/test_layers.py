@@ -22,6 +22,7 @@ LAYERS = (  # bottom to top; a module imports from its own layer or below
     {"chains"},
     {"model"},
     {"data"},
+    {"audit"},
     {"features"},
     {"runs"},
     {"report"},

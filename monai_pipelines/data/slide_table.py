@@ -9,7 +9,7 @@ from os import PathLike
 from pathlib import Path, PurePath
 from typing import Any
 
-from monai_pipelines.data.split import Cohort, Item, split_listing
+from monai_pipelines.data.split import Cohort, Item, Listing, split_listing
 from monai_pipelines.data.table import find_inputs, list_table
 from monai_pipelines.errors import CohortError
 from monai_pipelines.slides.opening import PLAUSIBLE_MPP, check_mpp
@@ -39,13 +39,21 @@ def read_slides(
             a missing annotation.
     """
 
+    return split_listing(list_slides(table, classes, features_dir), fractions, seed)
+
+
+def list_slides(
+    table: str | PathLike[str], classes: Sequence[str] | None = None, features_dir: str | PathLike[str] | None = None
+) -> Listing:
+    """The slides of a table, not yet split, with all its problems; the arguments are those of `read_slides`."""
+
     def has_features(name: str) -> bool:
         return features_dir is not None and feature_file(features_dir, name).is_file()
 
     listing = list_table(table, classes, is_optional=has_features)
     problems = list(listing.problems)
     items = [_with_annotation(_with_mpp(item, problems), Path(table).parent, problems) for item in listing.items]
-    return split_listing(replace(listing, items=items, problems=problems), fractions, seed)
+    return replace(listing, items=items, problems=problems)
 
 
 def _with_annotation(item: Item, folder: Path, problems: list[str]) -> Item:

@@ -92,6 +92,11 @@ class Header:
             return value or ""
         return "\\".join(map(str, value)) if isinstance(value, Sequence) else str(value)
 
+    def scanner(self) -> str:
+        """Manufacturer and model, as far as they are plain text."""
+        names = dict.fromkeys(self.text(name).strip() for name in ("Manufacturer", "ManufacturerModelName"))
+        return re.sub(r"[^\w .,+/()-]", "?", " ".join(filter(None, names)))[:48]
+
     def numbers(self, name: str, count: int, low: float, high: float) -> NDArray[np.float64]:
         """``count`` numbers, each in [low, high].
 

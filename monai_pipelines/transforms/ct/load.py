@@ -53,7 +53,8 @@ class LoadCT(Transform):
 
     Returns:
         `MetaTensor` (1, X, Y, Z) int16 in HU; ``affine`` (4, 4) float64 maps voxels to RAS mm;
-        ``meta["filename_or_obj"]`` is the given path, ``meta["verdict"]`` "ok", or what was chosen or repaired.
+        ``meta["filename_or_obj"]`` is the given path, ``meta["verdict"]`` "ok", or what was chosen or repaired,
+        ``meta["scanner"]`` manufacturer and model, empty if unknown.
 
     Raises:
         ScanError: an unreadable file, an implausible header or an irregular series; says how to fix it.
@@ -99,7 +100,7 @@ class LoadCT(Transform):
         verdict = "; ".join(volume.notes) or "ok"
         if volume.notes:
             logger.warning("%s: %s", path, verdict)
-        meta = {"filename_or_obj": str(path), "verdict": verdict}
+        meta = {"filename_or_obj": str(path), "verdict": verdict, "scanner": volume.scanner}
         return placed(torch.from_numpy(volume.hu)[None], volume.affine, meta)
 
     def _read(self, file: Path) -> Volume:
@@ -136,7 +137,7 @@ class LoadCT(Transform):
             largest = float(np.diff(series.along_mm).max())
             hu = evenly_spaced(hu, series.along_mm, series.step_mm)
             notes.append(f"slices up to {largest:.3g} mm apart resampled to {series.step_mm:.3g} mm")
-        return Volume(hu, _affine(first, step), list(dict.fromkeys(notes)))
+        return Volume(hu, _affine(first, step), list(dict.fromkeys(notes)), first.header.scanner())
 
     def _step(self, path: Path, series: Series) -> NDArray[np.float64]:
         """From one slice to the next, LPS mm."""

@@ -21,12 +21,12 @@ from monai_pipelines.walk import is_text, is_utf8, walk_files
 
 TAGS = (
     "AcquisitionNumber", "BitsAllocated", "BitsStored", "Columns", "ConvolutionKernel", "HighBit",
-    "ImageOrientationPatient", "ImagePositionPatient", "ImageType", "Modality", "ModalityLUTSequence",
-    "NumberOfFrames", "PatientID", "PerFrameFunctionalGroupsSequence", "PhotometricInterpretation",
-    "PixelData", "PixelPaddingRangeLimit", "PixelPaddingValue", "PixelRepresentation", "PixelSpacing",
-    "RescaleIntercept", "RescaleSlope", "RescaleType", "Rows", "SamplesPerPixel", "SeriesDescription",
-    "SeriesInstanceUID", "SeriesNumber", "SharedFunctionalGroupsSequence", "SliceThickness", "SOPClassUID",
-    "SOPInstanceUID", "SpacingBetweenSlices", "TemporalPositionIdentifier", "TriggerTime",
+    "ImageOrientationPatient", "ImagePositionPatient", "ImageType", "Manufacturer", "ManufacturerModelName", "Modality",
+    "ModalityLUTSequence", "NumberOfFrames", "PatientID", "PerFrameFunctionalGroupsSequence",
+    "PhotometricInterpretation", "PixelData", "PixelPaddingRangeLimit", "PixelPaddingValue", "PixelRepresentation",
+    "PixelSpacing", "RescaleIntercept", "RescaleSlope", "RescaleType", "Rows", "SOPClassUID", "SOPInstanceUID",
+    "SamplesPerPixel", "SeriesDescription", "SeriesInstanceUID", "SeriesNumber", "SharedFunctionalGroupsSequence",
+    "SliceThickness", "SpacingBetweenSlices", "TemporalPositionIdentifier", "TriggerTime",
 )  # fmt: skip
 SIDECARS = (".csv", ".tsv", ".txt", ".json", ".yaml", ".md", ".xml", ".html", ".pdf", ".png", ".jpg", ".jpeg", ".raw",
             ".zraw", ".raw.gz", ".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".zip")  # fmt: skip

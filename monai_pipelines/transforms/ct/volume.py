@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,11 +20,12 @@ _SHEAR = 0.01  # sideways steps of this share of a slice step are a tilt
 
 @dataclass
 class Volume:
-    """Voxels (X, Y, Z) int16 in HU, voxel -> RAS mm (4, 4), and notes about choices and repairs."""
+    """Voxels (X, Y, Z) int16 in HU, voxel -> RAS mm (4, 4), notes about choices and repairs, and the scanner."""
 
     hu: NDArray[np.int16]
     affine: NDArray[np.float64]
     notes: list[str] = field(default_factory=list)
+    scanner: str = ""
 
 
 def checked(path: Path, volume: Volume, tilt: Literal["error", "correct"]) -> Volume:
@@ -69,7 +70,7 @@ def _straightened(volume: Volume, note: str) -> Volume:
     affine = volume.affine.copy()
     affine[:3, 2] -= sideways
     affine[:3, 3] += middle * sideways
-    return Volume(to_int16(np.stack(planes, axis=-1)), affine, [*volume.notes, note])
+    return replace(volume, hu=to_int16(np.stack(planes, axis=-1)), affine=affine, notes=[*volume.notes, note])
 
 
 def evenly_spaced(hu: NDArray[np.int16], at_mm: NDArray[np.float64], step_mm: float) -> NDArray[np.int16]:

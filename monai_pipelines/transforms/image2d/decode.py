@@ -6,7 +6,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from os import PathLike
 from pathlib import Path
@@ -33,7 +33,8 @@ _FAILURES = (
 _TAGS = [
     "BitsAllocated", "BitsStored", "BluePaletteColorLookupTableData", "BluePaletteColorLookupTableDescriptor",
     "Columns", "ExtendedOffsetTable", "ExtendedOffsetTableLengths", "GreenPaletteColorLookupTableData",
-    "GreenPaletteColorLookupTableDescriptor", "HighBit", "ImagerPixelSpacing", "ModalityLUTSequence", "NumberOfFrames",
+    "GreenPaletteColorLookupTableDescriptor", "HighBit", "ImagerPixelSpacing", "Manufacturer",
+    "ManufacturerModelName", "ModalityLUTSequence", "NumberOfFrames",
     "PhotometricInterpretation", "PixelData", "PixelPaddingRangeLimit", "PixelPaddingValue", "PixelRepresentation",
     "PixelSpacing", "PlanarConfiguration", "PresentationLUTShape",
     "RedPaletteColorLookupTableData", "RedPaletteColorLookupTableDescriptor",
@@ -51,6 +52,8 @@ class DecodedImage:
     file_type: FileType
     spacing_mm: tuple[float, float] | None = None
     """Distance between rows and between columns, mm; only from DICOM."""
+    scanner: str = ""
+    """Manufacturer and model; only from DICOM."""
 
 
 def decode_image(path: str | PathLike[str], channels: Literal[1, 3] | None = None) -> DecodedImage:
@@ -106,7 +109,7 @@ def decode_in_thread(path: str | PathLike[str], channels: Literal[1, 3] | None =
     except _FAILURES as error:
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".:")
         raise ScanError(path, f"unreadable, truncated? ({reason}); copy or export it again") from error
-    return DecodedImage(_with_channels(image.pixels, channels), image.file_type, image.spacing_mm)
+    return replace(image, pixels=_with_channels(image.pixels, channels))
 
 
 def _with_channels(pixels: NDArray[Any], channels: int | None) -> NDArray[Any]:
@@ -183,15 +186,16 @@ def _decode_dicom(path: str | PathLike[str], data: bytes) -> DecodedImage:
     if (frames := header.integer("NumberOfFrames", 1, 10**6, default=1)) > 1:
         raise ScanError(path, f"wanted one image, got {frames} frames; save the frame you want as a separate file")
     _check_size(path, header.integer("Rows", 1, 2**16), header.integer("Columns", 1, 2**16))
-    spacing_mm = _spacing_mm(header)
+    return DecodedImage(_dicom_pixels(header), "dicom", _spacing_mm(header), header.scanner())
+
+
+def _dicom_pixels(header: Header) -> NDArray[Any]:
     if header.integer("SamplesPerPixel", 1, 4, default=1) > 1:
-        colors = decoded(header, 0)[..., :3]
-        bits = header.integer("BitsStored", 1, 32, default=8)
-        return DecodedImage(_shades(colors, bits), "dicom", spacing_mm)
+        return _shades(decoded(header, 0)[..., :3], header.integer("BitsStored", 1, 32, default=8))
     stored = stored_values(header)
     if header.text("PhotometricInterpretation") == "PALETTE COLOR":
-        return DecodedImage(_shades(*_palette(header, stored)), "dicom", spacing_mm)
-    return DecodedImage(_displayed(header, stored)[..., None], "dicom", spacing_mm)
+        return _shades(*_palette(header, stored))
+    return _displayed(header, stored)[..., None]
 
 
 def _shades(colors: NDArray[Any], bits: int) -> NDArray[Any]:

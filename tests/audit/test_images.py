@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import json
 import sys
-import threading
-import warnings
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -16,9 +14,9 @@ import pytest
 from PIL import Image, ImageEnhance
 from scipy.ndimage import gaussian_filter
 
+from monai_pipelines.audit import Audit, audit_cohort, kind_named
 from monai_pipelines.commands.audit import print_audit
-from monai_pipelines.data import list_images, read_images
-from monai_pipelines.data.audit import Audit, audit_images
+from monai_pipelines.data import Listing, list_images, read_images
 from monai_pipelines.errors import CohortError
 
 
@@ -46,7 +44,11 @@ def _cohort(folder: Path, number: int = 6) -> Path:
 
 
 def _audit(folder: Path, similarity: float = 0.95) -> Audit:
-    return audit_images(list_images(folder, patient_pattern=r"(\w+)_\w+\."), similarity, num_workers=2)
+    return _audit_images(list_images(folder, patient_pattern=r"(\w+)_\w+\."), similarity)
+
+
+def _audit_images(listing: Listing, similarity: float = 0.95) -> Audit:
+    return audit_cohort(listing, kind_named("image"), similarity, num_workers=0)
 
 
 def _copy(folder: Path, source: str, target: str) -> None:
@@ -210,7 +212,7 @@ def test_pairs_are_found_over_several_blocks(monkeypatch: pytest.MonkeyPatch, tm
     mirrored = Image.open(folder / "train/a/traina0_0.png").transpose(Image.Transpose.FLIP_TOP_BOTTOM)
     _save(folder, "test/b/testb0_9.png", mirrored)
     whole = _audit(folder)
-    monkeypatch.setattr("monai_pipelines.data.audit._BLOCK", 5)
+    monkeypatch.setattr("monai_pipelines.audit.likeness._BLOCK", 5)
     assert _audit(folder) == whole
 
 
@@ -219,7 +221,7 @@ def test_multilabel(tmp_path: Path) -> None:
         _save(tmp_path, f"{k}.png", _picture(k))
     rows = ["0.png,A|B,train", "1.png,A,train", "2.png,No Finding,test", "3.png,B,test", "lost.png,A,test"]
     (tmp_path / "table.csv").write_text("\n".join(["image,label,split", *rows]))
-    audit = audit_images(list_images(tmp_path, multilabel=True))
+    audit = _audit_images(list_images(tmp_path, multilabel=True))
     assert audit.counts == {
         "train": {"A": 2, "B": 1, "none of them": 0},
         "test": {"A": 0, "B": 1, "none of them": 1},
@@ -236,7 +238,7 @@ def test_plain_data_without_patients(tmp_path: Path) -> None:
         _save(tmp_path, f"{k}.png", _picture(k % 3))
         rows.append(f"{k}.png,{'ab'[k % 2]},Jane Doe,{'train' if k < 2 else 'test'}")
     (tmp_path / "table.csv").write_text("\n".join(["image,label,patient,split", *rows]))
-    audit = audit_images(list_images(tmp_path))
+    audit = _audit_images(list_images(tmp_path))
     text = json.dumps(audit.to_dict())
     assert "Jane" not in text
     again = json.loads(text)
@@ -256,7 +258,7 @@ def test_long_lists_are_cut(
     out = capsys.readouterr().out
     assert "Unreadable images: 25" in out
     assert "... and 5 more" in out
-    assert "To fix: 25 unreadable images. To review: 0 groups of near duplicates." in out
+    assert "To fix: 25 unreadable images.\nTo review: nothing." in out
     assert "13.5" in out, "27 images against 2"
 
 
@@ -295,7 +297,7 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
 @pytest.mark.slow
 def test_real_files(shared_data: Path, folder: str, similarity: float, num_exact: int, num_near: int) -> None:
     """Checked by visual inspection of each pair."""
-    audit = audit_images(list_images(shared_data / folder), similarity)
+    audit = _audit_images(list_images(shared_data / folder), similarity)
     assert (len(audit.exact), len(audit.near), audit.unreadable) == (num_exact, num_near, {})
 
 
@@ -317,7 +319,7 @@ def test_unusable_splits_must_be_fixed(tmp_path: Path, split: str, problem: str)
         _save(tmp_path, row.partition(",")[0], _picture(k))
     (tmp_path / "table.csv").write_text("\n".join(["image,label,split", *rows]))
     listing = list_images(tmp_path)
-    audit = audit_images(listing)
+    audit = _audit_images(listing)
     with pytest.raises(CohortError) as error:
         read_images(tmp_path)
     assert audit.problems == error.value.problems
@@ -333,22 +335,3 @@ def test_a_class_of_two_patients_must_be_fixed(tmp_path: Path) -> None:
     assert _audit(tmp_path).problems == [
         "class 'b' has fewer than 3 patients: it cannot be in train, validation and test"
     ]
-
-
-def test_threads_share_one_filter_of_warnings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Filters are global: threads that each set and restore them would undo each other's."""
-    threads = set()
-
-    class Watched(warnings.catch_warnings):
-        def __enter__(self) -> list[warnings.WarningMessage] | None:
-            threads.add(threading.current_thread())
-            return super().__enter__()
-
-    folder = _cohort(tmp_path)
-    exif = b"Exif\0\0II*\0\x08\0\0\0\x09\0"  # nine missing entries: Pillow warns
-    _save(folder, "test/b/testb0_9.jpg", _picture(99), exif=exif)
-    monkeypatch.setattr(warnings, "catch_warnings", Watched)
-    before = list(warnings.filters)
-    assert _audit(folder).unreadable == {}
-    assert threads == {threading.main_thread()}
-    assert warnings.filters == before
