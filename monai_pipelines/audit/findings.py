@@ -112,36 +112,47 @@ class Audit:
     def to_fix(self) -> list[str]:
         """What invalidates results or stops the training, one line each; near duplicates and outliers do not."""
         unit, drawn = self.unit, WHOLE in self.counts
-        counts = {
-            "problems of the source": len(self.problems),
-            f"unreadable {unit}s": len(self.unreadable),
-            f"blank {unit}s": len(self.blank),
-            "scans without a negative value, which are not in HU": len(self.not_hu),
-            "patients in several splits": len(self.patients_in_several_splits),
-            f"groups of equal {unit}s in several splits": sum(group.across_splits for group in self.exact),
-            f"groups of equal {unit}s in several classes": sum(group.across_classes for group in self.exact),
-            f"groups of equal {unit}s of several patients, which a random split may separate": sum(
-                drawn and group.num_patients > 1 for group in self.exact
+        split = sum(group.across_splits for group in self.exact)
+        relabeled = sum(group.across_classes for group in self.exact)
+        loose = sum(drawn and group.num_patients > 1 for group in self.exact)
+        return _counted(
+            (len(self.problems), "problem of the source", "problems of the source"),
+            (len(self.unreadable), f"unreadable {unit}", f"unreadable {unit}s"),
+            (len(self.blank), f"blank {unit}", f"blank {unit}s"),
+            (len(self.not_hu), "scan not in HU: no negative value", "scans not in HU: no negative value"),
+            (len(self.patients_in_several_splits), "patient in several splits", "patients in several splits"),
+            (split, f"group of equal {unit}s in several splits", f"groups of equal {unit}s in several splits"),
+            (relabeled, f"group of equal {unit}s in several classes", f"groups of equal {unit}s in several classes"),
+            (
+                loose,
+                f"group of equal {unit}s of several patients, which a random split may separate",
+                f"groups of equal {unit}s of several patients, which a random split may separate",
             ),
-        }
-        return [f"{count} {problem}" for problem, count in counts.items() if count]
+        )
 
     @property
     def to_review(self) -> list[str]:
         """What needs a look, one line each."""
-        counts = {"groups of near duplicates": len(self.near), "outliers": len(self.outliers)}
-        revealing = [
-            f"{row['features']} alone reaches a ROC AUC of {row['roc_auc']:.2f}"
+        found = _counted(
+            (len(self.near), "group of near duplicates", "groups of near duplicates"),
+            (len(self.outliers), "outlier", "outliers"),
+        )
+        return found + [
+            f"ROC AUC of {row['roc_auc']:.2f} from {row['features']} alone"
             for row in self.shortcuts
             if (row["low"] or 0) > REVEALING
         ]
-        return [f"{count} {finding}" for finding, count in counts.items() if count] + revealing
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, without the pictures."""
         plain = asdict(self)
         del plain["pictures"]
         return {**plain, "imbalance": self.imbalance, "to_fix": self.to_fix, "to_review": self.to_review}
+
+
+def _counted(*counts: tuple[int, str, str]) -> list[str]:
+    """Counts above 0 with their words, for one and for several."""
+    return [f"{count:,} {one if count == 1 else several}" for count, one, several in counts if count]
 
 
 class _Readings(Outcomes):
@@ -211,7 +222,7 @@ def audit_cohort(listing: Listing, kind: Kind, similarity: float = 0.95, num_wor
         exact=exact,
         near=near,
         outliers={names[index]: why for index, why in find_outliers(readings, kind).items()},
-        shortcuts=shortcut_table(readings, readable, len(listing.classes)) if readable else [],
+        shortcuts=shortcut_table(readings, readable, len(listing.classes), kind.values) if readable else [],
         pictures={name: reading.picture for name, reading in zip(names, readings, strict=True)},
     )
 

@@ -18,6 +18,7 @@ from scipy.sparse.csgraph import connected_components
 _DETAIL = 1.5  # Gaussian std in voxels of the small picture: coarser structures are removed
 _FAINT = 2.0  # gray levels of contrast that are damped by half
 _BLOCK = 1024
+MIRRORED = {2: 1, 3: 4}  # by dimensions
 
 Array = NDArray[np.float32]
 
@@ -77,14 +78,18 @@ def _similar(details: Sequence[Array], similarity: float) -> Iterator[tuple[int,
     for start in track(starts, "comparing", disable=len(starts) < 4):
         block = stack[start : start + _BLOCK]
         best = np.full((len(block), len(stack) - start), -1, np.float32)
-        for turned in _orientations(block):
+        for turned in orientations(block):
             np.maximum(best, turned.reshape(len(block), -1) @ flat[start:].T, out=best)
         for row, column in np.argwhere(best >= similarity - 1e-6):
             if row < column:
                 yield start + int(row), start + int(column), min(1.0, float(best[row, column]))
 
 
-def _orientations(block: Array) -> Iterator[Array]:
+def orientations(block: Array) -> Iterator[Array]:
+    """(N, ...) in eight orientations, as it is first; the one that swaps left and right is at `MIRRORED`.
+
+    Pictures (N, height, width) are rotated by 90 degrees and mirrored, volumes (N, X, Y, Z) reflected.
+    """
     if block.ndim == 3:
         for quarter in range(4):
             turned = np.rot90(block, quarter, axes=(1, 2))

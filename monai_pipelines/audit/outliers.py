@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monai_pipelines.audit.kinds import Kind
+from monai_pipelines.audit.likeness import MIRRORED, orientations
 from monai_pipelines.audit.readings import Reading
 
 MIN_ITEMS = 10
@@ -16,7 +17,10 @@ _REACH = 5.0  # robust standard deviations
 _MAD_STD = 1.4826  # standard deviation of normal values over their median absolute deviation
 _STD_OCTAVES = 0.25  # smallest standard deviation of sizes and spacings that is assumed
 _STD_VALUES = {"HU": 40.0, "gray levels": 8.0}
-_STD_CONTENT = 0.05
+_STD_CONTENT = 0.2
+_SHARED = 0.5  # usual correlation with the median picture from which on position means anatomy
+_UNLIKE = 0.2
+_MARGIN = 0.2
 _Row = tuple[int, str]
 
 
@@ -25,7 +29,8 @@ def find_outliers(readings: Sequence[Reading], kind: Kind) -> dict[int, list[str
 
     A value is an outlier if it is more than 5 robust standard deviations (1.4826 times the median absolute deviation,
     at least a quarter of an octave, 40 HU or 8 gray levels) from the median; a content, if the correlation of its
-    coarse picture with the median picture is that much lower than usual.
+    coarse picture with the median picture is that much lower than usual (Fisher's z, at least 0.2), or below
+    0.2 although usually above 0.5, or if another orientation fits better by 0.2; left and right are not distinguished.
 
     Args:
         readings: of all items; fewer than 10 have no outliers.
@@ -72,14 +77,28 @@ def _means(readings: Sequence[Reading], kind: Kind) -> Iterator[_Row]:
 
 
 def _contents(readings: Sequence[Reading]) -> Iterator[_Row]:
-    pictures = [reading.coarse.ravel() for reading in readings if reading.coarse is not None]
+    pictures = [reading.coarse for reading in readings if reading.coarse is not None]
     if len(pictures) < len(readings):
         return
-    stack = np.stack(pictures).astype(np.float64)
+    stack = np.stack(pictures)
     usual = np.median(stack, axis=0)
-    parts = stack - stack.mean(axis=1, keepdims=True), usual - usual.mean()
-    norms = np.linalg.norm(parts[0], axis=1) * np.linalg.norm(parts[1])
-    likeness = np.divide(parts[0] @ parts[1], norms, out=np.zeros(len(stack)), where=norms > 0)
-    distances, median = _far(likeness, _STD_CONTENT)
-    for index in np.flatnonzero(distances < -_REACH):
-        yield int(index), f"its picture correlates by {likeness[index]:.2f} with the median, usually {median:.2f}"
+    likeness = [np.arctanh(_correlation(turned, usual)) for turned in orientations(stack)]
+    mirrored = MIRRORED[usual.ndim]
+    upright = np.maximum(likeness[0], likeness[mirrored])
+    turned = np.max([found for k, found in enumerate(likeness) if k not in (0, mirrored)], axis=0)
+    distances, median = _far(upright, _STD_CONTENT)
+    shared = np.tanh(median) > _SHARED
+    for index in np.flatnonzero((distances < -_REACH) | (shared & (np.tanh(upright) < _UNLIKE))):
+        was = f"{np.tanh(upright[index]):.2f} with the median picture, usually {np.tanh(median):.2f}"
+        yield int(index), f"correlation of {was}"
+    for index in np.flatnonzero(shared & (turned - upright > _MARGIN)):
+        yield int(index), "turned or upside down: another orientation fits the others better"
+
+
+def _correlation(stack: NDArray[np.float32], picture: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Of each picture with one, (N,) from -0.999 to 0.999."""
+    flat, one = stack.reshape(len(stack), -1).astype(np.float64), picture.ravel().astype(np.float64)
+    flat, one = flat - flat.mean(axis=1, keepdims=True), one - one.mean()
+    norms = np.linalg.norm(flat, axis=1) * np.linalg.norm(one)
+    found = np.divide(flat @ one, norms, out=np.zeros(len(flat)), where=norms > 0)
+    return np.clip(found, -0.999, 0.999)

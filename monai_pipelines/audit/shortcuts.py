@@ -20,7 +20,9 @@ MAX_CATEGORIES = 20
 _RESAMPLES = 500
 
 
-def shortcut_table(readings: Sequence[Reading], items: Sequence[Item], num_classes: int) -> list[dict[str, Any]]:
+def shortcut_table(
+    readings: Sequence[Reading], items: Sequence[Item], num_classes: int, values: str
+) -> list[dict[str, Any]]:
     """ROC AUC of logistic regressions on cheap features: size, spacing, file type, scanner, values.
 
     Each is fitted and scored in five-fold cross-validation with whole patients; classes with fewer than five patients
@@ -30,6 +32,7 @@ def shortcut_table(readings: Sequence[Reading], items: Sequence[Item], num_class
         readings: of the items.
         items: with ``label`` and ``patient``.
         num_classes: C.
+        values: what the values are called: gray levels, or HU.
 
     Returns:
         for each group of features and for all together ``features``, ``roc_auc`` (mean over the classes), and its 95%
@@ -46,7 +49,7 @@ def shortcut_table(readings: Sequence[Reading], items: Sequence[Item], num_class
     present, patients = present[rows][:, large], patients[rows]
     label = present.astype(int) if multilabel else present.argmax(axis=1)
     strata = np.where(present.any(axis=1), present.argmax(axis=1), len(large))
-    features = _features([readings[row] for row in rows.tolist()])
+    features = _features([readings[row] for row in rows.tolist()], values)
     if not features:
         return []
     probs: dict[str, NDArray[np.float64]] = {}
@@ -68,19 +71,19 @@ def _row(name: str, prob: NDArray[np.float64], label: NDArray[Any], patients: Se
     return {"features": name, "roc_auc": classification_metrics(prob, label)["roc_auc"], "low": low, "high": high}
 
 
-def _features(readings: Sequence[Reading]) -> Mapping[str, NDArray[np.float64]]:
+def _features(readings: Sequence[Reading], values: str) -> Mapping[str, NDArray[np.float64]]:
     """Name -> (N, F); without those that are the same for all."""
     groups: dict[str, Any] = {
         "size": [np.log2(reading.size) for reading in readings],
         "file type": _one_hot([f"{reading.file_type} {reading.channels}" for reading in readings]),
         "scanner": _one_hot([reading.scanner for reading in readings]),
-        "values": [(reading.low, reading.mean, reading.std, reading.high) for reading in readings],
+        values: [(reading.low, reading.mean, reading.std, reading.high) for reading in readings],
     }
     spacings = [reading.spacing for reading in readings if reading.spacing]
     if len(spacings) == len(readings):
         groups["spacing"] = np.log2(spacings)
-    stacked = {name: np.asarray(values, float) for name, values in groups.items()}
-    return {name: values for name, values in stacked.items() if np.ptp(values, axis=0).any()}
+    stacked = {name: np.asarray(group, float) for name, group in groups.items()}
+    return {name: group for name, group in stacked.items() if np.ptp(group, axis=0).any()}
 
 
 def _one_hot(texts: Sequence[str]) -> NDArray[np.float64]:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from monai_pipelines.data.split import SPLITS
 from monai_pipelines.walk import files_of
 
 _GLIMPSE = 4096  # bytes
 
 
 class _Image(NamedTuple):
-    split: str
+    side: Hashable  # equal images on several sides are found
     name: str
     source: Path | NDArray[Any]  # a file, a folder of them, or pixels in memory
 
@@ -69,12 +70,9 @@ def audit_splits(splits: Mapping[str, Any]) -> dict[str, Any]:
             splits_of[item["patient"]].add(split)
     named = patients_known(item for _, item in items)
     images = [image for split, part in splits.items() for image in _images(split, part)]
-    groups: list[list[_Image]] = [images]
-    unread: list[_Image] = []
-    for key in (_size, _glimpse, _digest):
-        groups = [finer for group in groups for finer in _in_several_splits(group, key, unread)]
+    groups, unread = _equal(images)
     equal = [
-        {"images": [image.name for image in group], "splits": list(dict.fromkeys(image.split for image in group))}
+        {"images": [image.name for image in group], "splits": list(dict.fromkeys(image.side for image in group))}
         for group in groups
     ]
     num_compared = len(images) - len(unread)
@@ -92,6 +90,32 @@ def audit_splits(splits: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def repeated(items: Sequence[Mapping[str, Any]]) -> dict[int, str]:
+    """Items that must not be used beside others with the same files, under any name, and why, by index.
+
+    Of equal files in several splits those of the test set are kept, or else those of the validation set; of equal files
+    with different labels, none.
+
+    Args:
+        items: of a datalist, with ``image`` (path), ``name``, ``label`` and ``split``.
+    """
+    images = [
+        _Image((item["split"], str(item["label"])), str(index), Path(item["image"])) for index, item in enumerate(items)
+    ]
+    reasons = {}
+    for group in _equal(images)[0]:
+        members = [int(image.name) for image in group]
+        last = max(members, key=lambda index: SPLITS.index(items[index]["split"]))
+        for index in members:
+            other = next((k for k in members if items[k]["label"] != items[index]["label"]), None)
+            if other is not None:
+                reasons[index] = f"same file as {items[other]['name']}, which has another label; correct or remove one"
+            elif items[index]["split"] != items[last]["split"]:
+                split = items[last]["split"]
+                reasons[index] = f"same file as {items[last]['name']}, which is in {split}; remove one"
+    return dict(sorted(reasons.items()))
+
+
 def _count(num: int) -> str:
     return "1 image" if num == 1 else f"{num} images"
 
@@ -103,17 +127,24 @@ def _images(split: str, part: Any) -> list[_Image]:
     return [_Image(split, item["name"], Path(item["image"])) for item in items if "image" in item]
 
 
-def _in_several_splits(
-    images: Iterable[_Image], key: Callable[[Any], Hashable], unread: list[_Image]
-) -> list[list[_Image]]:
-    """Groups of images in several splits with the same key; what cannot be read is added to ``unread``."""
+def _equal(images: Sequence[_Image]) -> tuple[list[list[_Image]], list[_Image]]:
+    """Groups of equal images on several sides, and those that cannot be read."""
+    groups: list[list[_Image]] = [list(images)]
+    unread: list[_Image] = []
+    for key in (_size, _glimpse, _digest):
+        groups = [finer for group in groups for finer in _finer(group, key, unread)]
+    return groups, unread
+
+
+def _finer(images: Iterable[_Image], key: Callable[[Any], Hashable], unread: list[_Image]) -> list[list[_Image]]:
+    """Groups on several sides with the same key; what cannot be read is added to ``unread``."""
     groups = defaultdict(list)
     for image in images:
         try:
             groups[key(image.source)].append(image)
         except OSError:
             unread.append(image)
-    return [group for group in groups.values() if len({image.split for image in group}) > 1]
+    return [group for group in groups.values() if len({image.side for image in group}) > 1]
 
 
 def _pixel_files(path: Path) -> list[Path]:

@@ -18,6 +18,7 @@ from rich.progress import track
 from monai_pipelines.chains import Chain
 from monai_pipelines.data.cache import Cache, Storage, no_space
 from monai_pipelines.data.outcomes import Outcome, Outcomes
+from monai_pipelines.data.overlap import repeated
 from monai_pipelines.data.split import SPLITS, Cohort, Item
 from monai_pipelines.errors import CohortError, ScanError
 
@@ -29,6 +30,9 @@ Part = TypeVar("Part", bound="UsableItems")
 
 class UsableItems(Dataset):
     """The usable items of a datalist with their results, and the reasons why the others cannot be used.
+
+    Items with a ``split`` are first compared by their files: the same file in several splits, or with several labels,
+    is an error before anything is prepared, or skipped (`monai_pipelines.data.overlap.repeated`).
 
     Args:
         data: datalist with ``image`` (path).
@@ -53,7 +57,14 @@ class UsableItems(Dataset):
     ) -> None:
         if on_error not in ("raise", "skip"):
             raise ValueError(f"{type(self).__name__}: on_error must be 'raise' or 'skip', got {on_error!r}")
-        judged = [(item, *outcome) for item, outcome in zip(data, outcomes, strict=True)]
+        repeats = repeated(data) if all("split" in item for item in data) else {}
+        if repeats and on_error == "raise":
+            problems = [f"{data[index]['name']}: {reason}" for index, reason in repeats.items()]
+            raise CohortError(f"{len(repeats)} of {len(data)} cannot be used", problems)
+        judged: list[tuple[Item, Any, str | None]] = [
+            (item, None, repeats[index]) if index in repeats else (item, *outcome)
+            for index, (item, outcome) in enumerate(zip(data, outcomes, strict=True))
+        ]
         self.skipped: list[Item] = [{**item, "skipped": reason} for item, _, reason in judged if reason]
         self._results = [result for _, result, reason in judged if not reason]
         usable = [item for item, _, reason in judged if not reason]

@@ -99,18 +99,18 @@ def test_patients_in_two_splits_are_listed(tmp_path: Path) -> None:
     assert audit.patients_in_several_splits == [
         {"test": ["test/a/traina1_x.png"], "train": ["train/a/traina1_2.png", "train/a/traina1_3.png"]}
     ]
-    assert audit.to_fix == ["1 patients in several splits"]
+    assert audit.to_fix == ["1 patient in several splits"]
 
 
 @pytest.mark.parametrize(
     ("source", "target", "kind", "to_fix"),
     [
-        ("train/a/traina0_0.png", "test/a/testa0_9.png", "two splits", ["1 groups of equal images in several splits"]),
+        ("train/a/traina0_0.png", "test/a/testa0_9.png", "two splits", ["1 group of equal images in several splits"]),
         (
             "train/a/traina0_0.png",
             "train/b/trainb0_9.png",
             "two classes",
-            ["1 groups of equal images in several classes"],
+            ["1 group of equal images in several classes"],
         ),
         ("train/a/traina0_0.png", "train/a/traina1_9.png", "several patients", []),
         ("train/a/traina0_0.png", "train/a/traina0_9.png", "one patient", []),
@@ -143,9 +143,7 @@ def test_equal_images_of_two_patients_must_be_fixed_without_a_split(tmp_path: Pa
     _copy(tmp_path, "a/p0_0.png", "a/p0_1.png")
     assert _audit(tmp_path).to_fix == []
     _copy(tmp_path, "a/p0_0.png", "a/p1_1.png")
-    assert _audit(tmp_path).to_fix == [
-        "1 groups of equal images of several patients, which a random split may separate"
-    ]
+    assert _audit(tmp_path).to_fix == ["1 group of equal images of several patients, which a random split may separate"]
 
 
 def _jpeg(image: Image.Image) -> Image.Image:
@@ -228,7 +226,7 @@ def test_multilabel(tmp_path: Path) -> None:
     }
     assert audit.imbalance == {"train": None, "test": None}
     assert audit.problems == ["line 6: lost.png: no such file or folder"]
-    assert audit.to_fix == ["1 problems of the source"]
+    assert audit.to_fix == ["1 problem of the source"]
 
 
 def test_plain_data_without_patients(tmp_path: Path) -> None:
@@ -279,7 +277,7 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert list(json.loads((out / "audit.json").read_text())["counts"]["train"]) == ["b", "a"]
     _copy(folder, "train/a/traina0_0.png", "test/a/testa0_9.png")
     assert run(folder, *pattern) == 1
-    assert "1 groups of equal images in several splits" in capsys.readouterr().out
+    assert "1 group of equal images in several splits" in capsys.readouterr().out
     assert run(folder, "--classes", "a,c") == 1
     assert run(tmp_path / "lost") == 1
     assert "no such file or folder" in capsys.readouterr().err
@@ -324,7 +322,7 @@ def test_unusable_splits_must_be_fixed(tmp_path: Path, split: str, problem: str)
         read_images(tmp_path)
     assert audit.problems == error.value.problems
     assert problem in audit.problems[0]
-    assert audit.to_fix == ["1 problems of the source"]
+    assert audit.to_fix == ["1 problem of the source"]
     assert listing.problems == [], "not changed"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +15,13 @@ from monai_pipelines.errors import CohortError
 
 @pytest.mark.parametrize("number", [500, pytest.param(5000, marks=pytest.mark.nightly)])
 def test_one_corrupt_image_among_many(number: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    file = io.BytesIO()
-    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(file, "PNG")
+    rng = np.random.default_rng(0)
     for name in "ab":
         (tmp_path / name).mkdir()
         for k in range(number):
-            (tmp_path / name / f"{k}.png").write_bytes(file.getvalue())
+            Image.fromarray(rng.integers(256, size=(8, 8), dtype=np.uint8)).save(tmp_path / name / f"{k}.png")
     bad = tmp_path / "b" / "432.png"
-    bad.write_bytes(file.getvalue()[:-25])
+    bad.write_bytes(bad.read_bytes()[:-25])
     cohort, chain = read_images(tmp_path), load_chain("image2d", steps={"resize": None, "normalize": None})
 
     with pytest.raises(CohortError, match=f"1 of {2 * number} cannot be used: 1 problem") as error:
