@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from itertools import islice
 from os import PathLike
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, Literal
 from pydicom.errors import InvalidDicomError
 
 from monai_pipelines.audit.readings import Reading, read_image, read_scan, read_slide
+from monai_pipelines.chains import did_you_mean
 from monai_pipelines.data import Listing, find_scans, list_images
 from monai_pipelines.data.folder import IMAGES
 from monai_pipelines.data.rows import read_rows
@@ -61,12 +63,15 @@ def kind_named(name: KindName, **load: Any) -> Kind:
         load: arguments of `LoadCT`, for scans.
 
     Raises:
-        TypeError: arguments that `LoadCT` does not have, or for another kind.
+        ValueError: arguments that `LoadCT` does not have, or for another kind.
     """
+    known = list(signature(LoadCT).parameters) if name == "scan" else []
+    for argument in load:
+        if argument not in known:
+            reader = "LoadCT" if known else f"the reader of {name}s"
+            raise ValueError(f"{reader} has no argument {argument!r}{did_you_mean(argument, known)}")
     if name == "scan":
         return Kind("scan", ("x", "y", "z"), "mm", "HU", partial(read_scan, load=LoadCT(**load)))
-    if load:
-        raise TypeError(f"arguments of LoadCT are for scans, not for {name}s: {', '.join(load)}")
     if name == "image":
         return Kind("image", ("height", "width"), "mm", "gray levels", read_image)
     return Kind("slide", ("width", "height"), "um", "gray levels", read_slide)

@@ -56,13 +56,12 @@ def audit(
 def print_audit(audit: Audit) -> None:
     """Print the findings as tables; long lists are cut, `Audit.to_dict` has everything."""
     console = Console()
-    last = {"scanners": audit.scanners} if audit.unit == "scan" else {"colors": audit.colors}
-    table = Table("class", *audit.counts, "size (median)", "spacing", "file types", *last, title=audit.source)
+    table = Table("class", *audit.counts, "size (median)", "spacing", "file types", "colors", title=audit.source)
     for name, size in audit.sizes.items():
         counts = (str(by_class[name]) for by_class in audit.counts.values())
         tallies = (
-            ", ".join(f"{escape(key)} {count}" for key, count in sorted(found[name].items()))
-            for found in (audit.file_types, *last.values())
+            ", ".join(f"{escape(key)}: {count}" for key, count in sorted(found[name].items()))
+            for found in (audit.file_types, audit.colors)
         )
         table.add_row(escape(name), *counts, _extent(size), _extent(audit.spacings[name]), *tallies)
     factors = (f"{factor:.1f}" if factor else "a class is empty" for factor in audit.imbalance.values())

@@ -15,6 +15,7 @@ import torch
 
 from monai_pipelines.data import ArrayDataset, audit_splits, find_images, overlap, patients_known
 from monai_pipelines.data.prepared import UsableItems
+from monai_pipelines.errors import CohortError
 
 
 def _write(file: Path, content: bytes) -> dict[str, str]:
@@ -187,3 +188,39 @@ def test_real_images_are_different(shared_data):
     assert _equal(parts) == []
     again = {**parts, "again": parts["test"][:3]}
     assert len(_equal(again)) == 3
+
+
+def _labeled(file, content, label, split):
+    return {**_write(file, content), "label": label, "split": split}
+
+
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_equal_files_stop_a_training_before_anything_is_read(tmp_path, on_error):
+    """Of equal files the test set's is used, unless their labels differ."""
+    items = [
+        _labeled(tmp_path / "a", b"1", 0, "train"),
+        _labeled(tmp_path / "b", b"1", 0, "validation"),
+        _labeled(tmp_path / "c", b"1", 0, "test"),
+        _labeled(tmp_path / "d", b"2", 0, "train"),
+        _labeled(tmp_path / "e", b"2", 1, "train"),
+        _labeled(tmp_path / "f", b"3", 0, "train"),
+        _labeled(tmp_path / "g", b"3", 0, "train"),
+        _labeled(tmp_path / "h", b"4", [0.0, 1.0], "test"),
+    ]
+    reasons = {
+        "a": "same file as c, which is in test; remove one",
+        "b": "same file as c, which is in test; remove one",
+        "d": "same file as e, which has another label; correct or remove one",
+        "e": "same file as d, which has another label; correct or remove one",
+    }
+    outcomes = iter([(k, None) for k in range(len(items))])
+    if on_error == "raise":
+        with pytest.raises(CohortError, match="4 of 8 cannot be used") as error:
+            UsableItems(items, None, outcomes)
+        assert error.value.problems == [f"{name}: {reason}" for name, reason in reasons.items()]
+        assert next(outcomes) == (0, None), "nothing was prepared"
+        return
+    part = UsableItems(items, None, outcomes, on_error="skip")
+    assert {item["name"]: item["skipped"] for item in part.skipped} == reasons
+    assert [item["name"] for item in part.data] == ["c", "f", "g", "h"]
+    assert part._results == [2, 5, 6, 7]
