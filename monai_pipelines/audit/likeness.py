@@ -30,7 +30,7 @@ def digest(values: NDArray[Any]) -> bytes:
     return found.digest()
 
 
-def detail(small: Array) -> Array:
+def detail(small: Array) -> NDArray[np.float16]:
     """Detail of a small picture in gray levels 0 to 255, of norm 1 (0: no detail).
 
     Coarse shading is removed and local contrast normalized, so that pictures are not similar because of brightness or
@@ -39,7 +39,7 @@ def detail(small: Array) -> Array:
     fine = small - gaussian_filter(small, _DETAIL)
     fine = fine / (np.sqrt(gaussian_filter(fine**2, _DETAIL)) + _FAINT)
     norm = float(np.linalg.norm(fine))
-    return fine / norm if norm > 0.1 else np.zeros_like(fine)
+    return (fine / norm if norm > 0.1 else np.zeros_like(fine)).astype(np.float16)
 
 
 def equal_groups(digests: Sequence[bytes]) -> list[list[int]]:
@@ -50,7 +50,7 @@ def equal_groups(digests: Sequence[bytes]) -> list[list[int]]:
     return list(same.values())
 
 
-def similar_groups(details: Sequence[Array], similarity: float) -> list[tuple[list[int], float]]:
+def similar_groups(details: Sequence[NDArray[Any]], similarity: float) -> list[tuple[list[int], float]]:
     """Indices that are linked by a similarity of at least this, with the lowest that links two of them.
 
     Args:
@@ -68,11 +68,11 @@ def similar_groups(details: Sequence[Array], similarity: float) -> list[tuple[li
     return [(np.flatnonzero(component == number).tolist(), value) for number, value in lowest.items()]
 
 
-def _similar(details: Sequence[Array], similarity: float) -> Iterator[tuple[int, int, float]]:
+def _similar(details: Sequence[NDArray[Any]], similarity: float) -> Iterator[tuple[int, int, float]]:
     """Pairs (i < j) that are similar in one of their orientations."""
     if not details:
         return
-    stack = np.stack(details)
+    stack = np.stack(details).astype(np.float32)
     flat = stack.reshape(len(stack), -1)
     starts = range(0, len(stack), _BLOCK)
     for start in track(starts, "comparing", disable=len(starts) < 4):
@@ -85,7 +85,7 @@ def _similar(details: Sequence[Array], similarity: float) -> Iterator[tuple[int,
                 yield start + int(row), start + int(column), min(1.0, float(best[row, column]))
 
 
-def orientations(block: Array) -> Iterator[Array]:
+def orientations(block: NDArray[Any]) -> Iterator[NDArray[Any]]:
     """(N, ...) in eight orientations, as it is first; the one that swaps left and right is at `MIRRORED`.
 
     Pictures (N, height, width) are rotated by 90 degrees and mirrored, volumes (N, X, Y, Z) reflected.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,7 +61,7 @@ def _sizes(readings: Sequence[Reading], kind: Kind) -> Iterator[_Row]:
     for k, axis in enumerate(kind.axes):
         for indices, values, what in (
             (range(len(readings)), [float(reading.size[k]) for reading in readings], unit),
-            (known, [readings[index].spacing[k] for index in known], f"{kind.unit} per pixel"),  # type: ignore[index]
+            (known, [readings[index].spacing[k] for index in known], f"{kind.unit} per {unit[:-1]}"),  # type: ignore[index]
         ):
             if len(values) < MIN_ITEMS:
                 continue
@@ -89,15 +90,15 @@ def _contents(readings: Sequence[Reading]) -> Iterator[_Row]:
     distances, median = _far(upright, _STD_CONTENT)
     shared = np.tanh(median) > _SHARED
     for index in np.flatnonzero((distances < -_REACH) | (shared & (np.tanh(upright) < _UNLIKE))):
-        was = f"{np.tanh(upright[index]):.2f} with the median picture, usually {np.tanh(median):.2f}"
-        yield int(index), f"correlation of {was}"
+        found, usually = np.tanh([upright[index], median])
+        yield int(index), f"correlation of {found:.2f} with the median picture, usually {usually:.2f}"
     for index in np.flatnonzero(shared & (turned - upright > _MARGIN)):
         yield int(index), "turned or upside down: another orientation fits the others better"
 
 
-def _correlation(stack: NDArray[np.float32], picture: NDArray[np.float32]) -> NDArray[np.float64]:
+def _correlation(stack: NDArray[Any], picture: NDArray[Any]) -> NDArray[np.float64]:
     """Of each picture with one, (N,) from -0.999 to 0.999."""
-    flat, one = stack.reshape(len(stack), -1).astype(np.float64), picture.ravel().astype(np.float64)
+    flat, one = stack.reshape(len(stack), -1).astype(np.float32), picture.ravel().astype(np.float32)
     flat, one = flat - flat.mean(axis=1, keepdims=True), one - one.mean()
     norms = np.linalg.norm(flat, axis=1) * np.linalg.norm(one)
     found = np.divide(flat @ one, norms, out=np.zeros(len(flat)), where=norms > 0)

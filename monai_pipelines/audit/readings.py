@@ -55,8 +55,8 @@ class Reading:
     scanner: str
     verdict: str
     digest: bytes
-    coarse: NDArray[np.float32] | None
-    detail: NDArray[np.float32]
+    coarse: NDArray[np.uint8] | None
+    detail: NDArray[np.float16]
     picture: NDArray[np.uint8]
 
 
@@ -78,7 +78,7 @@ def read_image(item: Mapping[str, Any]) -> Reading:
         scanner=image.scanner,
         verdict="ok",
         digest=digest(pixels),
-        coarse=small,
+        coarse=small.astype(np.uint8),
         detail=detail(small),
         picture=_picture(levels),
     )
@@ -107,7 +107,7 @@ def read_scan(item: Mapping[str, Any], load: LoadCT) -> Reading:
         scanner=volume.meta["scanner"],
         verdict=volume.meta["verdict"],
         digest=digest(hu),
-        coarse=small,
+        coarse=small.astype(np.uint8),
         detail=detail(small),
         picture=_views(gray, spacing),
     )
