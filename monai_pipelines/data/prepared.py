@@ -21,6 +21,7 @@ from monai_pipelines.chains import Chain
 from monai_pipelines.data.cache import Cache, Storage, no_space
 from monai_pipelines.data.split import SPLITS, Cohort, Item
 from monai_pipelines.errors import CohortError, ScanError
+from monai_pipelines.privacy import failure
 
 logger = logging.getLogger(__name__)
 
@@ -248,7 +249,10 @@ class _Preparation(Dataset):
         result = cache.read(file)
         if result is None:
             logger.warning("%s: missing or damaged, made again", file)
-            result, verdict = self._kept(self.chain({"image": image}))
+            try:
+                result, verdict = self._kept(self.chain({"image": image}))
+            except Exception as error:
+                raise ScanError(image, why_unusable(error, image)) from None
             cache.write(file, result, verdict)
         return result
 
@@ -261,14 +265,16 @@ class _Preparation(Dataset):
 
 
 def why_unusable(error: Exception, image: str) -> str:
-    """The reason given by an error, or by what MONAI wrapped in it, without the path of the scan."""
+    """The reason given by an error, or by what MONAI wrapped in it, without the path of the scan.
+
+    Of any error but a `ScanError` only `failure`: a decoder's text may quote the header.
+    """
     while isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
         error = error.__cause__
     if isinstance(error, ScanError):
         part = "" if Path(error.path) == Path(image) else f"{Path(error.path).name}: "
         return part + error.reason
-    text = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    return f"{type(error).__name__}: {(text.splitlines() or [''])[0][:200]}"
+    return failure(error)
 
 
 def as_is(fetched: Any) -> Any:
