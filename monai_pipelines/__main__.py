@@ -8,7 +8,12 @@ import typer
 
 from monai_pipelines.commands import audit, cache, compare, explain, features, phantoms, report, show, sweep
 
-app = typer.Typer(help="MONAI pipelines that classify medical images.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(
+    help="MONAI pipelines that classify medical images.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,  # they hold headers
+)
 for command in (
     *(show.show, audit.audit, report.report, compare.compare, explain.explain),
     *(features.features, sweep.sweep, cache.cache),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from functools import cached_property, partial
@@ -21,6 +22,7 @@ from monai_pipelines.data.outcomes import Outcome, Outcomes
 from monai_pipelines.data.overlap import repeated
 from monai_pipelines.data.split import SPLITS, Cohort, Item
 from monai_pipelines.errors import CohortError, ScanError
+from monai_pipelines.privacy import failure
 
 logger = logging.getLogger(__name__)
 
@@ -233,7 +235,10 @@ class _Preparation(Outcomes):
         result = cache.read(file)
         if result is None:
             logger.warning("%s: missing or damaged, made again", file)
-            result, verdict = self._kept(self.chain({"image": image}))
+            try:
+                result, verdict = self._kept(self.chain({"image": image}))
+            except Exception as error:
+                raise ScanError(image, why_unusable(error, image)) from None
             cache.write(file, result, verdict)
         return result
 
@@ -246,14 +251,16 @@ class _Preparation(Outcomes):
 
 
 def why_unusable(error: Exception, image: str) -> str:
-    """The reason given by an error, or by what MONAI wrapped in it, without the path of the scan."""
+    """The reason given by an error, or by what MONAI wrapped in it, without the path of the scan.
+
+    Of any error but a `ScanError` only `failure`: a decoder's text may quote the header.
+    """
     while isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
         error = error.__cause__
     if isinstance(error, ScanError):
-        part = "" if Path(error.path) == Path(image) else f"{Path(error.path).name}: "
+        part = "" if os.path.abspath(error.path) == os.path.abspath(image) else f"{Path(error.path).name}: "
         return part + error.reason
-    text = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    return f"{type(error).__name__}: {(text.splitlines() or [''])[0][:200]}"
+    return failure(error)
 
 
 def _pack(value: Any) -> Any:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from monai_pipelines.atomic import atomic_write
 from monai_pipelines.errors import ScanError
+from monai_pipelines.privacy import failure
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +64,9 @@ def read_features(file: str | PathLike[str], pictures: bool = True) -> FeatureBa
         with h5py.File(file, "r") as opened:
             bag = _read(opened, pictures)
     except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
-        cause = error.args[0] if isinstance(error, KeyError) else error
-        raise ScanError(file, f"not a readable file of features ({cause}); delete it to make it again") from error
+        raise ScanError(
+            file, f"not a readable file of features ({failure(error)}); delete it to make it again"
+        ) from None
     if bag.features.ndim != 2 or not bag.features.size:
         raise ScanError(file, f"wanted features (N, D) of one tile or more, got shape {bag.features.shape}")
     if bag.coords is not None and bag.coords.shape != (len(bag.features), 2):

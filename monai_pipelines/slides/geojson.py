@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from monai_pipelines.errors import ScanError
+from monai_pipelines.privacy import failure
 
 Ring = NDArray[np.float64]
 
@@ -39,7 +40,7 @@ def read_outlines(path: str | PathLike[str]) -> list[list[Ring]]:
     try:
         polygons = list(_polygons(json.loads(Path(path).read_text(encoding="utf-8"))))
     except (ValueError, KeyError, TypeError) as error:
-        raise ScanError(path, f"wanted outlines as GeoJSON, got {error!r}; export them again") from None
+        raise ScanError(path, f"wanted outlines as GeoJSON, got {failure(error)}; export them again") from None
     if not polygons:
         raise ScanError(path, "wanted an outline or more (Polygon, MultiPolygon), got none; leave the annotation empty")
     return polygons

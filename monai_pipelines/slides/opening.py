@@ -13,7 +13,8 @@ import tifffile
 from openslide import OpenSlide, OpenSlideError
 
 from monai_pipelines.errors import ScanError
-from monai_pipelines.slides.readers import Backend, drop_reader, open_reader, stamp_of
+from monai_pipelines.privacy import failure, quiet_libraries
+from monai_pipelines.slides.readers import Backend, drop_reader, open_reader, raise_scan_errors, stamp_of
 from monai_pipelines.slides.slide import Slide
 
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -53,7 +54,7 @@ def open_slide(path: str | os.PathLike[str], mpp: float | None = None) -> Slide:
     try:
         slide = _describe(str(file), "openslide", mpp)
     except OpenSlideError as error:
-        return _open_by_tifffile(path, file, mpp, str(error))
+        return _open_by_tifffile(path, file, mpp, failure(error))
     if open_reader(slide.path, "openslide", slide.stamp).is_part:
         with suppress(ScanError):
             return _open_by_tifffile(path, file, mpp, "")
@@ -67,7 +68,7 @@ def _open_by_tifffile(path: str | os.PathLike[str], file: Path, mpp: float | Non
     try:
         return _describe(str(file), "tifffile", mpp)
     except tifffile.TiffFileError as error:
-        raise ScanError(path, f"tifffile does not open it ({error}), nor does OpenSlide ({refusal})") from error
+        raise ScanError(path, f"tifffile does not open it ({failure(error)}), nor does OpenSlide ({refusal})") from None
 
 
 def _describe(file: str, backend: Backend, mpp: float | None) -> Slide:
@@ -96,8 +97,9 @@ def _first_of_series(folder: Path) -> Path:
     if not files:
         raise ScanError(folder, "wanted a slide, or a folder of one DICOM series, found no .dcm that OpenSlide opens")
     tag = "SeriesInstanceUID"
-    heads = [pydicom.dcmread(file, stop_before_pixels=True, specific_tags=[tag]) for file in files]
-    series = {head.get_item(tag).value if tag in head else None for head in heads}  # raw: some are not UIDs
+    with quiet_libraries(), raise_scan_errors(str(folder)):
+        heads = [pydicom.dcmread(file, stop_before_pixels=True, specific_tags=[tag]) for file in files]
+        series = {head.get_item(tag).value if tag in head else None for head in heads}  # raw: some are not UIDs
     if len(series) > 1:
         raise ScanError(folder, f"wanted one DICOM series, found {len(series)}; give each a folder, or name one file")
     return files[0]

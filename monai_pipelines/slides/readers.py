@@ -18,6 +18,7 @@ from openslide import OpenSlide, OpenSlideError
 from PIL import Image
 
 from monai_pipelines.errors import ScanError
+from monai_pipelines.privacy import failure, silent_logs
 from monai_pipelines.slides.geometry import whole_downsamples
 from monai_pipelines.slides.handles import HANDLES
 from monai_pipelines.slides.segments import INTERLEAVED, RGB, JpegSegments, Segments, check_side, is_plain_jpeg
@@ -41,7 +42,7 @@ def raise_scan_errors(path: str, *unchanged: type[Exception]) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, (ScanError, *unchanged)):
             raise
-        raise ScanError(path, f"broken TIFF ({type(error).__name__}: {error}); copy it again") from error
+        raise ScanError(path, f"broken file ({failure(error)}); copy it again") from None
 
 
 class Reader(ABC):
@@ -165,8 +166,9 @@ class OpenSlideReader(Reader):
             region = self._slide.read_region((round(x * exact), round(y * exact)), level, (width, height))
         except OpenSlideError as error:
             raise ScanError(
-                self.path, f"OpenSlide cannot read level {level} at its pixel ({x}, {y}): {error}; copy it again"
-            ) from error
+                self.path,
+                f"OpenSlide cannot read level {level} at its pixel ({x}, {y}): {failure(error)}; copy it again",
+            ) from None
         if region.getchannel("A").getextrema() != (255, 255):
             region = Image.alpha_composite(Image.new("RGBA", region.size, "white"), region)
         out[:] = np.asarray(region)[..., :3]
@@ -242,14 +244,14 @@ def _segments(path: str, descriptor: int, page: Any, name: str) -> Segments:
         page.decode(None, 0)
     except (ValueError, NotImplementedError) as error:
         raise ScanError(
-            path, f"tifffile cannot decode {_name(page.compression)} ({error}); `pip install imagecodecs`"
-        ) from error
+            path, f"tifffile cannot decode {_name(page.compression)} ({failure(error)}); `pip install imagecodecs`"
+        ) from None
     return TiffSegments(path, descriptor, page, name)
 
 
 def _name(number: Any) -> str:
-    """Name of a tag's value, or the number if tifffile knows none."""
-    return str(getattr(number, "name", number))
+    """Name of a tag's value, or the number if tifffile knows none; a damaged tag may hold text."""
+    return str(getattr(number, "name", number if isinstance(number, int) else "unknown"))
 
 
 def _next_page(file: tifffile.TiffFile) -> int:
@@ -298,7 +300,7 @@ def open_reader(path: str, backend: Backend, stamp: Stamp | None = None) -> Read
     def opened() -> Reader:
         if stamp and not (os.path.isfile(path) and stamp_of(path) == stamp):
             raise ScanError(path, "changed since it was opened, or is gone; open it again")
-        with raise_scan_errors(path, OpenSlideError, tifffile.TiffFileError):
+        with silent_logs(), raise_scan_errors(path, OpenSlideError, tifffile.TiffFileError):
             return _READERS[backend](path)
 
     return HANDLES.get((path, backend, stamp), opened)

@@ -13,6 +13,7 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from monai_pipelines.errors import ScanError
+from monai_pipelines.privacy import failure
 
 CACHE_BYTES = 32 * 2**20  # of decoded segments of each level, for regions off its grid
 MAX_SEGMENT_BYTES = 2**30  # decoded at once
@@ -143,8 +144,9 @@ class Segments(ABC):
         except Exception as error:  # depends on the decoder
             row, column = divmod(index, self.columns)
             raise ScanError(
-                self.path, f"corrupt at {self.name}, row {row}, column {column} of its tiles ({error}); copy it again"
-            ) from error
+                self.path,
+                f"corrupt at {self.name}, row {row}, column {column} of its tiles ({failure(error)}); copy it again",
+            ) from None
 
     def _raw(self, index: int) -> bytes:
         return os.pread(self._descriptor, int(self._sizes[index]), int(self._offsets[index]))

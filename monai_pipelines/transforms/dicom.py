@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import gzip
-import logging
 import re
 import tempfile
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -34,9 +32,12 @@ from pydicom.uid import (
 )
 
 from monai_pipelines.errors import ScanError
+from monai_pipelines.privacy import quiet_libraries
 
 GZIP_MAGIC = b"\x1f\x8b"
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_LIKE_NUMBER = r"[+-]?(\d{0,16}[.,]?\d{0,16}(e[+-]?\d{1,4})?|nan|inf) *"  # neither a date nor a UID
+_LIKE_NUMBERS = re.compile(rf"{_LIKE_NUMBER}(\\{_LIKE_NUMBER})*", re.ASCII | re.IGNORECASE)
 _BINARY = {"US": "u2", "SS": "i2", "UL": "u4", "SL": "i4", "FL": "f4", "FD": "f8", "US or SS": "u2", "OW": "u2"}
 _DEFER_BYTES = 16384  # pixels are left in the file until they are needed
 _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x02", b"\x00\x08")
@@ -49,17 +50,13 @@ EXPORT_AGAIN = "export the series again"
 
 @contextmanager
 def quiet_pydicom() -> Iterator[None]:
-    """No warning or log of pydicom: they quote values, which may be a patient's."""
-    logger, mode = logging.getLogger("pydicom"), config.settings.reading_validation_mode
-    level = logger.level
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logger.setLevel(logging.CRITICAL + 1)
+    """As `quiet_libraries`; values that the standard does not allow are read."""
+    mode = config.settings.reading_validation_mode
+    with quiet_libraries():
         config.settings.reading_validation_mode = config.IGNORE
         try:
             yield
         finally:
-            logger.setLevel(level)
             config.settings.reading_validation_mode = mode
 
 
@@ -178,7 +175,7 @@ class Header:
         if None not in found:
             return ", ".join(f"{value:g}" for value in found[:6])
         text = self.text(name)
-        return repr(text[:40]) if re.fullmatch(r"([\d+\-.,eE \\]|nan|inf)*", text, re.I) else "text"
+        return repr(text[:40]) if _LIKE_NUMBERS.fullmatch(text) else "text"
 
 
 def read_header(file: Path, tags: Sequence[str]) -> Header:
@@ -294,7 +291,8 @@ def decoded(header: Header, frame: int) -> NDArray[Any]:
     except ScanError:
         raise
     except Exception as error:
-        name = syntax.name if isinstance(error, RuntimeError) else f"{syntax.name}, {type(error).__name__}"
+        name = syntax.name if syntax.name != syntax else "an unknown transfer syntax"
+        name = name if isinstance(error, RuntimeError) else f"{name}, {type(error).__name__}"
         raise header.error(f"cannot be decoded ({name})", "copy it again, or store it uncompressed") from None
 
 

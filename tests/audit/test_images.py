@@ -267,6 +267,7 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     folder, out = _cohort(tmp_path / "data"), tmp_path / "out"
 
     def run(*arguments: object) -> int:
+        monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", ["monai_pipelines", "audit", *map(str, arguments)])
         with pytest.raises(SystemExit) as end:
             import_module("monai_pipelines.__main__").main()

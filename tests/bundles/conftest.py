@@ -26,6 +26,7 @@ from monai_pipelines.data import medmnist_info
 from monai_pipelines.declared import declared_path, list_declared
 from monai_pipelines.metrics import classification_metrics
 from tests.new_process import run_module
+from tests.personal_data import MARKER, find_in_folder, find_markers, mark_folder, put
 
 ENTRY_POINTS = {"train", "inference"}
 QUIET: dict[str, Any] = {"num_workers": 1, "progress": False}
@@ -95,7 +96,13 @@ def _spoil_lung_ct(data: Path, scans: Path) -> tuple[int, dict[str, str]]:
     (scans / "empty.nii.gz").touch()
     (scans / "no_dicom").mkdir()
     (scans / "no_dicom" / "notes.doc").write_bytes(b"\xd0\xcf\x11\xe0\0 not a scan")
+    damaged = {"slope": "RescaleSlope", "place": "ImagePositionPatient", "kind": "Modality"}
+    for name, tag in damaged.items():
+        shutil.copytree(series, scans / name)
+        put(min((scans / name).iterdir()), tag, f"1.0{MARKER}".encode())
     reasons = {
+        **{name: f"{tag}: wanted" for name, tag in damaged.items()},
+        "kind": "got another Modality",
         "truncated": "truncated",
         "empty.nii.gz": "unreadable NIfTI",
         "no_dicom": "notes.doc: not DICOM",
@@ -111,7 +118,11 @@ def _spoil_images(data: Path, images: Path) -> tuple[int, dict[str, str]]:
     (images / f"cut{cut.suffix}").write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
     (images / "empty.png").touch()
     (images / "text.jpeg").write_text("no picture")
-    return 3, {f"cut{cut.suffix}": "truncated", "empty.png": "empty", "text.jpeg": "not PNG, JPEG"}
+    reasons = {f"cut{cut.suffix}": "truncated", "empty.png": "empty", "text.jpeg": "not PNG, JPEG"}
+    for file in [p for p in good if p.suffix == ".dcm"][:1]:
+        put(Path(shutil.copy(file, images / "slope.dcm")), "RescaleSlope", f"1.0{MARKER}".encode())
+        reasons["slope.dcm"] = "RescaleSlope: wanted a number"
+    return 3, reasons
 
 
 def _medmnist(folder: Path, flag: str = "pathmnist") -> Path:
@@ -237,8 +248,11 @@ def options(bundle: Bundle, dataset_dir: Path, output_dir: Path) -> list[str]:
 
 
 def run_command(cwd: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """``python -m monai.bundle ARGUMENTS``."""
+    """``python -m monai.bundle ARGUMENTS``; neither its output nor its folder may name a patient (`mark_folder`)."""
     result = run_module("monai.bundle", *arguments, cwd=cwd)
+    assert find_markers((result.stdout + result.stderr).encode(), "output") == []
+    if "--output_dir" in arguments and (folder := Path(arguments[arguments.index("--output_dir") + 1])).exists():
+        assert find_in_folder(folder) == []
     assert result.returncode == 0 or not check, result.stdout[-2000:] + result.stderr[-4000:]
     return result
 
@@ -272,6 +286,7 @@ def demo_of(name: str) -> Demo:
     bundle, folder = bundle_of(name), Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     data, run = bundle.case.make(folder / "data"), folder / "run"
+    mark_folder(data)
     configs = "['configs/train.yaml','configs/demo.yaml']"
     run_command(bundle.root, "run", "--config_file", configs, "--max_epochs", "1", *options(bundle, data, run))
     files = [file for file in run.rglob("*") if file.is_file()]

@@ -17,6 +17,7 @@ from monai.bundle import ckpt_export, verify_metadata, verify_net_in_out
 
 from monai_pipelines.explain.scan import explain_scan
 from tests.bundles.conftest import Bundle, Demo, bundle_of, check_metrics, demo_of, options, read_rows, run_command
+from tests.personal_data import find_in_folder
 
 pytestmark = pytest.mark.slow
 
@@ -111,6 +112,7 @@ def test_inference_lists_bad_images_and_one_image_is_explained_alike(
     for name, prob in summary["prob"].items():
         assert prob == pytest.approx(float(row[f"prob_{name}"]), abs=1e-3)
     assert (tmp_path / "explained" / summary["map"]).is_file()
+    assert find_in_folder(tmp_path / "explained") == []
 
 
 @pytest.mark.filterwarnings("ignore:No hash value provided")

@@ -265,8 +265,8 @@ def test_whatever_a_step_raises_is_the_scans_reason(items: list[Item]) -> None:
     chain = Chain({"fails": _fail_for_second}, {"steps": {}, "versions": {}})
     dataset = _dataset(items, chain, on_error="skip", outputs=["image"])
     assert len(dataset) == 3
-    assert [item["skipped"] for item in dataset.skipped] == ["ZeroDivisionError: no reason"]
-    with pytest.raises(CohortError, match=r"1 of 4 cannot be used: 1 problem.*\n.*ZeroDivisionError: no reason"):
+    assert [item["skipped"] for item in dataset.skipped] == ["ZeroDivisionError"]
+    with pytest.raises(CohortError, match=r"1 of 4 cannot be used: 1 problem.*\n.*ZeroDivisionError$"):
         _dataset(items, chain, outputs=["image"])
 
 

@@ -198,7 +198,7 @@ def test_folder_of_a_dicom_series(tmp_path: Path, shared_data: Path) -> None:
     slide = open_slide(tmp_path)
     assert (slide.path, slide.vendor, slide.size, slide.mpp) == (str(tmp_path / "b.dcm"), "dicom", (50, 50), 0.499)
     assert slide.read_region(0, 0, 60, 40).shape == (40, 60, 3)
-    with pytest.raises(ScanError, match=r"got neither .*Couldn't get image flavor"):
+    with pytest.raises(ScanError, match=r"got neither \(OpenSlide: OpenSlideError\)"):
         open_slide(shared_data / "wsi" / "pathml_small_dicom.dcm")
 
 

@@ -99,9 +99,10 @@ def read_itk(file: Path) -> Volume:
         raise ScanError(file, "its name is not UTF-8, and SimpleITK cannot open it; rename it")
     try:
         image = sitk.ReadImage(str(file))
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise ScanError(file, f"unreadable ({reason}); {_COPY_AGAIN}") from None
+    except RuntimeError:  # its text quotes the header
+        raise ScanError(
+            file, f"unreadable: truncated, an invalid header, or its data file missing; {_COPY_AGAIN}"
+        ) from None
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         size = f"{image.GetDimension()}D with {image.GetNumberOfComponentsPerPixel()} components"
         raise ScanError(file, f"wanted one volume of single values, got {size}")

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pydicom.errors import InvalidDicomError
 
 from monai_pipelines.errors import ScanError
+from monai_pipelines.privacy import failure
 from monai_pipelines.transforms.ct.formats import ITK_SUFFIXES, NIFTI_SUFFIXES, read_itk, read_nifti
 from monai_pipelines.transforms.ct.grid import placed
 from monai_pipelines.transforms.ct.series import Series, Slice, choose_series, find_slices
@@ -26,6 +27,7 @@ from monai_pipelines.transforms.keyed import EachKeyd
 
 logger = logging.getLogger(__name__)
 
+_RESCALE_TYPES = ("ED", "EDW", "HU_MOD", "MGML", "OD", "PCT", "US", "Z_EFF")  # DICOM PS3.3 C.11.1.1.2
 _TISSUE_HU = (-1000, 3000)  # a padding value in this range may be tissue
 
 
@@ -90,11 +92,12 @@ class LoadCT(Transform):
     def __call__(self, path: str | PathLike[str]) -> MetaTensor:
         file = Path(path)
         try:
-            volume = checked(file, self._read(file), self.tilt)
+            with quiet_pydicom():
+                volume = checked(file, self._read(file), self.tilt)
         except ScanError:
             raise
         except OSError as error:
-            raise ScanError(path, f"{error.strerror or type(error).__name__}; check the file and its disk") from None
+            raise ScanError(path, f"{failure(error)}; check the file and its disk") from None
         except Exception as error:
             raise ScanError(path, f"unreadable ({type(error).__name__}); convert or export it again") from None
         verdict = "; ".join(volume.notes) or "ok"
@@ -112,8 +115,7 @@ class LoadCT(Transform):
         if file.is_file() and name.endswith(ITK_SUFFIXES):
             return read_itk(file)
         try:
-            with quiet_pydicom():
-                return self._read_dicom(file)
+            return self._read_dicom(file)
         except InvalidDicomError:
             raise ScanError(
                 file, f"wanted a DICOM series folder, DICOM, NIfTI, {', '.join(ITK_SUFFIXES)}; this is none of them"
@@ -179,7 +181,7 @@ class LoadCT(Transform):
             raise header.error("a modality LUT instead of rescale slope and intercept", "convert it to HU first")
         kind = header.text("RescaleType").upper()
         if kind not in ("", "HU"):
-            shown = kind if re.fullmatch("[A-Z_]{1,8}", kind) else "another text"
+            shown = kind if kind in _RESCALE_TYPES else "another text"
             raise header.error(f"RescaleType: wanted HU, got {shown}", "use the reconstruction in HU")
         if self.no_rescale == "hu" and not header.text("RescaleSlope") and not header.text("RescaleIntercept"):
             return 1.0, 0.0

@@ -36,6 +36,14 @@ _STACK_TAGS = (
     "AcquisitionNumber", "ConvolutionKernel", "SliceThickness", "FrameType", "ImageType",
 )  # fmt: skip
 _CT_CLASSES = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
+_MODALITIES = (
+    *("CR", "CT", "DOC", "DX", "ECG", "ES", "GM", "IO", "KO", "MG", "MR", "NM", "OP", "OPT", "OT", "PR", "PT", "PX"),
+    *("REG", "RF", "RTDOSE", "RTIMAGE", "RTPLAN", "RTSTRUCT", "SC", "SEG", "SM", "SR", "US", "XA", "XC"),
+)
+# Numbers, and vendors' kernels such as B30f, FC51 or LUNG: whatever else stands there may be text about a patient.
+_CODE = re.compile(
+    r"\d{1,6}(\.\d{1,6})?|[A-Z][A-Za-z]?(\d{1,3}[a-z]?)?|STANDARD|SOFT|SMOOTH|SHARP|LUNG|BONE|BONEPLUS|DETAIL|CHEST|EDGE"
+)
 _ROUNDING_MM = 0.11  # positions may be rounded to 0.1 mm
 
 
@@ -109,10 +117,11 @@ class Series:
         return not self.is_doubled() and bool(np.abs(np.diff(self.along_mm) - self.step_mm).max(initial=0) <= allowed)
 
     def __str__(self) -> str:
-        number, kernel = (_plain(self.header.text(name)) for name in ("SeriesNumber", "ConvolutionKernel"))
-        kernel = f", kernel {kernel}" if kernel else ""
+        number, kernel = (self.header.text(name) for name in ("SeriesNumber", "ConvolutionKernel"))
+        number = number if re.fullmatch(r"\d{1,6}", number) else "?"
+        kernel = f", kernel {kernel}" if _CODE.fullmatch(kernel) else ""
         stack = f", {self.stack}" if self.stack else ""
-        return f"series {number or '?'}{stack} ({len(self.slices)} slices every {self.step_mm:.3g} mm{kernel})"
+        return f"series {number}{stack} ({len(self.slices)} slices every {self.step_mm:.3g} mm{kernel})"
 
 
 @dataclass
@@ -195,7 +204,8 @@ def _other_kind(header: Header) -> str:
     if "LOCALIZER" in header.text("ImageType").upper():
         return "scout"
     if modality != "CT":
-        return f"Modality {modality}" if re.fullmatch("[A-Z]{1,8}", modality) else "no Modality (truncated?)"
+        other = "another Modality" if modality else "no Modality (truncated?)"
+        return f"Modality {modality}" if modality in _MODALITIES else other
     if sop_class and sop_class not in _CT_CLASSES:
         return sop_class.name if sop_class.name != sop_class else "an unknown SOP class"
     return ""
@@ -342,15 +352,13 @@ def _apart(slices: list[Slice]) -> list[Series]:
         parts: dict[str, list[Slice]] = {}
         for one in slices:
             parts.setdefault(one.header.text(name), []).append(one)
-        stacks = [Series(part, f"{name} {_plain(value)}") for value, part in parts.items()]
+        stacks = [
+            Series(part, f"{name} {value}" if _CODE.fullmatch(value) else f"{name} no. {number}")
+            for number, (value, part) in enumerate(parts.items(), start=1)
+        ]
         if len(stacks) > 1 and all(len(stack.slices) > 2 and stack.is_even() for stack in stacks):
             return stacks
     return [whole]
-
-
-def _plain(text: str) -> str:
-    """A short code, or question marks for what may be text about a patient."""
-    return re.sub(r"[^\w.+-]", "?", text)[:16]
 
 
 def _inconsistent(path: Path, stacks: Sequence[Sequence[Slice]]) -> ScanError:

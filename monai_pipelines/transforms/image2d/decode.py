@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from monai_pipelines.errors import ScanError
+from monai_pipelines.privacy import failure, silent_logs
 from monai_pipelines.transforms.dicom import Header, decoded, parse_header, quiet_pydicom, stored_values
 
 FileType = Literal["png", "jpeg", "tiff", "dicom", "bmp", "other"]
@@ -27,10 +28,10 @@ _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000")
 _FILE_TYPES: dict[str | None, FileType] = {"PNG": "png", "JPEG": "jpeg", "MPO": "jpeg", "TIFF": "tiff", "BMP": "bmp"}
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION = 258, 262, 274  # TIFF tags
 _FAILURES = (
-    Image.DecompressionBombError, ArithmeticError, AttributeError, EOFError, LookupError, NotImplementedError, OSError,
+    ArithmeticError, AttributeError, EOFError, LookupError, NotImplementedError, OSError,
     RuntimeError, SyntaxError, TypeError, ValueError, struct.error, zlib.error,
 )  # fmt: skip
-_TAGS = [
+TAGS = (
     "BitsAllocated", "BitsStored", "BluePaletteColorLookupTableData", "BluePaletteColorLookupTableDescriptor",
     "Columns", "ExtendedOffsetTable", "ExtendedOffsetTableLengths", "GreenPaletteColorLookupTableData",
     "GreenPaletteColorLookupTableDescriptor", "HighBit", "ImagerPixelSpacing", "Manufacturer",
@@ -40,7 +41,7 @@ _TAGS = [
     "RedPaletteColorLookupTableData", "RedPaletteColorLookupTableDescriptor",
     "RescaleIntercept", "RescaleSlope", "Rows", "SamplesPerPixel", "VOILUTFunction",
     "VOILUTSequence", "WindowCenter", "WindowWidth",
-]  # fmt: skip  # no patient data
+)  # fmt: skip  # no patient data
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,11 +86,11 @@ def decode_image(path: str | PathLike[str], channels: Literal[1, 3] | None = Non
     Reference: DICOM PS3.3 C.7.6.3 (image pixel), C.11.1 (modality LUT), C.11.2 (VOI LUT).
     """
     with quiet_pydicom():  # and Pillow: odd but readable, such as damaged EXIF
-        return decode_in_thread(path, channels)
+        image = _decode(path)
+    return replace(image, pixels=_with_channels(image.pixels, channels))
 
 
-def decode_in_thread(path: str | PathLike[str], channels: Literal[1, 3] | None = None) -> DecodedImage:
-    """`decode_image` without a warning filter, which all threads would share."""
+def _decode(path: str | PathLike[str]) -> DecodedImage:
     try:
         data = Path(path).read_bytes()
     except OSError as error:
@@ -99,17 +100,20 @@ def decode_in_thread(path: str | PathLike[str], channels: Literal[1, 3] | None =
         raise ScanError(path, f"{len(data)} bytes, all empty; copy it again")
     is_dicom = data[128:132] == b"DICM" or Path(path).suffix.lower() == ".dcm"
     try:
-        image = _decode_dicom(path, data) if is_dicom else _decode_pillow(path, data)
+        with silent_logs():
+            return _decode_dicom(path, data) if is_dicom else _decode_pillow(path, data)
     except ScanError:
         raise
+    except Image.DecompressionBombError:
+        raise ScanError(
+            path, f"wanted at most {MAX_PIXELS:,} pixels, got more than twice as many; cut it into tiles first"
+        ) from None
     except UnidentifiedImageError:
         raise ScanError(
             path, "not PNG, JPEG, TIFF, BMP or DICOM, start missing, or a layout Pillow lacks; convert it to PNG"
         ) from None
     except _FAILURES as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".:")
-        raise ScanError(path, f"unreadable, truncated? ({reason}); copy or export it again") from error
-    return replace(image, pixels=_with_channels(image.pixels, channels))
+        raise ScanError(path, f"unreadable, truncated? ({failure(error)}); copy or export it again") from None
 
 
 def _with_channels(pixels: NDArray[Any], channels: int | None) -> NDArray[Any]:
@@ -180,7 +184,7 @@ def _deep(path: str | PathLike[str], image: Image.Image, tags: Any) -> NDArray[n
 
 
 def _decode_dicom(path: str | PathLike[str], data: bytes) -> DecodedImage:
-    header = parse_header(Path(path), BytesIO(data), _TAGS)
+    header = parse_header(Path(path), BytesIO(data), TAGS)
     if header.element("PixelData") is None or header.element("Rows") is None:
         raise ScanError(path, "no image: not DICOM, or a DICOM report or directory; name the image file")
     if (frames := header.integer("NumberOfFrames", 1, 10**6, default=1)) > 1:

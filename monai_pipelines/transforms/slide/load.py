@@ -16,6 +16,7 @@ from monai.transforms import MapTransform, Transform
 from PIL import Image, ImageCms
 
 from monai_pipelines.errors import ScanError
+from monai_pipelines.privacy import failure
 from monai_pipelines.slides import Slide, Tiles, open_slide
 from monai_pipelines.slides.opening import PLAUSIBLE_MPP, check_mpp
 from monai_pipelines.transforms.keyed import EachKeyd
@@ -122,7 +123,9 @@ class ReadTiles(Transform):
             try:
                 to_srgb = _to_srgb(profile) if (profile := slide.color_profile) else None
             except (ImageCms.PyCMSError, OSError) as error:
-                raise ScanError(slide.path, f"unusable ICC profile ({error}); read it with color 'none'") from None
+                raise ScanError(
+                    slide.path, f"unusable ICC profile ({failure(error)}); read it with color 'none'"
+                ) from None
             if to_srgb:
                 stacked = Image.fromarray(pixels.reshape(-1, size.tile_px, 3))
                 pixels = np.array(ImageCms.applyTransform(stacked, to_srgb)).reshape(pixels.shape)

@@ -290,7 +290,7 @@ def test_too_many_pixels(tmp_path: Path, side: int) -> None:
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     data = struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + data + _png(8, 2, RGB)[33:])
-    with pytest.raises(ScanError, match=r"wanted at most 100,000,000 pixels, got 10001 x 10001|decompression bomb"):
+    with pytest.raises(ScanError, match=r"wanted at most 100,000,000 pixels, got (10001 x 10001|more than twice)"):
         decode_image(tmp_path / "a.png")
 
 
