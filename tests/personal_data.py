@@ -37,7 +37,8 @@ _NEEDLE = re.compile(
 _BASE64 = re.compile(rb"[A-Za-z0-9+/]{40,}={0,2}")
 
 # Of the modules Patient, Patient Study, General Study, General Series, General Equipment, Frame of Reference, General
-# Image and SOP Common (DICOM PS3.3), texts that no bundle may show.
+# Image and SOP Common (DICOM PS3.3), texts that no bundle may show; an audit names the scanners, `SCANNER`.
+SCANNER = ("Manufacturer", "ManufacturerModelName")
 KEYWORDS = (
     *("PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientBirthTime", "PatientSex"),
     *("OtherPatientIDs", "OtherPatientNames", "PatientBirthName", "PatientMotherBirthName", "PatientAddress"),
@@ -52,7 +53,7 @@ KEYWORDS = (
     *("RequestingService", "StudyComments", "SeriesInstanceUID", "SeriesDate", "SeriesTime", "SeriesDescription"),
     *("PerformingPhysicianName", "OperatorsName", "ProtocolName", "BodyPartExamined", "PerformedProcedureStepID"),
     *("PerformedProcedureStepStartDate", "PerformedProcedureStepDescription", "RequestedProcedureDescription"),
-    *("Manufacturer", "ManufacturerModelName", "InstitutionName", "InstitutionAddress", "StationName"),
+    *("InstitutionName", "InstitutionAddress", "StationName"),
     *("InstitutionalDepartmentName", "DeviceSerialNumber", "SoftwareVersions", "GantryID", "DeviceUID"),
     *("DateOfLastCalibration", "FrameOfReferenceUID", "PositionReferenceIndicator", "SOPInstanceUID"),
     *("InstanceCreationDate", "InstanceCreationTime", "InstanceCreatorUID", "ContentDate", "ContentTime"),

@@ -90,9 +90,10 @@ class Header:
         return "\\".join(map(str, value)) if isinstance(value, Sequence) else str(value)
 
     def scanner(self) -> str:
-        """Manufacturer and model, as far as they are plain text."""
+        """Manufacturer and model; empty unless they are plain names."""
         names = dict.fromkeys(self.text(name).strip() for name in ("Manufacturer", "ManufacturerModelName"))
-        return re.sub(r"[^\w .,+/()-]", "?", " ".join(filter(None, names)))[:48]
+        joined = " ".join(filter(None, names))
+        return joined if re.fullmatch(r"[\w .,+/()-]{1,64}", joined) else ""
 
     def numbers(self, name: str, count: int, low: float, high: float) -> NDArray[np.float64]:
         """``count`` numbers, each in [low, high].

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from monai_pipelines.errors import ScanError
-from monai_pipelines.privacy import failure, silent_logs
+from monai_pipelines.privacy import failure
 from monai_pipelines.transforms.dicom import Header, decoded, parse_header, quiet_pydicom, stored_values
 
 FileType = Literal["png", "jpeg", "tiff", "dicom", "bmp", "other"]
@@ -100,8 +100,7 @@ def _decode(path: str | PathLike[str]) -> DecodedImage:
         raise ScanError(path, f"{len(data)} bytes, all empty; copy it again")
     is_dicom = data[128:132] == b"DICM" or Path(path).suffix.lower() == ".dcm"
     try:
-        with silent_logs():
-            return _decode_dicom(path, data) if is_dicom else _decode_pillow(path, data)
+        return _decode_dicom(path, data) if is_dicom else _decode_pillow(path, data)
     except ScanError:
         raise
     except Image.DecompressionBombError:
