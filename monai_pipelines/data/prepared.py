@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from copy import copy, deepcopy
+from copy import copy
 from functools import cached_property, partial
 from os import PathLike
 from pathlib import Path
@@ -15,16 +14,14 @@ import numpy as np
 import torch
 from monai.data import Dataset, MetaTensor
 from rich.progress import track
-from torch.utils.data import DataLoader, Subset
 
 from monai_pipelines.chains import Chain
 from monai_pipelines.data.cache import Cache, Storage, no_space
 from monai_pipelines.data.split import SPLITS, Cohort, Item
+from monai_pipelines.data.workers import each_outcome
 from monai_pipelines.errors import CohortError, ScanError
 
 logger = logging.getLogger(__name__)
-
-_WORKER_DIED = re.compile(r"DataLoader worker .*(exited unexpectedly|killed by signal)")
 
 OnError = Literal["raise", "skip"]
 Part = TypeVar("Part", bound="UsableItems")
@@ -186,21 +183,11 @@ class _Preparation(Dataset):
         self.fingerprint = transform.fingerprint()
 
     def outcomes(self, num_workers: int) -> Iterator[tuple[Any, str | None]]:
-        """Outcomes of all items in order; items in progress when a worker process crashes are retried one by one."""
-        done = 0
-        while done < len(self):
-            try:
-                for outcome in self._load(range(done, len(self)), num_workers):
-                    yield outcome
-                    done += 1
-                    if self.cache and done == 1 and outcome[0]:
-                        self._check_space(self.cache, outcome[0][0].stat().st_size)
-            except RuntimeError as error:
-                if not _WORKER_DIED.search(str(error)):
-                    raise
-                for index in range(done, min(done + 2 * num_workers, len(self))):
-                    yield self._alone(index)
-                    done += 1
+        """Outcomes of all items in order."""
+        for index, outcome in enumerate(each_outcome(self, num_workers)):
+            yield outcome
+            if self.cache and not index and outcome[0]:
+                self._check_space(self.cache, outcome[0][0].stat().st_size)
 
     def _check_space(self, cache: Cache, entry_bytes: int) -> None:
         """An error before the others are prepared, if those that are not in the cache will not fit."""
@@ -210,18 +197,6 @@ class _Preparation(Dataset):
         wanted = entry_bytes * sum(cache.note(file) is None for file in files)
         if not cache.has_space(wanted):
             raise no_space(cache.folder, wanted)
-
-    def _alone(self, index: int) -> tuple[Any, str | None]:
-        try:
-            return next(self._load([index], num_workers=1))
-        except RuntimeError as error:
-            if not _WORKER_DIED.search(str(error)):
-                raise
-            return None, "reading it crashes the process; convert or export it again"
-
-    def _load(self, indices: Sequence[int], num_workers: int) -> Iterator[tuple[Any, str | None]]:
-        for outcome in DataLoader(Subset(self, indices), batch_size=None, num_workers=num_workers, collate_fn=as_is):
-            yield deepcopy(outcome)  # a tensor in a worker's shared memory keeps a file open
 
     def _transform(self, index: int) -> tuple[Any, str | None]:
         image, file, verdict, result = self.data[index]["image"], None, None, None
@@ -269,11 +244,6 @@ def why_unusable(error: Exception, image: str) -> str:
         return part + error.reason
     text = (error.strerror if isinstance(error, OSError) else None) or str(error)
     return f"{type(error).__name__}: {(text.splitlines() or [''])[0][:200]}"
-
-
-def as_is(fetched: Any) -> Any:
-    """A ``collate_fn`` that changes nothing."""
-    return fetched
 
 
 def _pack(value: Any) -> Any:

@@ -16,6 +16,7 @@ from openslide import OpenSlide, OpenSlideError
 from monai_pipelines.errors import ScanError
 from monai_pipelines.slides.readers import Backend, drop_reader, open_reader, stamp_of
 from monai_pipelines.slides.slide import Slide
+from monai_pipelines.walk import is_clutter
 
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 PLAUSIBLE_MPP = (0.1, 2.0)  # 100x with oil immersion to 5x
@@ -92,7 +93,9 @@ def _first_of_series(folder: Path) -> Path:
     import pydicom  # slow to import
 
     files = [
-        file for file in sorted(folder.iterdir()) if file.suffix.lower() == ".dcm" and OpenSlide.detect_format(file)
+        file
+        for file in sorted(folder.iterdir())
+        if file.suffix.lower() == ".dcm" and not is_clutter(file.name) and OpenSlide.detect_format(file)
     ]
     if not files:
         raise ScanError(folder, "wanted a slide, or a folder of one DICOM series, found no .dcm that OpenSlide opens")
