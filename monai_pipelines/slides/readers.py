@@ -18,6 +18,7 @@ from openslide import OpenSlide, OpenSlideError, OpenSlideUnsupportedFormatError
 from PIL import Image
 
 from monai_pipelines.errors import ScanError
+from monai_pipelines.remarks import logged_remarks
 from monai_pipelines.slides.geometry import whole_downsamples
 from monai_pipelines.slides.handles import HANDLES
 from monai_pipelines.slides.planes import color_pages
@@ -341,7 +342,7 @@ def open_reader(path: str, backend: Backend, stamp: Stamp | None = None) -> Read
     def opened() -> Reader:
         if stamp and not (os.path.isfile(path) and stamp_of(path) == stamp):
             raise ScanError(path, "changed since it was opened, or is gone; open it again")
-        with raise_scan_errors(path, OpenSlideError, tifffile.TiffFileError):
+        with logged_remarks("tifffile"), raise_scan_errors(path, OpenSlideError, tifffile.TiffFileError):
             return _READERS[backend](path)
 
     return HANDLES.get((path, backend, stamp), opened)
