@@ -65,11 +65,17 @@ def open_slide(path: str | os.PathLike[str], mpp: float | None = None) -> Slide:
 def _open_by_tifffile(path: str | os.PathLike[str], file: Path, mpp: float | None, refusal: str) -> Slide:
     with file.open("rb") as opened:
         if opened.read(4) not in TIFF_STARTS:
-            raise ScanError(path, f"wanted a slide that OpenSlide opens, or a TIFF, got neither (OpenSlide: {refusal})")
+            raise ScanError(
+                path,
+                f"wanted a slide that OpenSlide opens, or a TIFF, got neither (OpenSlide: {refusal}); name another "
+                "file, or copy it again",
+            )
     try:
         return _describe(str(file), "tifffile", mpp)
     except tifffile.TiffFileError as error:
-        raise ScanError(path, f"tifffile does not open it ({error}), nor does OpenSlide ({refusal})") from error
+        raise ScanError(
+            path, f"tifffile does not open it ({error}), nor does OpenSlide ({refusal}); copy it again"
+        ) from error
 
 
 def _describe(file: str, backend: Backend, mpp: float | None) -> Slide:

@@ -179,10 +179,10 @@ FAULTS = [
     Fault("a file that is not DICOM", lambda folder: (folder / "IM9999").write_bytes(bytes(500)) and None, "not DICOM"),
     Fault("DICOMDIR, README, PDF, thumbnails, hidden files", companions, "equal"),
     Fault("links to the slices", links, "equal"),
-    Fault("broken links", broken_links, "4 broken links, such as IM"),
+    Fault("broken links", broken_links, "broken links: 4, such as IM"),
     Fault("a link to the folder itself", loop, "equal"),
     Fault("slices in folders below", nested, "equal"),
-    Fault("compressed, names not in UTF-8", not_utf8, "equal", verdict="14 file names are not UTF-8"),
+    Fault("compressed, names not in UTF-8", not_utf8, "equal", verdict="file names that are not UTF-8: 14"),
     # several series
     Fault("a scout beside", beside(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), "equal"),
     Fault("a capture beside", beside(SOPClassUID=SecondaryCaptureImageStorage), "equal"),
