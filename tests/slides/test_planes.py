@@ -97,9 +97,10 @@ def test_pages_of_one_size_without_ome(tmp_path: Path) -> None:
 def test_pixels_in_another_file(tmp_path: Path) -> None:
     path = _write_ome(tmp_path / "a.ome.tif", levels(300, 400), "YXS")
     other = _write_ome(tmp_path / "b.ome.tif", levels(300, 400, seed=1), "YXS")
-    ids = [next(iter(tifffile.TiffFile(file).ome_metadata.split('UUID="')[1:]))[:45] for file in (path, other)]
+    with tifffile.TiffFile(other) as file:
+        other_id = file.ome_metadata.split('UUID="')[1][:45]
     with tifffile.TiffFile(path, mode="r+") as file:
-        named = f'<TiffData IFD="0" PlaneCount="1"><UUID FileName="b.ome.tif">{ids[1]}</UUID></TiffData>'
+        named = f'<TiffData IFD="0" PlaneCount="1"><UUID FileName="b.ome.tif">{other_id}</UUID></TiffData>'
         text = file.ome_metadata.replace("µ", "&#181;").replace('<TiffData IFD="0" PlaneCount="1"/>', named)
         assert named in text
         file.pages[0].tags["ImageDescription"].overwrite(text)
