@@ -178,6 +178,8 @@ def find_slices(path: Path) -> Found:
             continue
         uid = header.text("SOPInstanceUID")
         if uid in headers and _same_image(headers[uid], header):
+            if header.element("NumberOfFrames") is not None:
+                raise ScanError(file, "a copy of another file, and each is a whole volume; remove one")
             copies += 1
             continue
         if uid:

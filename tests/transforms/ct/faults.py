@@ -69,7 +69,18 @@ from tests.transforms.ct.spoiling import (
     without_syntax,
     write_healthy,
 )
-from tests.transforms.ct.spoiling_formats import codes, disagreeing, enhanced, flip_bit, itk, nifti, set, sheared, unit
+from tests.transforms.ct.spoiling_formats import (
+    codes,
+    disagreeing,
+    enhanced,
+    flip_bit,
+    itk,
+    nifti,
+    set,
+    sheared,
+    twice,
+    unit,
+)
 
 
 @dataclass(frozen=True)
@@ -223,6 +234,7 @@ FAULTS = [
     ),
     Fault("tilted frames", enhanced(shear=0.2), r"gantry tilt of 11\.3 degrees", kind="enhanced"),
     Fault("frames without positions", enhanced(positions=False), "ImagePositionPatient: .* got none", kind="enhanced"),
+    Fault("the file copied", twice, "a copy of another file", kind="enhanced"),
     Fault("a multi-frame capture", enhanced(frames=False), "a capture, not a volume", kind="enhanced"),
     Fault("RLE", enhanced(syntax=RLELossless), "equal", kind="enhanced"),
     # NIfTI

@@ -75,6 +75,13 @@ def enhanced(
     return spoil
 
 
+def twice(folder: Path) -> Path:
+    """A folder with two copies of the enhanced CT."""
+    file = enhanced()(folder)
+    (folder / "copy.dcm").write_bytes(file.read_bytes())
+    return folder
+
+
 def _part(source: Dataset, *names: str) -> Dataset:
     part = Dataset()
     for name in names:
