@@ -105,7 +105,10 @@ class AnchorHead(nn.Module):
         return torch.where(ignored & (matched == NEGATIVE), NEITHER, matched)
 
     def losses(self, maps: list[Tensor], targets: Sequence[Target]) -> dict[str, Tensor]:
-        """ "class" and "box", each a mean over the positive anchors; 0 for boxes if there are none."""
+        """Losses "class" and "box", finite without a lesion.
+
+        Sums over the anchors, divided by the number of positive ones, or, with hard negatives, of those learned.
+        """
         logits, codes = self(maps)
         levels = self.grid(maps)
         anchors = torch.cat(levels)
