@@ -62,7 +62,7 @@ def summary(metrics: ClassMetrics, num_groups: int, num_resamples: int, seed: in
 
 def _interval(name: str, value: float | None, resamples: Array, num_patients: Indices) -> list[float] | None:
     defined = resamples[~np.isnan(resamples)]
-    if value is None or 2 * len(defined) < len(resamples):
+    if value is None or len(defined) < max(2, len(resamples) / 2):
         return None
     unbounded = name in WITHOUT_UPPER_BOUND
     bounds = (0, math.inf if unbounded else 1)

@@ -278,7 +278,7 @@ def _intervals(
         relevant = (predicted if name in OF_PREDICTED else true)[true > 0]
         num = num_groups if name in OF_ALL_ROWS else float(relevant.sum()) / max(len(relevant), 1)
         defined = column[~np.isnan(column)]
-        if 2 * len(defined) < len(column):
+        if len(defined) < max(2, len(column) / 2):
             continue
         value, std = float(values[name][0]), float(defined.std(ddof=1))
         interval = interval_from_std(value, std, num, bounds.get(name, (0, 1)), name in LOGARITHMIC)

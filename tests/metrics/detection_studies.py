@@ -47,7 +47,7 @@ def clustered_images(seed, num_patients=100) -> Images:
     num_false = rng.poisson(noisy)
     detections, lesions = [], []
     for k in range(len(patients)):
-        corner = 100.0 * np.arange(num_lesions[k])[:, None] * [1, 0] + [0, 0]
+        corner = 100.0 * np.arange(num_lesions[k])[:, None] * [1, 0]
         lesions.append(Lesions(np.hstack([corner, corner + 40])))
         shown = corner[rng.random(num_lesions[k]) < 0.9]
         shift = rng.gamma(2, 4, (len(shown), 1)) * [1, 0]

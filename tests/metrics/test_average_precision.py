@@ -12,7 +12,7 @@ from pycocotools.cocoeval import COCOeval
 from monai_pipelines.metrics import Detections, Lesions, average_precision
 from monai_pipelines.metrics.average_precision import IOUS, SIZES_2D, AveragePrecision
 from monai_pipelines.metrics.boxes import checked_study
-from tests.metrics.detection_studies import random_images
+from tests.metrics.detection_studies import Images, random_images
 
 EMPTY = Detections([], [])
 
@@ -92,6 +92,18 @@ def test_other_overlaps_equal_pycocotools(ious):
         wanted = _reference_average_precision(images, 1, ious)
         assert [*got[0]] == [*wanted[0]]
         assert got == [pytest.approx(wanted[0], abs=1e-9)]
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_of_equal_overlaps_the_last_lesion_is_taken(reverse):
+    """A detection midway between two lesions; the next one suits the lesion at 4 only."""
+    truth = np.array([[0, 0, 10, 10], [4, 0, 14, 10]])[:: -1 if reverse else 1]
+    lesions = [Lesions(truth, np.zeros(2, int), np.zeros(2, bool))]
+    detections = [Detections(np.array([[2, 0, 12, 10], [5, 0, 15, 10]]), np.array([0.9, 0.8]), np.zeros(2, int))]
+    value = average_precision(detections, lesions, num_resamples=0)["metrics"]["ap50"]
+    assert value == pytest.approx(1 if reverse else 51 / 101)
+    images = Images(detections, lesions, [0])
+    assert value == pytest.approx(_reference_average_precision(images, 1)[0]["ap50"])
 
 
 def test_worked_by_hand():

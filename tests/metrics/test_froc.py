@@ -209,6 +209,23 @@ def test_average_is_over_classes_with_lesions():
     assert result["metrics"]["cpm"] == 0.5
 
 
+def test_interval_of_an_average_rests_on_the_classes_with_lesions():
+    images = random_images(12, 40, 2)
+    two, three = (froc(*images, num_classes=num, num_resamples=200) for num in (2, 3))
+    assert len(two["intervals"]) == 8
+    assert three["intervals"] == two["intervals"]
+    assert three["per_class_intervals"] == [*two["per_class_intervals"], {}]
+
+
+def test_lesions_of_a_single_patient_have_no_interval():
+    """Also where they occur in none of the resamples."""
+    lesions = [Lesions([[0, 0, 10, 10], [20, 20, 30, 30]]), *[Lesions([])] * 5]
+    detections = [Detections([[4, 4, 6, 6]], [0.9]), *[EMPTY] * 5]
+    for seed in range(30):
+        result = froc(detections, lesions, num_resamples=2, seed=seed)
+        assert (result["metrics"]["cpm"], result["intervals"]) == (0.5, {})
+
+
 def test_weights_equal_repeated_images():
     images = random_images(11, 30, decimals=6)
     study = checked_study(*images)
