@@ -19,6 +19,7 @@ LAYERS = (  # bottom to top; a module imports from its own layer or below
     {"errors", "declared", "versions", "atomic", "walk", "privacy", "remarks"},
     {"probabilities", "slides", "metrics"},
     {"transforms", "losses", "inferers", "phantoms", "networks"},
+    {"detection"},
     {"chains"},
     {"model"},
     {"data"},

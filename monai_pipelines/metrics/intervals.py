@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,6 +26,7 @@ OF_PREDICTED = ("precision", "npv")
 
 Array = NDArray[np.float64]
 Interval = tuple[float, float]
+Result = TypeVar("Result")
 
 
 class Intervals(NamedTuple):
@@ -157,10 +158,75 @@ def mean_interval(values: ArrayLike, groups: Sequence[Hashable]) -> Interval | N
     scores = np.asarray(values, dtype=np.float64)
     group = _checked_groups(groups, scores)
     mean, sums = float(scores.mean()), np.bincount(group, scores - scores.mean())
-    if len(sums) < 2:
+    return interval_from_std(mean, math.sqrt((sums**2).sum()) / len(scores), len(sums))
+
+
+def interval_from_std(
+    value: float, std: float, num_groups: float, bounds: Interval = (0, 1), logarithmic: bool = False
+) -> Interval | None:
+    """95% interval of a metric from its standard deviation over resamples of whole groups (patients).
+
+    The t interval of :func:`metric_intervals`, on a scale that ends at the bounds.
+
+    Args:
+        value: the metric, within the bounds.
+        std: standard deviation over the resamples.
+        num_groups: number of relevant groups; the degrees of freedom are one fewer.
+        bounds: the lowest and the highest value that the metric can have; a value equal to a finite bound gets the
+            exact (Clopper-Pearson) interval of as many groups, all wrong or all right.
+        logarithmic: of the form ``x exp(+-t s / x)``, for metrics from 0 up.
+
+    Returns:
+        (low, high); None for fewer than two groups, or if the metric does not vary.
+
+    Example:
+        >>> low, high = interval_from_std(0.9, 0.05, 30)
+        >>> f"{low:.2f} to {high:.2f}"
+        '0.74 to 0.97'
+    """
+    if num_groups < 2:
         return None
-    reach = math.sqrt((sums**2).sum()) / len(scores) * _quantile(len(sums))
-    return _interval("mean", mean, reach, (0, 1), ((1 - LEVEL) / 2) ** (1 / len(sums)))
+    (low, high), reach = bounds, std * _quantile(num_groups)
+    share = round((value - low) / (high - low), 12)
+    if share in (0, 1) and math.isfinite(high):
+        exact = ((1 - LEVEL) / 2) ** (1 / num_groups)
+        ends = (exact, 1.0) if share else (0.0, 1 - exact)
+    elif not reach:
+        return None
+    elif logarithmic:
+        factor = math.exp(min(reach / value, 50.0))
+        return value / factor, min(value * factor, high)
+    else:
+        middle, reach = logit(share), reach / (high - low) / (share * (1 - share))
+        ends = float(expit(middle - reach)), float(expit(middle + reach))
+    return low + (high - low) * ends[0], low + (high - low) * ends[1]
+
+
+def over_resamples(
+    metrics: Callable[[NDArray[np.int64]], Result], num_groups: int, num_resamples: int, seed: int
+) -> list[Result]:
+    """Results of a function of weights for bootstrap resamples of whole groups (patients), a few resamples at a time.
+
+    Args:
+        metrics: called with (G, R) weights, how often each group occurs in each of R resamples, in several threads.
+        num_groups: G.
+        num_resamples, seed: of the bootstrap; 2 resamples or more.
+
+    Returns:
+        Results in the order of the resamples, which depend on the seed and the number of groups only.
+
+    Raises:
+        ValueError: too few resamples.
+
+    Example:
+        >>> over_resamples(lambda weights: weights.sum(axis=0).tolist(), 5, num_resamples=3, seed=0)
+        [[5, 5, 5]]
+    """
+    if num_resamples < 2:
+        raise ValueError(f"bootstrap: wanted 2 resamples or more, got num_resamples {num_resamples}")
+    chunks = [range(start, min(start + CHUNK, num_resamples)) for start in range(0, num_resamples, CHUNK)]
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        return list(pool.map(lambda chunk: metrics(_resample(num_groups, chunk, seed)), chunks))
 
 
 def _sides(rows: NDArray[np.bool_], group: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -176,11 +242,7 @@ def _checked_groups(groups: Sequence[Hashable], *columns: ArrayLike) -> NDArray[
 
 
 def _resampled(metrics: WeightedMetrics, num_resamples: int, seed: int) -> MetricValues:
-    if num_resamples < 2:
-        raise ValueError(f"bootstrap: wanted 2 resamples or more, got num_resamples {num_resamples}")
-    chunks = [range(start, min(start + CHUNK, num_resamples)) for start in range(0, num_resamples, CHUNK)]
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        parts = list(pool.map(lambda chunk: metrics(_resample(metrics.num_groups, chunk, seed)), chunks))
+    parts = over_resamples(metrics, metrics.num_groups, num_resamples, seed)
     return MetricValues(
         {name: np.concatenate([part.overall[name] for part in parts]) for name in parts[0].overall},
         {name: np.concatenate([part.per_class[name] for part in parts], axis=1) for name in parts[0].per_class},
@@ -216,11 +278,10 @@ def _intervals(
         relevant = (predicted if name in OF_PREDICTED else true)[true > 0]
         num = num_groups if name in OF_ALL_ROWS else float(relevant.sum()) / max(len(relevant), 1)
         defined = column[~np.isnan(column)]
-        if 2 * len(defined) < len(column) or num < 2:
+        if len(defined) < max(2, len(column) / 2):
             continue
-        reach = float(defined.std(ddof=1)) * _quantile(num)
-        exact = ((1 - LEVEL) / 2) ** (1 / num)
-        interval = _interval(name, float(values[name][0]), reach, bounds.get(name, (0, 1)), exact)
+        value, std = float(values[name][0]), float(defined.std(ddof=1))
+        interval = interval_from_std(value, std, num, bounds.get(name, (0, 1)), name in LOGARITHMIC)
         if interval is not None:
             intervals[name] = interval
     return intervals
@@ -228,23 +289,6 @@ def _intervals(
 
 def _of_class(values: MetricValues, k: int) -> dict[str, Array]:
     return {name: column[k] for name, column in values.per_class.items()}
-
-
-def _interval(name: str, value: float, reach: float, bounds: Interval, exact: float) -> Interval | None:
-    """Interval of that reach, on a scale that ends at the bounds; `exact`: lower end of the exact interval of 1."""
-    low, high = bounds
-    share = round((value - low) / (high - low), 12)
-    if share in (0, 1) and math.isfinite(high):
-        ends = (exact, 1.0) if share else (0.0, 1 - exact)
-    elif not reach:
-        return None
-    elif name in LOGARITHMIC:
-        factor = math.exp(min(reach / value, 50.0))
-        return value / factor, min(value * factor, high)
-    else:
-        middle, reach = logit(share), reach / (high - low) / (share * (1 - share))
-        ends = float(expit(middle - reach)), float(expit(middle + reach))
-    return low + (high - low) * ends[0], low + (high - low) * ends[1]
 
 
 def _quantile(num_groups: float) -> float:

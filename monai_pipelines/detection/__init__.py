@@ -1,0 +1,23 @@
+"""Detectors of lesions in 2D and 3D images."""
+
+from monai_pipelines.detection.boxes import Found, Target
+from monai_pipelines.detection.detector import Detector
+from monai_pipelines.detection.faster_rcnn import FasterRCNN
+from monai_pipelines.detection.grid import GridDetector
+from monai_pipelines.detection.inferer import DetectionInferer, fuse
+from monai_pipelines.detection.pyramid import FeaturePyramid
+from monai_pipelines.detection.retinanet import RetinaNet
+from monai_pipelines.detection.roi_align import roi_align
+
+__all__ = [
+    "DetectionInferer",
+    "Detector",
+    "FasterRCNN",
+    "FeaturePyramid",
+    "Found",
+    "GridDetector",
+    "RetinaNet",
+    "Target",
+    "fuse",
+    "roi_align",
+]
