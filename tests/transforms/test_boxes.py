@@ -198,6 +198,16 @@ def test_boxes_follow_random_changes_of_volumes(case: str, seed: int) -> None:
         torch.testing.assert_close(back[:3] + back[3:], torch.tensor(2 * center, dtype=torch.float32))
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_boxes_follow_steep_deformations(seed: int) -> None:
+    shape, center, half = (96, 96, 96), np.array([40.0, 50, 45]), np.array([12.0, 9, 7])
+    item = {"image": _ellipsoid(shape, center, half), "boxes": np.array([[*(center - half), *(center + half)]])}
+    item |= {"box_labels": [0], "box_ignore": [False]}
+    step = RandSpatial3Dd("image", **MOVING, elastic_prob=1, elastic_std_voxels=6, elastic_points=5)
+    out = step.set_random_state(seed)(item)
+    assert np.abs(out["boxes"][0].numpy() - _around(out["image"])).max() < 1.2
+
+
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("crop_size", [None, (70, 60)])
 def test_boxes_follow_random_changes_of_images(seed: int, crop_size: tuple[int, int] | None) -> None:

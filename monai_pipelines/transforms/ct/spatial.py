@@ -21,7 +21,7 @@ from monai_pipelines.transforms.boxes import MIN_VISIBLE, RandSpatial, RandSpati
 
 ORDERS = {"bilinear": 1, "nearest": 0}
 BACKENDS = ("torch", "elasticdeform")
-_INVERSION_STEPS = 25
+_INVERSION_STEPS = 30
 _ANGLES = np.deg2rad(np.mgrid[-90:91:15, 0:360:15].reshape(2, -1))
 _DIRECTIONS = np.stack(
     [np.cos(_ANGLES[0]) * np.cos(_ANGLES[1]), np.cos(_ANGLES[0]) * np.sin(_ANGLES[1]), np.sin(_ANGLES[0])]
@@ -81,7 +81,8 @@ class SpatialDraw:
         for _ in range(_INVERSION_STEPS):
             out = forward[:3, :3] @ (points - shift) + forward[:3, 3:]
             at = np.moveaxis(out * per_voxel, 1, 0)
-            shift = np.stack([map_coordinates(u, at, order=3, mode="mirror") for u in self.elastic_voxels], axis=1)
+            at_out = np.stack([map_coordinates(u, at, order=3, mode="mirror") for u in self.elastic_voxels], axis=1)
+            shift = (shift + at_out) / 2  # without the mean, steep deformations would not converge
         return out
 
     def cropped(self, shape: Sequence[int], size: Sequence[int]) -> tuple[Any, ...]:
