@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock
 
-_LOGGERS = ("PIL.ImageFile", "PIL.PngImagePlugin", "PIL.TiffImagePlugin", "nibabel.global", "pydicom", "tifffile")
+_LOGGERS = ("PIL.ImageFile", "PIL.PngImagePlugin", "PIL.TiffImagePlugin", "pydicom", "tifffile")
 _lock = Lock()
 _disabled: list[bool] = []
 _num_silencing = 0

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
+from torch.utils.data import Dataset
 
 from monai_pipelines.audit.kinds import UNLABELED, Kind, KindName
 from monai_pipelines.audit.likeness import equal_groups, similar_groups
@@ -18,9 +19,9 @@ from monai_pipelines.audit.outliers import find_outliers
 from monai_pipelines.audit.readings import Reading
 from monai_pipelines.audit.shortcuts import shortcut_table
 from monai_pipelines.data import Listing
-from monai_pipelines.data.outcomes import Outcome, Outcomes
 from monai_pipelines.data.prepared import why_unusable
 from monai_pipelines.data.split import SPLIT_NAMES, SPLITS, Item, label_indices, split_problems
+from monai_pipelines.data.workers import Outcome, each_outcome
 
 WHOLE = "all"  # the split of a source without splits
 NO_LABEL = "none of them"  # the class of multilabel images without a label
@@ -155,12 +156,14 @@ def _counted(*counts: tuple[int, str, str]) -> list[str]:
     return [f"{count:,} {one if count == 1 else several}" for count, one, several in counts if count]
 
 
-class _Readings(Outcomes):
-    """A `Reading` of each item."""
+class _Readings(Dataset):
+    """Item i: (its `Reading`, None), or (None, why it cannot be read)."""
 
     def __init__(self, data: Sequence[Item], kind: Kind) -> None:
-        super().__init__(data)
-        self.kind = kind
+        self.data, self.kind = data, kind
+
+    def __len__(self) -> int:
+        return len(self.data)
 
     def __getitem__(self, index: int) -> Outcome:
         item = self.data[index]
@@ -193,7 +196,7 @@ def audit_cohort(listing: Listing, kind: Kind, similarity: float = 0.95, num_wor
         raise ValueError(f"audit_cohort: similarity must be above 0 and at most 1, got {similarity}")
     items = list({item["image"]: item for item in listing.items}.values())
     workers = (os.cpu_count() or 1) if num_workers is None else num_workers
-    outcomes = list(track(_Readings(items, kind).in_order(workers), "reading", total=len(items)))
+    outcomes = list(track(each_outcome(_Readings(items, kind), workers), "reading", total=len(items)))
     usable = [(item, reading) for item, (reading, _) in zip(items, outcomes, strict=True) if reading]
     readable, readings = [item for item, _ in usable], [reading for _, reading in usable]
     classes = [*listing.classes]

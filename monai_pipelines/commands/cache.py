@@ -16,19 +16,19 @@ def cache(
     """List the entries of a cache; exit status 1 if some are damaged (a run makes them again)."""
     from monai_pipelines.data.cache import SUFFIX, Cache, entries
 
+    kept = Cache(directory)  # removes what killed runs left
     files = list(entries(directory))
     size_mb = sum(file.stat().st_size for file in files) / 2**20
     whole = [file for file in files if file.suffix == SUFFIX]
     if clear:
         for file in files:
-            file.unlink()
-        typer.echo(f"removed {len(files)} files, {size_mb:,.1f} MB: {directory}")
+            file.unlink(missing_ok=True)
+        typer.echo(f"files removed: {len(files)}, {size_mb:,.1f} MB: {directory}")
         return
-    kept = Cache(directory)
     damaged = [file for file in whole if (kept.read(file) if check else kept.note(file)) is None]
-    typer.echo(f"{len(whole)} entries, {size_mb:,.1f} MB: {directory}")
+    typer.echo(f"entries: {len(whole)}, {size_mb:,.1f} MB: {directory}")
     if leftovers := len(files) - len(whole):
-        typer.echo(f"{leftovers} temporary files of killed or running processes")
+        typer.echo(f"temporary files of running processes, or of those killed in the last 10 minutes: {leftovers}")
     for file in damaged:
         typer.secho(f"damaged: {file.name}", fg="yellow", err=True)
     if damaged:

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from monai_pipelines.errors import CohortError
 from monai_pipelines.transforms import MeasureImage
+from monai_pipelines.walk import is_clutter
 
 UNREADABLE = (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)  # what np.load raises
 _SUFFIXES = (".npy", ".npz")
@@ -97,7 +98,9 @@ def read_arrays(source: str | PathLike[str], channels: int) -> ArrayDataset:
         CohortError: no such file or array, or an array of another type, shape or number of channels.
     """
     path = Path(source)
-    files = sorted(p for p in path.iterdir() if p.suffix in _SUFFIXES) if path.is_dir() else [path]
+    files = [path]
+    if path.is_dir():
+        files = sorted(p for p in path.iterdir() if p.suffix in _SUFFIXES and not is_clutter(p.name))
     if len(files) > 1:
         names = ", ".join(file.name for file in files)
         raise CohortError(source, [f"wanted one .npy or .npz in the folder, got {names}; name the file"])

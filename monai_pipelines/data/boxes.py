@@ -202,7 +202,7 @@ def _place_slices(
     known = {_folder(on_slices[uid][0]) for uid in on_slices if uid not in missing}
     others = [uid for uid in missing if _folder(on_slices[uid][0]) in known]
     if others:
-        logger.warning("boxes on %d slices of series that are not in the source are left out", len(others))
+        logger.warning("boxes on slices of series that are not in the source are left out: %d", len(others))
     return [uid for uid in missing if uid not in set(others)]
 
 

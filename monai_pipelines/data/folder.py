@@ -143,7 +143,7 @@ def _list_folders(
             item: Item = {"image": str(image), "name": relative.as_posix(), "label": classes.index(folders[0])}
             items.append({**item, "split": split} if split else item)
     if outside:
-        problems.append(f"{len(outside)} images are outside the class folders, such as {outside[0]}")
+        problems.append(f"images outside the class folders: {len(outside)}, such as {outside[0]}")
     problems += name_patients(items, pattern)
     return Listing(source, items, tuple(classes), problems)
 
@@ -216,10 +216,10 @@ def _images(path: Path) -> list[Path]:
         else:
             others[file.suffix.lower() or "no suffix"] += 1
     if num_unnamed:
-        logger.info("%s: %d files are DICOM by their content", path, num_unnamed)
+        logger.info("%s: files that are DICOM by their content: %d", path, num_unnamed)
     if others:
         counts = ", ".join(f"{suffix} ({count})" for suffix, count in sorted(others.items()))
-        logger.warning("%s: %d files are not images and are ignored: %s", path, others.total(), counts)
+        logger.warning("%s: files that are not images are ignored: %s", path, counts)
     return images
 
 

@@ -18,9 +18,9 @@ from rich.progress import track
 
 from monai_pipelines.chains import Chain
 from monai_pipelines.data.cache import Cache, Storage, no_space
-from monai_pipelines.data.outcomes import Outcome, Outcomes
 from monai_pipelines.data.overlap import repeated
 from monai_pipelines.data.split import SPLITS, Cohort, Item
+from monai_pipelines.data.workers import Outcome, each_outcome
 from monai_pipelines.errors import CohortError, ScanError
 from monai_pipelines.privacy import failure
 
@@ -127,7 +127,7 @@ class PreparedDataset(UsableItems):
     ) -> None:
         cache = Cache(cache_dir, storage) if cache_dir else None
         self._preparation = _Preparation(list(data), transform, cache, tuple(outputs))
-        outcomes = track(self._preparation.in_order(num_workers), "preparing", total=len(data))
+        outcomes = track(self._preparation.outcomes(num_workers), "preparing", total=len(data))
         super().__init__(data, transform, outcomes, on_error)
         verdicts = [verdict for _, verdict in self._results]
         if any(verdict not in ("", "ok") for verdict in verdicts):
@@ -187,19 +187,20 @@ class PreparedSplits(Splits[PreparedDataset]):
         super().__init__(cohort, partial(PreparedDataset, transform=transform, cache_dir=cache_dir, **options))
 
 
-class _Preparation(Outcomes):
-    """Results are (packed result or its cache file, verdict)."""
+class _Preparation(Dataset):
+    """Item i: ((packed result or its cache file, verdict), None), or (None, why it cannot be used)."""
 
     def __init__(self, data: Sequence[Item], transform: Chain, cache: Cache | None, outputs: tuple[str, ...]) -> None:
         super().__init__(data)
         self.chain, self.cache, self.outputs = transform, cache, outputs
         self.fingerprint = transform.fingerprint()
 
-    def in_order(self, num_workers: int) -> Iterator[Outcome]:
-        for number, (result, reason) in enumerate(super().in_order(num_workers)):
-            if self.cache and number == 0 and result:
-                self._check_space(self.cache, result[0].stat().st_size)
-            yield result, reason
+    def outcomes(self, num_workers: int) -> Iterator[Outcome]:
+        """Outcomes of all items in order."""
+        for index, outcome in enumerate(each_outcome(self, num_workers)):
+            yield outcome
+            if self.cache and not index and outcome[0]:
+                self._check_space(self.cache, outcome[0][0].stat().st_size)
 
     def _check_space(self, cache: Cache, entry_bytes: int) -> None:
         """An error before the others are prepared, if those that are not in the cache will not fit."""
@@ -210,7 +211,7 @@ class _Preparation(Outcomes):
         if not cache.has_space(wanted):
             raise no_space(cache.folder, wanted)
 
-    def __getitem__(self, index: int) -> Outcome:
+    def _transform(self, index: int) -> Outcome:
         image, file, verdict, result = self.data[index]["image"], None, None, None
         try:
             if self.cache and Path(image).exists():  # the chain reports what is missing

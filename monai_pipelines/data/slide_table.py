@@ -13,7 +13,7 @@ from monai_pipelines.data.split import Cohort, Item, Listing, split_listing
 from monai_pipelines.data.table import find_inputs, list_table
 from monai_pipelines.errors import CohortError
 from monai_pipelines.slides.opening import PLAUSIBLE_MPP, check_mpp
-from monai_pipelines.walk import file_stats
+from monai_pipelines.walk import file_stats, walk_files
 
 SLIDES = (".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".czi", ".dcm")
 
@@ -82,8 +82,8 @@ def _with_mpp(item: Item, problems: list[str]) -> Item:
 def find_slides(source: str | PathLike[str]) -> list[Item]:
     """Slides to be classified: a CSV table's ``image``, all slides below a folder, or one; see `find_inputs`.
 
-    In a folder every file with the suffix of a slide is one (`SLIDES`), and every folder that directly holds .dcm
-    files. A table may have the column ``mpp``, which becomes a number.
+    In a folder every file with the suffix of a slide is one (`SLIDES`), broken links among them, and every folder that
+    directly holds .dcm files; other links are followed. A table may have the column ``mpp``, which becomes a number.
 
     Raises:
         CohortError: a ``mpp`` that is not a number from 0.1 to 2.
@@ -97,8 +97,8 @@ def find_slides(source: str | PathLike[str]) -> list[Item]:
 
 
 def _list_slides(folder: Path) -> list[Path]:
-    files = [p for p in folder.rglob("*") if p.suffix.lower() in SLIDES and p.is_file() and not p.name.startswith(".")]
-    return sorted({p.parent if p.suffix.lower() == ".dcm" else p for p in files})
+    files = [file for file in walk_files(folder) if file.suffix.lower() in SLIDES]
+    return sorted({file.parent if file.suffix.lower() == ".dcm" else file for file in files})
 
 
 def feature_file(features_dir: str | PathLike[str], name: str) -> Path:

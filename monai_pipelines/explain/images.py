@@ -137,7 +137,7 @@ class ExplainImages:
             "mm_per_cell": None if mm[0] is None else np.mean(mm, axis=0).round(1).tolist(),
             "cases": cases,
         }
-        logger.info("%d explanations: %s", len(cases), self.folder)
+        logger.info("explanations: %d, in %s", len(cases), self.folder)
 
     def _choose(
         self, prob: NDArray[np.float64], predicted: NDArray[Any], labels: list[Any]

@@ -169,8 +169,8 @@ class ExplainSlides:
             writer.writerows(rows)
         self.results = _results(self._drawn)
         if self._unread:
-            logger.warning("%d sheets of tiles left out, the first: %s", len(self._unread), self._unread[0])
-        logger.info("attention of %d slides: %s", len(self._drawn), self.output_dir / "attention")
+            logger.warning("sheets of tiles left out: %d, the first: %s", len(self._unread), self._unread[0])
+        logger.info("slides with pictures of attention: %d, in %s", len(self._drawn), self.output_dir / "attention")
 
     def _explain(self, index: int) -> list[dict[str, Any]]:
         """Write the files of a slide; a row for each of its maps."""

@@ -8,9 +8,10 @@ import logging
 import time
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from itertools import chain as joined
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -26,9 +27,9 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from monai_pipelines.atomic import atomic_write, remove_old_parts
 from monai_pipelines.chains import Chain
-from monai_pipelines.data.outcomes import as_is
 from monai_pipelines.data.prepared import why_unusable
 from monai_pipelines.data.slide_table import feature_file, slide_source
+from monai_pipelines.data.workers import CRASHED, as_is, worker_died
 from monai_pipelines.errors import ChainMismatchError, CohortError, ScanError
 from monai_pipelines.features.files import FeatureBag, read_origin, write_features
 from monai_pipelines.inferers import AutocastInferer, Precision, fast_bf16
@@ -40,7 +41,8 @@ from monai_pipelines.versions import library_versions
 logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
-NO_CHAIN = '{"steps": {}, "versions": {}}'
+Message = tuple[int, str, Any]
+NO_CHAIN: dict[str, Any] = {"steps": {}, "versions": {}}
 ARGUMENTS: dict[str, dict[str, Any]] = {  # of the networks of the literature
     "resnet": {"n_input_channels": 3, "conv1_t_stride": 2, "bias_downsample": False},
     "densenet": {"in_channels": 3, "out_channels": 1},
@@ -63,9 +65,9 @@ def extract_features(
 
     Tiles are read in batches by ``num_workers`` processes, each with other slides, while the backbone works; they are
     not stored. Files are written completely or not at all, so an interrupted run continues where it stopped. A file is
-    made again if the slide, or its ``mpp`` in the table, has changed. Files of other tools, which do not say what made
-    them, are kept if they fit the backbone. ``features.csv`` in the folder lists the slides of the last run with
-    anything to do. Precision and dtype of existing files are not compared; another precision is logged.
+    made again if it is damaged, or the slide, or its ``mpp`` in the table, has changed. Files of other tools, which do
+    not say what made them, are kept if they fit the backbone. ``features.csv`` in the folder lists the slides of the
+    last run with anything to do. Precision and dtype of existing files are not compared; another precision is logged.
 
     The names of the slides become file names and appear in ``features.csv``: use pseudonyms.
 
@@ -116,11 +118,10 @@ def extract_features(
                 remove_old_parts(parent)
             stream = _TileStream([slides[file] for file in todo], chain, batch_size)
             network = backbone.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-            pin = device.type == "cuda"
-            loader = DataLoader(stream, batch_size=None, num_workers=num_workers, collate_fn=as_is, pin_memory=pin)
+            messages = _messages(stream, num_workers, pin_memory=device.type == "cuda")
             with Progress() as bar:
                 task = bar.add_task("features", total=len(todo))
-                for file, share, row in _extract(loader, todo, network, device, origin, dtype):
+                for file, share, row in _extract(messages, todo, network, device, origin, dtype):
                     bar.advance(task, share)
                     rows[file].update(row)
                     if row.get("status") == "skipped":
@@ -170,7 +171,7 @@ class _Origin:
         """How the origin of a file differs, as far as its attributes say."""
         different = []
         if attributes.get("backbone_fingerprint") not in (None, self.attributes["backbone_fingerprint"]):
-            then = json.loads(attributes.get("backbone", "{}"))
+            then = _described(attributes.get("backbone", "{}"))
             different += [
                 f"backbone.{key}: {then.get(key)!r} there, {now!r} here"
                 for key, now in self.backbone.items()
@@ -178,10 +179,21 @@ class _Origin:
             ]
         if attributes.get("chain_fingerprint") not in (None, self.attributes["chain_fingerprint"]):
             try:
-                self.chain.check_same(json.loads(attributes.get("chain", NO_CHAIN)))  # library versions may differ
+                self.chain.check_same(
+                    NO_CHAIN | _described(attributes.get("chain", "{}"))
+                )  # library versions may differ
             except ChainMismatchError as error:
                 different += error.differences
         return different
+
+
+def _described(text: str) -> dict[str, Any]:
+    """What an attribute describes; nothing if it is damaged."""
+    try:
+        described = json.loads(text)
+    except ValueError:
+        return {}
+    return described if isinstance(described, dict) else {}
 
 
 def _check_files(
@@ -198,6 +210,12 @@ def _check_files(
             rows[file].update(status="skipped", reason=why_unusable(error, item["image"]))
             continue
         if made is None:
+            if file.exists() and not Path(item["image"]).exists():
+                reason = f"{file.name} is damaged, and the slide to make it again is missing; restore one of them"
+                rows[file].update(status="skipped", reason=reason)
+                continue
+            if file.exists():
+                logger.warning("%s: damaged, made again", file)
             todo.append(file)
             continue
         attributes, num_tiles = made
@@ -231,11 +249,16 @@ class _Pending:
 
 
 def _extract(
-    loader: DataLoader, files: Sequence[Path], backbone: nn.Module, device: torch.device, origin: _Origin, dtype: str
+    messages: Iterable[Message],
+    files: Sequence[Path],
+    backbone: nn.Module,
+    device: torch.device,
+    origin: _Origin,
+    dtype: str,
 ) -> Iterator[tuple[Path, float, Row]]:
     """Write the files; yields a file, the share of it that has just been done, and updates for its row."""
     infer, pending = AutocastInferer(origin.precision), dict[int, _Pending]()
-    for index, kind, content in loader:
+    for index, kind, content in messages:
         if kind == "slide":
             pending[index] = _Pending(*content)
         elif kind == "bad":
@@ -254,26 +277,56 @@ def _extract(
             yield files[index], len(content) / slide.num_tiles, row
 
 
+def _messages(stream: _TileStream, num_workers: int, pin_memory: bool) -> Iterator[Message]:
+    """The messages about all slides; those in progress when a worker process crashes start again, each alone."""
+    left = list(range(len(stream.items)))
+    while left:
+        planned = tuple(left)
+        yield from _until_crash(stream, planned, left, num_workers, pin_memory)
+        first_of_worker = [[i for i in planned[k::num_workers] if i in left][:1] for k in range(num_workers)]
+        for index in joined.from_iterable(first_of_worker):
+            yield from _until_crash(stream, (index,), left, 1, pin_memory)
+            if index in left:
+                left.remove(index)
+                yield index, "bad", CRASHED
+
+
+def _until_crash(
+    stream: _TileStream, planned: tuple[int, ...], left: list[int], num_workers: int, pin_memory: bool
+) -> Iterator[Message]:
+    """The messages about some slides until a worker process crashes; takes finished ones off `left`."""
+    stream.indices, num_tiles = planned, dict[int, int]()
+    try:
+        for index, kind, content in DataLoader(
+            stream, batch_size=None, num_workers=num_workers, collate_fn=as_is, pin_memory=pin_memory
+        ):
+            yield index, kind, content
+            num_tiles[index] = content[1] if kind == "slide" else num_tiles.get(index, 0) - len(content)
+            if kind == "bad" or not num_tiles[index]:
+                left.remove(index)
+    except RuntimeError as error:
+        if not worker_died(error):
+            raise
+
+
 class _TileStream(IterableDataset):
     """For each slide (index, "slide", `_Pending`), then (index, "tiles", batch) or (index, "bad", reason)."""
 
     def __init__(self, items: Sequence[Mapping[str, Any]], chain: Chain, batch_size: int) -> None:
         self.items, self.batch_size = items, batch_size
+        self.indices = tuple(range(len(items)))
         copied = deepcopy(chain)  # the caller's random state stays as it is
         self.plan, self.read = copied.until("tiles"), copied.since("tiles")
 
     def __iter__(self) -> Iterator[tuple[int, str, Any]]:
         worker = get_worker_info()
         first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        for index in range(first, len(self.items), step):
+        for index in self.indices[first::step]:
             item = self.items[index]
             try:
                 yield from self._slide(index, item)
-            except (ScanError, OSError) as error:
-                yield index, "bad", why_unusable(error, item["image"])
             except Exception as error:
-                error.add_note(f"while reading {item['image']}")
-                raise
+                yield index, "bad", why_unusable(error, item["image"])
             finally:
                 close_slides()
 

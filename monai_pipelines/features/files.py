@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def read_features(file: str | PathLike[str], pictures: bool = True) -> FeatureBa
     try:
         with h5py.File(file, "r") as opened:
             bag = _read(opened, pictures)
-    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+    except Exception as error:  # h5py's depend on what is damaged
         raise ScanError(
             file, f"not a readable file of features ({failure(error)}); delete it to make it again"
         ) from None
@@ -78,7 +79,10 @@ def read_features(file: str | PathLike[str], pictures: bool = True) -> FeatureBa
 
 def _read(opened: h5py.File, pictures: bool) -> FeatureBag:
     features = _squeezed(opened["features"][...].astype(np.float32))
-    coords = _squeezed(opened["coords"][...].astype(np.int64)) if "coords" in opened else None
+    coords = _squeezed(opened["coords"][...]) if "coords" in opened else None
+    if coords is not None and not np.isfinite(coords).all():
+        raise ValueError("coords are NaN or infinite")
+    coords = None if coords is None else coords.astype(np.int64)
     attributes = opened.attrs
     tissue = opened.get("tissue")
     width, height = attributes.get("slide_size", (0, 0))
@@ -102,7 +106,12 @@ def _squeezed(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def _number(attributes: Mapping[str, Any], name: str, kind: type) -> Any:
-    return kind(attributes[name]) if name in attributes else None
+    if name not in attributes:
+        return None
+    number = kind(attributes[name])
+    if not 0 < number < inf:
+        raise ValueError(f"{name} is {number}")
+    return number
 
 
 def _level0_px(of_file: Mapping[str, Any], of_coords: Mapping[str, Any], coords: NDArray[np.int64]) -> int | None:
@@ -127,13 +136,13 @@ def _step(coords: NDArray[np.int64]) -> int | None:
     return int(frequent[0]) if len(frequent) == 1 else None
 
 
-def read_origin(file: Path, num_features: int) -> tuple[dict[str, Any], int] | None:
-    """The attributes of a file, and its number of tiles; None if it must be made (again).
+def read_origin(file: Path, num_features: int) -> tuple[dict[str, str], int] | None:
+    """The attributes of a file as text, and its number of tiles; None if it must be made (again).
 
     Args:
-        file: the HDF5 file, which may be missing or damaged.
-        num_features: of the backbone. A file without ``backbone_fingerprint`` belongs to another tool: its features are
-            checked, and it is never made again.
+        file: the HDF5 file, which may be missing or damaged: all of it is read.
+        num_features: of the backbone. A file without ``backbone_fingerprint`` belongs to another tool: it is never made
+            again.
 
     Raises:
         ScanError: a file of another tool, or a folder, that cannot be used.
@@ -142,23 +151,30 @@ def read_origin(file: Path, num_features: int) -> tuple[dict[str, Any], int] | N
         raise ScanError(file, "wanted a file of features, got a folder; move it away")
     try:
         with h5py.File(file) as opened:
-            attributes = dict(opened.attrs)
-            if "backbone_fingerprint" in attributes:
-                return attributes, opened["features"].shape[-2]
-    except (OSError, KeyError, IndexError, AttributeError):  # missing or damaged
+            attributes = {key: str(value) for key, value in opened.attrs.items()}
+    except (OSError, RuntimeError, LookupError, ValueError, TypeError):  # missing or damaged
         return None
-    features = read_features(file, pictures=False).features
-    if features.shape[1] != num_features:
-        raise ScanError(
-            file,
-            f"wanted {num_features} features per tile, as the backbone has, got {features.shape[1]}; use the network "
-            "that made them, or another features_dir",
-        )
-    return attributes, len(features)
+    is_ours = "backbone_fingerprint" in attributes
+    try:
+        bag = read_features(file, pictures=is_ours)
+    except ScanError:
+        if is_ours:
+            return None
+        raise
+    fits = bag.features.shape[1] == num_features
+    if is_ours:
+        return (attributes, len(bag.features)) if fits and bag.coords is not None else None
+    if fits:
+        return attributes, len(bag.features)
+    raise ScanError(
+        file,
+        f"wanted {num_features} features per tile, as the backbone has, got {bag.features.shape[1]}; use the network "
+        "that made them, or another features_dir",
+    )
 
 
 def write_features(file: Path, bag: FeatureBag, attributes: Mapping[str, Any], dtype: str = "float32") -> None:
-    """Write the features of one slide in one step (`atomic_write`).
+    """Write the features of one slide in one step (`atomic_write`), with checksums.
 
     The attributes of ``coords`` are those that other tools expect; they describe tiles of level 0.
 
@@ -182,11 +198,13 @@ def write_features(file: Path, bag: FeatureBag, attributes: Mapping[str, Any], d
 
 
 def _write(out: h5py.File, bag: FeatureBag, features: NDArray[np.floating], attributes: Mapping[str, Any]) -> None:
-    out.create_dataset("features", data=features)
-    coords = out.create_dataset("coords", data=bag.coords)
+    out.create_dataset("features", data=features, fletcher32=True)
+    coords = out.create_dataset("coords", data=bag.coords, fletcher32=True)
     if bag.thumbnail is not None and bag.tissue is not None:
         for key, picture in (("thumbnail", bag.thumbnail), ("tissue", bag.tissue)):
-            out.create_dataset(key, data=picture, compression="gzip").attrs["downsample"] = bag.downsample
+            out.create_dataset(key, data=picture, compression="gzip", fletcher32=True).attrs["downsample"] = (
+                bag.downsample
+            )
     keys = ("mpp", "tile_px", "slide_mpp", "slide_size")
     described = {"tile_px_level0": bag.level0_px, **{key: getattr(bag, key) for key in keys}, **attributes}
     out.attrs.update({key: value for key, value in described.items() if value is not None})

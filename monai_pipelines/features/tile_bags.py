@@ -13,14 +13,13 @@ from typing import Any, Self
 
 import torch
 from rich.progress import track
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from monai_pipelines.chains import Chain
 from monai_pipelines.data.cache import Cache
-from monai_pipelines.data.outcomes import as_is
 from monai_pipelines.data.prepared import OnError, Splits, UsableItems, why_unusable
 from monai_pipelines.data.split import Cohort, Item
-from monai_pipelines.errors import ScanError
+from monai_pipelines.data.workers import each_outcome
 from monai_pipelines.features.bags import measure_slide, pad_bags
 from monai_pipelines.slides import Tiles, TileSize, open_slide
 
@@ -56,9 +55,9 @@ class TileBags(UsableItems):
     ) -> None:
         copied = deepcopy(chain)  # the caller's random state stays as it is
         lists = _TileLists(data, copied.until("sample"), Cache(cache_dir) if cache_dir else None)
-        loader = DataLoader(lists, batch_size=None, num_workers=num_workers, collate_fn=as_is)
         self.lists, self.draw, self.redraw = lists, copied.since("sample"), redraw
-        super().__init__(data, chain, track(loader, "listing tiles", total=len(data)), on_error)
+        outcomes = track(each_outcome(lists, num_workers), "listing tiles", total=len(data))
+        super().__init__(data, chain, outcomes, on_error)
 
     def part(self, split: str) -> Self:
         """The items of one ``split``, with a random state of its own; nothing is listed again."""
@@ -128,11 +127,8 @@ class _TileLists(Dataset):
                 slide = open_slide(image, listed["slide_mpp"])
                 return Tiles(slide, listed["coords"].numpy(), TileSize(*listed["size"])), None
             tiles: Tiles = self.plan(item)["image"]
-        except (ScanError, OSError) as error:
-            return None, why_unusable(error, image)
         except Exception as error:
-            error.add_note(f"while listing the tiles of {image}")
-            raise
+            return None, why_unusable(error, image)
         if self.cache and file:
             listed = {"coords": torch.from_numpy(tiles.coords), "size": list(tiles.size), "slide_mpp": tiles.slide.mpp}
             self.cache.write(file, listed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from math import nan
 from pathlib import Path
 from unicodedata import normalize
 from xml.etree import ElementTree
@@ -16,6 +17,7 @@ from monai_pipelines.errors import ScanError
 from monai_pipelines.privacy import failure, quiet_libraries
 from monai_pipelines.slides.readers import Backend, drop_reader, open_reader, raise_scan_errors, stamp_of
 from monai_pipelines.slides.slide import Slide
+from monai_pipelines.walk import is_clutter
 
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 PLAUSIBLE_MPP = (0.1, 2.0)  # 100x with oil immersion to 5x
@@ -64,11 +66,17 @@ def open_slide(path: str | os.PathLike[str], mpp: float | None = None) -> Slide:
 def _open_by_tifffile(path: str | os.PathLike[str], file: Path, mpp: float | None, refusal: str) -> Slide:
     with file.open("rb") as opened:
         if opened.read(4) not in TIFF_STARTS:
-            raise ScanError(path, f"wanted a slide that OpenSlide opens, or a TIFF, got neither (OpenSlide: {refusal})")
+            raise ScanError(
+                path,
+                f"wanted a slide that OpenSlide opens, or a TIFF, got neither (OpenSlide: {refusal}); name another "
+                "file, or copy it again",
+            )
     try:
         return _describe(str(file), "tifffile", mpp)
     except tifffile.TiffFileError as error:
-        raise ScanError(path, f"tifffile does not open it ({failure(error)}), nor does OpenSlide ({refusal})") from None
+        raise ScanError(
+            path, f"tifffile does not open it ({failure(error)}), nor does OpenSlide ({refusal}); copy it again"
+        ) from None
 
 
 def _describe(file: str, backend: Backend, mpp: float | None) -> Slide:
@@ -92,7 +100,9 @@ def _first_of_series(folder: Path) -> Path:
     import pydicom  # slow to import
 
     files = [
-        file for file in sorted(folder.iterdir()) if file.suffix.lower() == ".dcm" and OpenSlide.detect_format(file)
+        file
+        for file in sorted(folder.iterdir())
+        if file.suffix.lower() == ".dcm" and not is_clutter(file.name) and OpenSlide.detect_format(file)
     ]
     if not files:
         raise ScanError(folder, "wanted a slide, or a folder of one DICOM series, found no .dcm that OpenSlide opens")
@@ -119,21 +129,23 @@ def check_mpp(mpp: float, name: str = "mpp") -> float:
 def mpp_of(path: str | os.PathLike[str], properties: Mapping[str, str]) -> float:
     """Micrometers per pixel at level 0, from the scanner's metadata or a TIFF's resolution tags.
 
+    Where several are stated, the first that is plausible counts.
+
     Args:
         path: of the slide, for the error.
-        properties: OpenSlide's names: ``openslide.mpp-x``, ``openslide.mpp-y``, else ``tiff.XResolution``,
-            ``tiff.YResolution`` in pixels per ``tiff.ResolutionUnit`` ("centimeter" or "inch"); before these the
-            OME-XML in ``tiff.ImageDescription``.
+        properties: OpenSlide's names: the OME-XML in ``tiff.ImageDescription``, ``openslide.mpp-x`` and
+            ``openslide.mpp-y``, ``tiff.XResolution`` and ``tiff.YResolution`` in pixels per ``tiff.ResolutionUnit``
+            ("centimeter" or "inch").
 
     Raises:
         ScanError: no resolution, no plausible one (0.1 to 2), or pixels more than 1 % from square.
     """
     implausible = []
-    for x, y, name in _stated(properties):
-        if not (x and y):
+    for name, texts, (x, y), unit in _stated(properties):
+        if not any(texts):
             continue
         if not all(PLAUSIBLE_MPP[0] <= mpp <= PLAUSIBLE_MPP[1] for mpp in (x, y)):
-            implausible.append(f"{name} of {x:.4g}")
+            implausible.append(f"{name} of {' x '.join(dict.fromkeys(map(_shown, texts)))}{unit}")
             continue
         if abs(x - y) > MAX_ANISOTROPY * max(x, y):
             raise ScanError(
@@ -149,27 +161,33 @@ def mpp_of(path: str | os.PathLike[str], properties: Mapping[str, str]) -> float
     )
 
 
-def _stated(properties: Mapping[str, str]) -> Iterator[tuple[float, float, str]]:
-    """Um per pixel in x and y, 0 if missing, and what states them."""
-    yield _number(properties.get("openslide.mpp-x")), _number(properties.get("openslide.mpp-y")), "mpp"
+def _stated(properties: Mapping[str, str]) -> Iterator[tuple[str, list[str], list[float], str]]:
+    """What states a resolution, its texts for x and y ("" if missing), um per pixel (NaN if invalid), and its unit."""
     attributes: Mapping[str, str] = {}  # of OME's first image
     with suppress(ElementTree.ParseError):
         root = ElementTree.fromstring(properties.get("tiff.ImageDescription", ""))
         attributes = next((element.attrib for element in root.iterfind(".//{*}Pixels")), {})
-    x, y = (
-        _number(attributes.get(size)) * OME_UNIT_UM.get(normalize("NFKC", attributes.get(f"{size}Unit", "um")), 0)
-        for size in ("PhysicalSizeX", "PhysicalSizeY")
-    )
-    yield x, y, "OME's physical size"
-    unit_um = UNIT_UM.get(properties.get("tiff.ResolutionUnit", ""), 0.0)
-    x, y = (_number(properties.get(f"tiff.{axis}Resolution")) for axis in "XY")
-    yield unit_um / x if x else 0.0, unit_um / y if y else 0.0, "TIFF resolution"
+    texts = [attributes.get(f"PhysicalSize{axis}", "") for axis in "XY"]
+    units = [normalize("NFKC", attributes.get(f"PhysicalSize{axis}Unit", "um")) for axis in "XY"]
+    sizes = [_number(text) * OME_UNIT_UM.get(unit, nan) for text, unit in zip(texts, units, strict=True)]
+    yield "OME's PhysicalSizeX", texts, sizes, f" {units[0]}"
+    texts = [properties.get(f"openslide.mpp-{axis}", "") for axis in "xy"]
+    yield "mpp", texts, [_number(text) for text in texts], ""
+    texts = [properties.get(f"tiff.{axis}Resolution", "") for axis in "XY"]
+    unit = properties.get("tiff.ResolutionUnit", "")
+    sizes = [UNIT_UM.get(unit, nan) / (_number(text) or nan) for text in texts]
+    yield "TIFF XResolution", texts, sizes, f" per {unit or 'unknown unit'}"
 
 
-def _number(text: str | None) -> float:
-    """0 if missing or invalid."""
+def _number(text: str) -> float:
     try:
-        number = float(text or 0)
+        return float(text)
     except ValueError:
-        return 0.0
-    return number if 0 < number < float("inf") else 0.0
+        return nan
+
+
+def _shown(text: str) -> str:
+    try:
+        return f"{float(text):g}"
+    except ValueError:
+        return repr(text[:20]) if text else "nothing"

@@ -6,7 +6,7 @@ import os
 import struct
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from math import gcd
 from typing import Any, Literal
@@ -14,19 +14,28 @@ from typing import Any, Literal
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
-from openslide import OpenSlide, OpenSlideError
+from openslide import OpenSlide, OpenSlideError, OpenSlideUnsupportedFormatError
 from PIL import Image
 
 from monai_pipelines.errors import ScanError
 from monai_pipelines.privacy import failure, silent_logs
 from monai_pipelines.slides.geometry import whole_downsamples
 from monai_pipelines.slides.handles import HANDLES
-from monai_pipelines.slides.segments import INTERLEAVED, RGB, JpegSegments, Segments, check_side, is_plain_jpeg
+from monai_pipelines.slides.planes import color_pages
+from monai_pipelines.slides.segments import (
+    INTERLEAVED,
+    RGB,
+    JpegSegments,
+    Segments,
+    check_levels,
+    check_side,
+    is_plain_jpeg,
+)
 
 Backend = Literal["openslide", "tifffile"]
 Stamp = tuple[int, int]  # bytes, and nanoseconds of the last change
 PLAIN_TIFF = ("aperio", "generic-tiff")  # vendors with a page for each level, of tiles that do not overlap
-GRAY = (0, 1)  # TIFF photometric interpretation
+GRAY = WHITE_IS_ZERO, BLACK_IS_ZERO = (0, 1)  # TIFF photometric interpretation
 LOSSLESS = (1, 5, 8, 32773, 32946)  # TIFF compression: none, LZW, deflate, PackBits, deflate
 PREMULTIPLIED, STRAIGHT = 1, 2  # TIFF extra samples: two kinds of alpha
 RAW_ROWS = 64  # read at once
@@ -113,13 +122,14 @@ class OpenSlideReader(Reader):
 
     Raises:
         ScanError: the file is truncated, or its tiles are huge.
-        OpenSlideError: OpenSlide refuses it.
+        OpenSlideError: OpenSlide refuses it, or would read one of several planes.
     """
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
         self._slide = OpenSlide(path)
         self.level_sizes = self._slide.level_dimensions
+        check_levels(path, self.level_sizes)
         self.level_downsamples = whole_downsamples(self.level_sizes, self._slide.level_downsamples)
         self.properties = dict(self._slide.properties)
         for level in range(len(self.level_sizes)):  # OpenSlide ends the process where it gets no memory for a tile
@@ -127,6 +137,7 @@ class OpenSlideReader(Reader):
             width, height = (int(self.properties.get(f"{name}-{side}", 0)) for side in ("width", "height"))
             check_side(path, f"level {level}", width, height)
         self._segments = [None] * len(self.level_sizes)
+        self._is_generic = self.properties["openslide.vendor"] == "generic-tiff"
         if self.properties["openslide.vendor"] in PLAIN_TIFF:
             self._find_segments()
 
@@ -143,18 +154,18 @@ class OpenSlideReader(Reader):
             return
         for level, size in enumerate(self.level_sizes):
             pages = [page for page in tiled if (page.imagewidth, page.imagelength) == size]
+            if any(page.photometric in GRAY for page in pages) or (len(pages) > 1 and not level and self._is_generic):
+                raise OpenSlideUnsupportedFormatError("more than one page of RGB")  # OpenSlide takes the first alone
             if len(pages) != 1:
                 continue
             page = pages[0]
-            if page.photometric in GRAY:
-                raise ScanError(self.path, "wanted a slide in color, got gray levels (fluorescence?)")
             self.is_part = self.is_part or bool(page.subifds)
             if is_plain_jpeg(page):
                 segments = JpegSegments(self.path, self._descriptor, page, f"level {level}")
                 self._segments[level] = segments if segments.is_supported() else None
             elif self._slide.level_downsamples[level] % 1 and page.compression in LOSSLESS and _is_plain_rgb(page):
                 with suppress(ScanError):
-                    self._segments[level] = _segments(self.path, self._descriptor, page, f"level {level}")
+                    self._segments[level] = _segments(self.path, self._descriptor, [page], f"level {level}")
 
     def _read(self, out: NDArray[np.uint8], level: int, x: int, y: int, step: int) -> None:
         if self._segments[level] is not None:
@@ -187,16 +198,18 @@ class TiffReader(Reader):
         with tifffile.TiffFile(path) as file:
             if _next_page(file):
                 raise ScanError(path, "truncated: it ends before its list of images does; copy it again")
-            if not file.series:
-                raise ScanError(path, "wanted a TIFF with an image, this one has none")
-            pages = [level.keyframe for level in file.series[0].levels]
-            self._profile: bytes | None = pages[0].tags.valueof(ICC_PROFILE)
-            self.properties = _properties(pages[0])
-        self.level_sizes = tuple((page.imagewidth, page.imagelength) for page in pages)
+            levels = color_pages(path, file)
+            first = file.series[0].keyframe
+            self._profile: bytes | None = first.tags.valueof(ICC_PROFILE)
+            self.properties = _properties(first)
+        self.level_sizes = tuple((page.imagewidth, page.imagelength) for page, *_ in levels)
+        check_levels(path, self.level_sizes)
         width, height = self.level_sizes[0]
         by_size = [(width / w + height / h) / 2 for w, h in self.level_sizes]
         self.level_downsamples = whole_downsamples(self.level_sizes, by_size)
-        self._segments = [_segments(path, self._descriptor, page, f"level {level}") for level, page in enumerate(pages)]
+        self._segments = [
+            _segments(path, self._descriptor, pages, f"level {level}") for level, pages in enumerate(levels)
+        ]
 
     @property
     def color_profile(self) -> bytes | None:
@@ -229,16 +242,37 @@ class TiffSegments(Segments):
         out[: len(rgb), : rgb.shape[1]] = rgb
 
 
+class PlaneSegments(TiffSegments):
+    """A level of three pages of gray: red, green and blue."""
+
+    def __init__(self, path: str, descriptor: int, pages: Sequence[Any], name: str) -> None:
+        super().__init__(path, descriptor, pages[0], name)
+        self._planes = [TiffSegments(path, descriptor, page, name) for page in pages]
+
+    def read(self, out: NDArray[np.uint8], x: int, y: int, factor: int = 1) -> None:
+        gray = np.empty_like(out)
+        for channel, plane in enumerate(self._planes):
+            plane.read(gray, x, y, factor)
+            out[..., channel] = gray[..., 0]
+
+
 def _is_plain_rgb(page: Any) -> bool:
     plain = (RGB, np.uint8, INTERLEAVED)
     return (page.photometric, page.dtype, page.planarconfig) == plain and page.samplesperpixel >= 3
 
 
-def _segments(path: str, descriptor: int, page: Any, name: str) -> Segments:
-    if is_plain_jpeg(page):
+def _is_plain_gray(page: Any) -> bool:
+    return (page.photometric, page.dtype, page.samplesperpixel) == (BLACK_IS_ZERO, np.uint8, 1)
+
+
+def _segments(path: str, descriptor: int, pages: Sequence[Any], name: str) -> Segments:
+    """A level of one page of RGB, or of three of gray."""
+    page = pages[0]
+    if len(pages) == 1 and is_plain_jpeg(page):
         return JpegSegments(path, descriptor, page, name)
-    if not _is_plain_rgb(page):
-        kind = f"{page.samplesperpixel} channel(s) of {page.dtype}, photometric {_name(page.photometric)}"
+    if not all(_is_plain_gray(page) if len(pages) == 3 else _is_plain_rgb(page) for page in pages):
+        layout = "" if page.planarconfig == INTERLEAVED else ", in separate planes"
+        kind = f"{page.samplesperpixel} channel(s) of {page.dtype}, photometric {_name(page.photometric)}{layout}"
         raise ScanError(path, f"wanted interleaved RGB of 8 bits, got {kind}; convert it")
     try:
         page.decode(None, 0)
@@ -246,7 +280,9 @@ def _segments(path: str, descriptor: int, page: Any, name: str) -> Segments:
         raise ScanError(
             path, f"tifffile cannot decode {_name(page.compression)} ({failure(error)}); `pip install imagecodecs`"
         ) from None
-    return TiffSegments(path, descriptor, page, name)
+    return (
+        PlaneSegments(path, descriptor, pages, name) if len(pages) == 3 else TiffSegments(path, descriptor, page, name)
+    )
 
 
 def _name(number: Any) -> str:
@@ -272,10 +308,17 @@ def _properties(page: Any) -> dict[str, str]:
     if page.description:
         properties["tiff.ImageDescription"] = page.description
     for axis in "XY":
-        number, divisor = page.tags.valueof(f"{axis}Resolution", (0, 1))
-        if number and divisor:
-            properties[f"tiff.{axis}Resolution"] = str(number / divisor)
-    unit = RESOLUTION_UNITS.get(page.tags.valueof("ResolutionUnit", 2))
+        match page.tags.valueof(f"{axis}Resolution"):
+            case None:
+                continue
+            case (int() as number, int() as divisor) if divisor:
+                properties[f"tiff.{axis}Resolution"] = str(number / divisor)
+            case (float() as number,):
+                properties[f"tiff.{axis}Resolution"] = str(number)
+            case other:
+                properties[f"tiff.{axis}Resolution"] = str(other)
+    code = page.tags.valueof("ResolutionUnit", 2)
+    unit = RESOLUTION_UNITS.get(code) if isinstance(code, int) else None
     return properties | ({"tiff.ResolutionUnit": unit} if unit else {})
 
 

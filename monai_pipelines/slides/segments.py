@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections import OrderedDict
+from collections.abc import Sequence
 from threading import Lock
 from typing import Any
 
@@ -19,6 +20,7 @@ CACHE_BYTES = 32 * 2**20  # of decoded segments of each level, for regions off i
 MAX_SEGMENT_BYTES = 2**30  # decoded at once
 JPEG = 7  # TIFF compression
 RGB, YCBCR = 2, 6  # TIFF photometric interpretation
+MAX_SHAPE_OFF, SHAPE_OFF_PX = 0.05, 2  # of a level's width or height: share and pixels
 INTERLEAVED = 1  # TIFF planar configuration
 START = b"\xff\xd8"
 _ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"  # APP14; the last byte is the color transform
@@ -38,6 +40,27 @@ def check_side(path: str, name: str, width: int, height: int) -> None:
             f"{name} is stored in segments of {width} x {height} pixels, too large to decode one for each region; "
             "convert it to a tiled TIFF",
         )
+
+
+def check_levels(path: str, sizes: Sequence[tuple[int, int]]) -> None:
+    """Refuse levels that are not the same picture, by their sides' ratios.
+
+    Raises:
+        ScanError: one has no pixels, is larger than level 0, or has another shape.
+    """
+    width, height = sizes[0]
+    for level, (w, h) in enumerate(sizes):
+        off = abs(w * height - h * width)
+        if (
+            min(w, h) < 1
+            or w > width
+            or h > height
+            or off > MAX_SHAPE_OFF * w * height + SHAPE_OFF_PX * (width + height)
+        ):
+            raise ScanError(
+                path,
+                f"level {level} of {w} x {h} pixels is not level 0 of {width} x {height} made smaller; export it again",
+            )
 
 
 class Segments(ABC):

@@ -33,6 +33,7 @@ from pydicom.uid import (
 
 from monai_pipelines.errors import ScanError
 from monai_pipelines.privacy import quiet_libraries
+from monai_pipelines.remarks import printed_remarks
 
 GZIP_MAGIC = b"\x1f\x8b"
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
@@ -45,6 +46,7 @@ _PIXEL_TAGS = (
     "BitsAllocated", "BitsStored", "Columns", "HighBit", "NumberOfFrames", "PhotometricInterpretation", "PixelData",
     "PixelRepresentation", "PlanarConfiguration", "Rows", "SamplesPerPixel",
 )  # fmt: skip
+_CORRUPT = re.compile("Corrupt JPEG data: (premature end|bad Huffman code)")  # a warning of GDCM's decoder
 EXPORT_AGAIN = "export the series again"
 
 
@@ -288,7 +290,11 @@ def decoded(header: Header, frame: int) -> NDArray[Any]:
         try:
             return pixel_array(dataset, index=frame)
         except RuntimeError:
-            return _decoded_by_gdcm(dataset)[frame]
+            with printed_remarks() as remarks:
+                frames = _decoded_by_gdcm(dataset)
+        if any(_CORRUPT.search(remark) for remark in remarks):
+            raise header.error(f"cannot be decoded ({syntax.name}, corrupt)", "copy it again, or store it uncompressed")
+        return frames[frame]
     except ScanError:
         raise
     except Exception as error:

@@ -315,7 +315,7 @@ def test_boxes_on_slices(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
     (tmp_path / "table.csv").write_text("image\n" + "\n".join("abcdef"))
     with caplog.at_level(logging.WARNING):
         items = _items(read_detection_cohort(tmp_path))
-    assert "boxes on 1 slices of series that are not in the source are left out" in caplog.text
+    assert "boxes on slices of series that are not in the source are left out: 1" in caplog.text
     # columns 10..15 from x = 80 + 1 mm, rows 20..24 from y = 60 + 1 mm, slices 2..5 from z = -100 - 2 mm
     expected = [[51, 13, -94, 61, 21, -78], [51, 13, -66, 61, 21, -62]]
     np.testing.assert_allclose(np.array(sorted(items["a"]["boxes"].tolist())), sorted(expected), atol=1e-4)

@@ -74,6 +74,16 @@ def test_slides_in_a_folder(tmp_path: Path) -> None:
     assert _names(find_slides, tmp_path) == ["a.SVS", "c.tiff", "deep/b.mrxs", "series"]
 
 
+def test_slides_beside_clutter_and_links(tmp_path: Path) -> None:
+    """Thumbnails of file servers are no slides; links are followed, but not in circles, and broken ones are listed."""
+    _fill(tmp_path, "in/a.svs", "in/@eaDir/a.svs", "in/__MACOSX/b.svs", "in/._c.svs", "in/#recycle/d.svs")
+    _fill(tmp_path, "out/far.svs", "out/series/1.dcm", "in/.hidden/e.svs")
+    (tmp_path / "in" / "linked").symlink_to(tmp_path / "out")
+    (tmp_path / "in" / "circle").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "lost.svs").symlink_to(tmp_path / "gone.svs")
+    assert _names(find_slides, tmp_path / "in") == ["a.svs", "linked/far.svs", "linked/series", "lost.svs"]
+
+
 @pytest.mark.parametrize("find", [find_scans, find_slides])
 def test_a_folder_that_is_one_series(tmp_path: Path, find: Find, monkeypatch: pytest.MonkeyPatch) -> None:
     series = _fill(tmp_path / "series", "1.dcm", "2.dcm")

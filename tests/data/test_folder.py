@@ -120,7 +120,7 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
         "no folder for class 'sik' (did you mean 'sick'?)",
         "folder 'NORMAL' is none of the classes Normal, sik, third",
         "folder 'sick' is none of the classes Normal, sik, third",
-        "1 images are outside the class folders, such as loose.png",
+        "images outside the class folders: 1, such as loose.png",
     ]
     assert _problems(tmp_path, patient_pattern=r"(p\d)_")[1] == (
         "patient_pattern '(p\\\\d)_' finds no patient in 1 of 13 images, such as sick/odd.png"
@@ -144,7 +144,7 @@ def test_other_files_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture
     _fill(tmp_path, *_per_class(3, "a", "b"), "a/notes.txt", "b/x.xml", "b/y.XML", "b/scan", "a/deep/er/q.TIF")
     with caplog.at_level(logging.WARNING):
         cohort = read_images(tmp_path)
-    assert caplog.messages == [f"{tmp_path}: 4 files are not images and are ignored: .txt (1), .xml (2), no suffix (1)"]
+    assert caplog.messages == [f"{tmp_path}: files that are not images are ignored: .txt (1), .xml (2), no suffix (1)"]
     assert "a/deep/er/q.TIF" in _names(cohort)
 
 

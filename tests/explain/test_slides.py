@@ -242,7 +242,7 @@ def test_slides_that_are_gone_have_no_sheet(
     _evaluate(dataset, tmp_path)
     assert not drawn.sheet
     assert len(drawn.heat) == 6
-    assert "3 sheets of tiles left out" in caplog.text
+    assert "sheets of tiles left out: 3" in caplog.text
     assert str(tmp_path / "0.tif") in caplog.text
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -273,6 +276,25 @@ def test_bad_slides(items: list[Item], tmp_path: Path, kind: Any) -> None:
     assert dataset.data == items[:1]
     assert [item["name"] for item in dataset.skipped] == ["bad.svs"]
     assert dataset.skipped[0]["skipped"]
+
+
+def _fails_for_second(load: Any, data: Item) -> Item:
+    if str(data["image"]).endswith("s1.tif"):
+        raise ZeroDivisionError("no reason")
+    if str(data["image"]).endswith("s2.tif"):
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return load(data)
+
+
+def test_whatever_happens_while_tiles_are_listed_is_the_slides_reason(tmp_path: Path) -> None:
+    items, chain = datalist(tmp_path, 4, label=0), small_chain(num_tiles=5)
+    chain.transforms = (partial(_fails_for_second, chain.transforms[0]), *chain.transforms[1:])
+    dataset = TileBags(items, chain, on_error="skip", num_workers=2)
+    assert [item["name"] for item in dataset.data] == ["s0.tif", "s3.tif"]
+    crash = "reading it crashes the process; convert or export it again"
+    assert [item["skipped"] for item in dataset.skipped] == ["ZeroDivisionError", crash]
+    with pytest.raises(CohortError, match=rf"2 of 4 cannot be used.*\n.*ZeroDivisionError\n.*{crash}"):
+        TileBags(items, chain, num_workers=2)
 
 
 @pytest.mark.parametrize("kind", [_bags, _tiles])

@@ -14,6 +14,7 @@ import SimpleITK as sitk
 from nibabel.fileholders import FileHolder
 
 from monai_pipelines.errors import ScanError
+from monai_pipelines.remarks import logged_remarks, printed_remarks
 from monai_pipelines.transforms.ct.volume import LPS_TO_RAS, Volume, to_int16
 from monai_pipelines.walk import is_utf8
 
@@ -34,7 +35,8 @@ def read_nifti(file: Path) -> Volume:
     try:
         if file.name.lower().endswith(".gz"):
             data = gzip.decompress(data)
-        image = _nifti(data)
+        with logged_remarks(nib.imageglobals.logger.name) as remarks:
+            image = _nifti(data)
         stored = type(image.header).from_fileobj(BytesIO(data), check=False)
         if np.isinf([stored["scl_slope"], stored["scl_inter"]]).any():
             raise ScanError(file, "its scl_slope or scl_inter is infinite; convert it again")
@@ -55,7 +57,8 @@ def read_nifti(file: Path) -> Volume:
         bad = np.size(values) - int(np.isfinite(values).sum())
         raise ScanError(file, f"{bad} voxels are NaN or infinite; replace them by -1024")
     affine, notes = nifti_affine(file, image)
-    return Volume(np.array(to_int16(values)), affine, notes)
+    repaired = [remark for remark in dict.fromkeys(remarks) if "leaving" not in remark]
+    return Volume(np.array(to_int16(values)), affine, [*repaired, *notes])
 
 
 def _nifti(data: bytes) -> Any:
@@ -99,7 +102,8 @@ def read_itk(file: Path) -> Volume:
     if not is_utf8(file):
         raise ScanError(file, "its name is not UTF-8, and SimpleITK cannot open it; rename it")
     try:
-        image = sitk.ReadImage(str(file))
+        with printed_remarks():  # MetaImage's, beside the error
+            image = sitk.ReadImage(str(file))
     except RuntimeError:  # its text quotes the header
         raise ScanError(
             file, f"unreadable: truncated, an invalid header, or its data file missing; {_COPY_AGAIN}"

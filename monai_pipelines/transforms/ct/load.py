@@ -55,7 +55,7 @@ class LoadCT(Transform):
 
     Returns:
         `MetaTensor` (1, X, Y, Z) int16 in HU; ``affine`` (4, 4) float64 maps voxels to RAS mm;
-        ``meta["filename_or_obj"]`` is the given path, ``meta["verdict"]`` "ok", or what was chosen or repaired,
+        ``meta["filename_or_obj"]`` is the given path, ``meta["verdict"]`` "ok", or what was chosen, repaired or odd,
         ``meta["scanner"]`` manufacturer and model, empty if unknown.
 
     Raises:
@@ -132,8 +132,11 @@ class LoadCT(Transform):
         else:
             step = self._step(path, series)
         stack = np.empty((len(series.slices), *first.shape), np.int16)
-        for plane, one in zip(stack, series.slices, strict=True):
-            plane[:] = self._pixels_hu(one, notes)
+        rescales = [self._rescale(one.header) for one in series.slices]
+        for plane, one, rescale in zip(stack, series.slices, rescales, strict=True):
+            plane[:] = _pixels_hu(one, *rescale, notes)
+        if len(set(rescales)) > 1:
+            notes.append("RescaleSlope or RescaleIntercept differs between slices")
         hu = stack.transpose(2, 1, 0)
         if len(series.slices) > 1 and self.uneven == "resample" and not series.is_even():
             largest = float(np.diff(series.along_mm).max())
@@ -162,20 +165,6 @@ class LoadCT(Transform):
             return ends * series.step_mm / (series.along_mm[-1] - series.along_mm[0])
         return ends / (len(series.slices) - 1)
 
-    def _pixels_hu(self, one: Slice, notes: list[str]) -> NDArray[np.int16]:
-        header = one.header
-        slope, intercept = self._rescale(header)
-        stored = stored_values(header, one.frame, one.num_frames)
-        padding = _padding(header, stored, slope, intercept, notes)
-        fits = int(stored.min()) + intercept >= -(2**15) and int(stored.max()) + intercept < 2**15
-        if slope == 1 and intercept.is_integer() and abs(intercept) < 2**15 and fits:
-            hu = stored.astype(np.int16) + np.int16(intercept)
-        else:
-            hu = to_int16(stored * slope + intercept)
-        if padding is not None:
-            hu[padding] = AIR_HU
-        return hu
-
     def _rescale(self, header: Header) -> tuple[float, float]:
         if header.element("ModalityLUTSequence") is not None:
             raise header.error("a modality LUT instead of rescale slope and intercept", "convert it to HU first")
@@ -201,6 +190,20 @@ class LoadCTd(EachKeyd):
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, LoadCT(series, uneven, tilt, no_rescale), allow_missing_keys)
+
+
+def _pixels_hu(one: Slice, slope: float, intercept: float, notes: list[str]) -> NDArray[np.int16]:
+    header = one.header
+    stored = stored_values(header, one.frame, one.num_frames)
+    padding = _padding(header, stored, slope, intercept, notes)
+    fits = int(stored.min()) + intercept >= -(2**15) and int(stored.max()) + intercept < 2**15
+    if slope == 1 and intercept.is_integer() and abs(intercept) < 2**15 and fits:
+        hu = stored.astype(np.int16) + np.int16(intercept)
+    else:
+        hu = to_int16(stored * slope + intercept)
+    if padding is not None:
+        hu[padding] = AIR_HU
+    return hu
 
 
 def _thickness(header: Header, notes: list[str]) -> float:

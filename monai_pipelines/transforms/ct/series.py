@@ -121,7 +121,9 @@ class Series:
         number = number if re.fullmatch(r"\d{1,6}", number) else "?"
         kernel = f", kernel {kernel}" if _CODE.fullmatch(kernel) else ""
         stack = f", {self.stack}" if self.stack else ""
-        return f"series {number}{stack} ({len(self.slices)} slices every {self.step_mm:.3g} mm{kernel})"
+        num = len(self.slices)
+        slices = "1 slice" if num == 1 else f"{num} slices every {self.step_mm:.3g} mm"
+        return f"series {number}{stack} ({slices}{kernel})"
 
 
 @dataclass
@@ -142,7 +144,7 @@ def _files(folder: Path) -> list[Path]:
     broken = [file for file in files if not file.is_file() and not is_sidecar(file)]
     if broken:
         raise ScanError(
-            folder, f"{len(broken)} broken links, such as {broken[0].name}; fetch the data they point to, or mount it"
+            folder, f"broken links: {len(broken)}, such as {broken[0].name}; fetch the data they point to, or mount it"
         )
     return [file for file in files if file.is_file()]
 
@@ -163,7 +165,7 @@ def find_slices(path: Path) -> Found:
     copies = 0
     files = _files(path) if path.is_dir() else [path]
     if strange := sum(not is_utf8(file) for file in files):
-        found.notes.append(f"{strange} file names are not UTF-8")
+        found.notes.append(f"file names that are not UTF-8: {strange}")
     for file in files:
         try:
             header = read_header(file, TAGS)
@@ -229,7 +231,9 @@ def _slices(header: Header) -> list[Slice]:
     if num == 1 and not frames:
         return [_slice(header, 0, 1)]
     if len(frames) != num:
-        raise header.error(f"{num} frames without a place in space: a capture, not a volume", "use the original series")
+        raise header.error(
+            f"frames without a place in space: {num}; a capture, not a volume", "use the original series"
+        )
     common = [group for item in shared for group in _groups(item)]
     headers = [Header(header.file, header.dataset, [*_groups(item), *common]) for item in frames]
     return [_slice(one, k, num) for k, one in enumerate(headers)]

@@ -111,6 +111,7 @@ def test_slope_and_intercept_are_per_slice(
 
     rewrite(series, change)
     volume = LoadCT()(series)
+    assert ("differs between slices" in volume.meta["verdict"]) == (rescale(0) != rescale(1))
     np.testing.assert_array_equal(volume[0], np.rint(_reference_pydicom(series)))
     image = sitk.GetArrayFromImage(reference_sitk(series)).T
     np.testing.assert_allclose(volume[0].numpy(), image, atol=0.51)
@@ -144,7 +145,7 @@ def test_other_files_in_the_folder_are_skipped(scan: ThoraxScan, series: Path) -
 
 def test_meta_has_no_patient_data(series: Path) -> None:
     meta = LoadCT()(series).meta
-    assert set(meta) == {"filename_or_obj", "verdict", "affine", "space"}
+    assert set(meta) == {"filename_or_obj", "verdict", "scanner", "affine", "space"}
     assert meta["filename_or_obj"] == str(series)
 
 
