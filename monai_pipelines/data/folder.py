@@ -81,7 +81,7 @@ def list_images(
 ) -> Listing:
     """The images of a source, not yet split, with all its problems; the arguments are those of `read_images`."""
     path = Path(source)
-    pattern = _patient_pattern(patient_pattern)
+    pattern = compile_pattern(patient_pattern)
     if not path.exists():
         raise FileNotFoundError(f"{source}: no such file or folder; wanted a CSV table, a folder of images, or a zip")
     if path.suffix.lower() == ".zip":
@@ -111,7 +111,7 @@ def _list_table(
         return listing
     named = any(item["patient"] != item["name"] for item in listing.items)
     problem = "the table's column 'patient' names the patients: drop the column or the patient_pattern"
-    problems = [problem] if named else _name_patients(listing.items, pattern)
+    problems = [problem] if named else name_patients(listing.items, pattern)
     return replace(listing, problems=listing.problems + problems)
 
 
@@ -144,7 +144,7 @@ def _list_folders(
             items.append({**item, "split": split} if split else item)
     if outside:
         problems.append(f"images outside the class folders: {len(outside)}, such as {outside[0]}")
-    problems += _name_patients(items, pattern)
+    problems += name_patients(items, pattern)
     return Listing(source, items, tuple(classes), problems)
 
 
@@ -162,7 +162,8 @@ def _folder_problems(classes: Sequence[str], names: Sequence[str]) -> list[str]:
     ]
 
 
-def _patient_pattern(pattern: str | None) -> re.Pattern[str] | None:
+def compile_pattern(pattern: str | None) -> re.Pattern[str] | None:
+    """A ``patient_pattern``; ValueError unless it is a regular expression with a group."""
     if pattern is None:
         return None
     try:
@@ -176,7 +177,7 @@ def _patient_pattern(pattern: str | None) -> re.Pattern[str] | None:
     return compiled
 
 
-def _name_patients(items: Sequence[Item], pattern: re.Pattern[str] | None) -> list[str]:
+def name_patients(items: Sequence[Item], pattern: re.Pattern[str] | None) -> list[str]:
     """Set the patient of every item; returns problems."""
     nameless = []
     for item in items:

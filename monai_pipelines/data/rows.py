@@ -27,12 +27,14 @@ _OTHER_WORDS = {
 }
 
 
-def read_rows(table: str | PathLike[str], needed: Sequence[str]) -> list[dict[str, Any]]:
+def read_rows(
+    table: str | PathLike[str], needed: Sequence[str], known: Sequence[str] = COLUMNS
+) -> list[dict[str, Any]]:
     """The rows of a CSV table as dictionaries, with their ``line``.
 
-    UTF-8, UTF-16 and Windows-1252, separated by commas, semicolons or tabs. Columns that this package knows
-    (`COLUMNS`) are found whatever their case and the blanks around them; text is brought to Unicode's composed form.
-    Rows without any value are left out.
+    UTF-8, UTF-16 and Windows-1252, separated by commas, semicolons or tabs. The ``known`` columns are found
+    whatever their case and the blanks around them; text is brought to Unicode's composed form. Rows without any value
+    are left out.
 
     Raises:
         CohortError: no such table, a ``needed`` column is missing, a column that is nearly a known one, one that
@@ -46,13 +48,13 @@ def read_rows(table: str | PathLike[str], needed: Sequence[str]) -> list[dict[st
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=False)
     try:
         head = next(reader, [])
-        columns = [_column(name) for name in head]
+        columns = [_column(name, known) for name in head]
         lines = [(reader.line_num, fields) for fields in reader if any(field.strip() for field in fields)]
     except csv.Error as error:
         raise CohortError(table, [f"unreadable CSV ({error}); save it again as CSV"]) from None
     if renamed := [f"{old!r} as {new}" for old, new in zip(head, columns, strict=True) if old != new]:
         logger.info("%s: columns read: %s", path, ", ".join(renamed))
-    problems = _column_problems(columns, needed)
+    problems = _column_problems(columns, needed, known)
     wide = [number for number, fields in lines if len(fields) > len(columns) and any(fields[len(columns) :])]
     problems += [f"line {number}: more fields than columns (a {separator!r} without quotes?)" for number in wide]
     if problems:
@@ -83,16 +85,17 @@ def _decoded(path: Path) -> str:
     raise CohortError(path, [f"not text in {' or '.join(encodings)}; save it again as CSV UTF-8"])
 
 
-def _column(name: str) -> str:
+def _column(name: str, known: Sequence[str]) -> str:
     stripped = name.strip()
-    return stripped.lower() if stripped.lower() in COLUMNS else stripped
+    return stripped.lower() if stripped.lower() in known else stripped
 
 
-def _column_problems(columns: Sequence[str], needed: Sequence[str]) -> list[str]:
+def _column_problems(columns: Sequence[str], needed: Sequence[str], wanted: Sequence[str]) -> list[str]:
     problems = [f"column {name!r} appears {n} times" for name, n in Counter(columns).items() if n > 1 and name]
     listed = ", ".join(columns)
-    for known in COLUMNS:
-        near = [column for column in columns if known not in columns and _is_near(column, known)]
+    for known in wanted:
+        others = [column for column in columns if known not in columns and column not in wanted]
+        near = [column for column in others if _is_near(column, known)]
         if known in needed and known not in columns:
             hint = f" (rename {near[0]!r}?)" if near else ""
             problems.append(f"no column {known!r}; the table's columns are {listed}{hint}")

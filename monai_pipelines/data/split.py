@@ -63,9 +63,13 @@ class Cohort:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of names, labels, patients and given splits; it does not depend on the draw."""
+        """SHA-256 of names, labels, patients, given splits and boxes; it does not depend on the draw."""
+        boxes = ("boxes", "box_labels", "box_ignore")
         lines = [
-            json.dumps([item["name"], item["label"], item["patient"], item.get("split")])
+            json.dumps(
+                [item["name"], item["label"], item["patient"], item.get("split")]
+                + [item[key].tolist() for key in boxes if key in item]
+            )
             for split in SPLITS
             for item in getattr(self, split)
         ]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from os import PathLike
 from pathlib import Path
 
-from monai_pipelines.data.rows import read_rows
+from monai_pipelines.data.rows import COLUMNS, read_rows
 from monai_pipelines.data.split import Cohort, Item, Listing, label_indices, split_listing
 from monai_pipelines.errors import CohortError
 from monai_pipelines.model import class_names
@@ -57,18 +57,23 @@ def list_table(
     classes: Sequence[str] | None = None,
     multilabel: bool = False,
     is_optional: Callable[[str], bool] | None = None,
+    labeled: bool = True,
 ) -> Listing:
     """The content of a table, not yet split, with all its problems.
 
     Args:
         table, classes, multilabel: of `read_cohort`.
         is_optional: whether an image of this name may be missing.
+        labeled: whether the table has labels; without them a column ``label`` is one like any other.
     """
-    rows = read_rows(table, needed=("image", "label"))
-    if classes is None:
+    known = COLUMNS if labeled else tuple(column for column in COLUMNS if column != "label")
+    rows = read_rows(table, needed=("image", "label") if labeled else ("image",), known=known)
+    if not labeled:
+        classes = ()
+    elif classes is None:
         labels = {name for row in rows for name in _label_names(row["label"], multilabel)}
         classes = sorted(labels, key=lambda name: (len(name) if name.isdecimal() else 0, name))
-    classes = class_names(classes)
+    classes = class_names(classes) if labeled else ()
     problems: list[str] = []
     items: list[Item] = []
     lines: list[str] = []
@@ -81,7 +86,7 @@ def list_table(
         elif not (path := _on_disk(folder, image)).exists() and not (is_optional and is_optional(image)):
             wrong.append(f"{where}: {image}: no such file or folder")
         indices = []
-        for name in _label_names(row["label"], multilabel):
+        for name in _label_names(row["label"], multilabel) if labeled else ():
             if name in names:
                 indices.append(names.index(name))
             elif name.isdecimal() and int(name) < len(names):
@@ -92,7 +97,8 @@ def list_table(
                 wrong.append(f"{where}: {image}: {problem}, {wanted}")
         problems += wrong
         if not wrong:
-            row["label"] = [float(k in indices) for k in range(len(names))] if multilabel else indices[0]
+            if labeled:
+                row["label"] = [float(k in indices) for k in range(len(names))] if multilabel else indices[0]
             patient = row.get("patient", "").strip() or image
             items.append({**row, "image": str(path), "name": image, "patient": patient})
             lines.append(where)
@@ -102,12 +108,12 @@ def list_table(
         same = items[earlier]
         if earlier == index:
             continue
-        if (same["patient"], same["label"]) == (item["patient"], item["label"]):
+        if (same["patient"], same.get("label")) == (item["patient"], item.get("label")):
             also = "" if same["name"] == item["name"] else f", there as {same['name']}"
             problems.append(f"{lines[index]}: {item['name']}: already in {lines[earlier]}{also}; remove one row")
         if same["patient"] != item["patient"]:
             problems.append(f"{item['name']}: listed for patients {same['patient']} and {item['patient']}")
-        if same["label"] != item["label"]:
+        if labeled and same["label"] != item["label"]:
             texts = ("|".join(names[k] for k in label_indices(one["label"])) or NO_FINDING for one in (same, item))
             problems.append(f"{item['name']}: listed as {' and as '.join(texts)}")
     return Listing(table, items, tuple(classes), problems)

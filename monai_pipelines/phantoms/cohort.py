@@ -68,9 +68,10 @@ def write_lung_ct_cohort(
 ) -> Path:
     """Write chest CTs of synthetic patients, half of them diseased, as a data set for a classifier.
 
-    `directory` gets `table.csv` (columns image, label, patient, scanner; label 1 is disease), one DICOM
-    series per scan under `scans/`, and `truth/`: `<scan>_lungs.nii.gz`, the lungs with vessels, lesions and
-    the airways in them, and `lesions.csv` (RAS mm). One patient in eight is scanned twice, on two scanners.
+    `directory` gets `table.csv` (columns image, label, patient, scanner; label 1 is disease), `boxes.csv` for a
+    detector (columns image, class, x_mm, y_mm, z_mm, diameter_mm, space; RAS), one DICOM series per scan under
+    `scans/`, and `truth/`: `<scan>_lungs.nii.gz`, the lungs with vessels, lesions and the airways in them, and
+    `lesions.csv` (RAS mm). One patient in eight is scanned twice, on two scanners.
     The same arguments give the same bytes, for any `num_workers`.
 
     Args:
@@ -79,7 +80,7 @@ def write_lung_ct_cohort(
         seed: random seed.
         matrix: rows and columns of a slice.
         slice_mm: distance between slices; None: that of each scanner.
-        lesion_mm: smallest and largest lesion diameter.
+        lesion_mm: smallest and largest lesion diameter; small nodules are (5, 12).
         num_workers: processes; None: one per core. More than one needs the usual `if __name__ == "__main__"`.
         progress: show a progress bar.
 
@@ -112,6 +113,8 @@ def write_lung_ct_cohort(
     scanners = [[SCANNERS[k] for k in (a, b)[: 1 + both]] for a, b, both in zip(first, second, twice, strict=True)]
     write = partial(_write_cts, folder=folder, matrix=matrix, slice_mm=slice_mm, lesion_mm=lesion_mm)
     rows, lesions = _write(write, _plans(root, labels.tolist(), scanners), num_workers, progress)
+    boxes = [[*lesion, "RAS"] for lesion in lesions]
+    write_csv(folder / "boxes.csv", ["image", "class", "x_mm", "y_mm", "z_mm", "diameter_mm", "space"], boxes)
     write_csv(folder / "truth/lesions.csv", ["image", "kind", "x_mm", "y_mm", "z_mm", "diameter_mm"], lesions)
     return write_csv(folder / "table.csv", ["image", "label", "patient", "scanner"], rows)
 
@@ -150,9 +153,10 @@ def write_chest_xray_cohort(
 
     Half the patients are `normal`, half have `pneumonia` (opacities, sometimes with an effusion). With
     `multilabel` a third of the patients have each of opacity, nodule and effusion, and the label is their names joined
-    by '|', or "No Finding". `directory` gets `table.csv` (columns image, label, patient, view),
-    `images/` and `truth/boxes.csv` (columns image, finding, x, y, width, height in pixels). A quarter each are
-    12-bit DICOM with MONOCHROME2, with MONOCHROME1, 8-bit PNG and JPEG, balanced in all classes. One patient in eight
+    by '|', or "No Finding". `directory` gets `table.csv` (columns image, label, patient, view), `boxes.csv` for a
+    detector (columns image, class, x, y, width, height: edges in pixels), `images/` and `truth/boxes.csv` (columns
+    image, finding, x, y, width, height in pixels). A quarter each are 12-bit DICOM with MONOCHROME2, with MONOCHROME1,
+    8-bit PNG and JPEG, balanced in all classes. One patient in eight
     is X-rayed twice. The same arguments give the same bytes, for any `num_workers`.
 
     Args:
@@ -193,6 +197,7 @@ def write_chest_xray_cohort(
     formats = [(FORMATS[k], FORMATS[(k + 1) % len(FORMATS)])[: 1 + both] for k, both in zip(first, twice, strict=True)]
     write = partial(_write_xrays, folder=folder, multilabel=multilabel, size=size)
     rows, boxes = _write(write, _plans(root, findings, formats), num_workers, progress)
+    write_csv(folder / "boxes.csv", ["image", "class", "x", "y", "width", "height"], boxes)
     write_csv(folder / "truth/boxes.csv", ["image", *Box._fields], boxes)
     return write_csv(folder / "table.csv", ["image", "label", "patient", "view"], rows)
 

@@ -1,5 +1,6 @@
 """Transform steps for arrays and dictionaries (``d``), for use in chains or alone."""
 
+from monai_pipelines.transforms.boxes import PlaceBoxes, PlaceBoxesd
 from monai_pipelines.transforms.ct.intensity import (
     RandBrightness3D,
     RandBrightness3Dd,
@@ -48,6 +49,8 @@ __all__ = [
     "NormalizeImaged",
     "NormalizeStain",
     "NormalizeStaind",
+    "PlaceBoxes",
+    "PlaceBoxesd",
     "RandBrightness3D",
     "RandBrightness3Dd",
     "RandColor2D",

@@ -14,6 +14,7 @@ from scipy.spatial.transform import Rotation
 
 from monai_pipelines import transforms
 from monai_pipelines.slides import open_slide
+from monai_pipelines.transforms.boxes import BOX_AFFINE, BOX_KEYS
 from tests.dicom_files import write_image
 from tests.transforms.slide.slide_files import disc, stained, write_slide
 
@@ -43,6 +44,11 @@ def chest() -> MetaTensor:
 
 def ct(folder: Path) -> Item:
     return {"image": chest()}
+
+
+def ct_with_boxes(folder: Path) -> Item:
+    boxes = torch.tensor([[*(BLOB_MM - 20), *(BLOB_MM + 20)], [*(BLOB_MM + 500), *(BLOB_MM + 520)]])
+    return {"image": chest(), "boxes": boxes, "box_labels": torch.tensor([1, 0]), "box_ignore": torch.zeros(2).bool()}
 
 
 def ct_with_lungs(folder: Path) -> Item:
@@ -129,6 +135,7 @@ ROWS = {
         {"mean": [0.5, 0.4, 0.3], "std": 0.25}, photo_float, neutral=({"mean": 0, "std": 1},), keeps_grid=True
     ),
     "NormalizeStain": Row({}, photo, neutral=({"method": "none"}, {"min_tissue": 1}), landmark=False),
+    "PlaceBoxes": Row({}, ct_with_boxes, (*BOX_KEYS, BOX_AFFINE), landmark=False),
     "RandBrightness3D": Row(
         {"prob": 1}, windowed, neutral=({"prob": 0}, {"factor": (1, 1), "prob": 1}), keeps_grid=True
     ),

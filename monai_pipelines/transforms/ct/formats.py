@@ -56,7 +56,7 @@ def read_nifti(file: Path) -> Volume:
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         bad = np.size(values) - int(np.isfinite(values).sum())
         raise ScanError(file, f"{bad} voxels are NaN or infinite; replace them by -1024")
-    affine, notes = _nifti_affine(file, image)
+    affine, notes = nifti_affine(file, image)
     repaired = [remark for remark in dict.fromkeys(remarks) if "leaving" not in remark]
     return Volume(np.array(to_int16(values)), affine, [*repaired, *notes])
 
@@ -69,7 +69,8 @@ def _nifti(data: bytes) -> Any:
     return kind.from_file_map({"header": holder, "image": holder})
 
 
-def _nifti_affine(file: Path, image: Any) -> tuple[np.ndarray, list[str]]:
+def nifti_affine(file: Path, image: Any) -> tuple[np.ndarray, list[str]]:
+    """Voxels -> RAS mm, and notes about its choice; a ScanError if sform and qform contradict each other."""
     header, notes = image.header, []
     unit = header.get_xyzt_units()[0]
     sform, sform_code = header.get_sform(coded=True)
@@ -113,7 +114,12 @@ def read_itk(file: Path) -> Volume:
     values = sitk.GetArrayFromImage(image).T
     if not np.isfinite(values).all():
         raise ScanError(file, "has NaN or infinite voxels; replace them by -1024")
+    return Volume(to_int16(values), itk_affine(image))
+
+
+def itk_affine(image: Any) -> np.ndarray:
+    """Voxels -> RAS mm of a SimpleITK image, or of the reader that has read its header."""
     affine = np.eye(4)
     affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
     affine[:3, 3] = image.GetOrigin()
-    return Volume(to_int16(values), LPS_TO_RAS @ affine)
+    return LPS_TO_RAS @ affine

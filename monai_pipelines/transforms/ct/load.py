@@ -142,7 +142,7 @@ class LoadCT(Transform):
             largest = float(np.diff(series.along_mm).max())
             hu = evenly_spaced(hu, series.along_mm, series.step_mm)
             notes.append(f"slices up to {largest:.3g} mm apart resampled to {series.step_mm:.3g} mm")
-        return Volume(hu, _affine(first, step), list(dict.fromkeys(notes)), first.header.scanner())
+        return Volume(hu, slice_affine(first, step), list(dict.fromkeys(notes)), first.header.scanner())
 
     def _step(self, path: Path, series: Series) -> NDArray[np.float64]:
         """From one slice to the next, LPS mm."""
@@ -230,7 +230,7 @@ def _padding(
     return padding if padding.any() else None
 
 
-def _affine(first: Slice, step_lps_mm: NDArray[np.float64]) -> NDArray[np.float64]:
+def slice_affine(first: Slice, step_lps_mm: NDArray[np.float64]) -> NDArray[np.float64]:
     """Voxel (column, row, slice) -> RAS mm (DICOM PS3.3 C.7.6.2.1.1; PixelSpacing is row distance, column distance)."""
     row_mm, column_mm = first.spacing
     affine = np.eye(4)

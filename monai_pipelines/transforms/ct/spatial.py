@@ -17,10 +17,15 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from monai_pipelines.transforms.random import RandStep, RandStepd
+from monai_pipelines.transforms.boxes import MIN_VISIBLE, RandSpatial, RandSpatiald
 
 ORDERS = {"bilinear": 1, "nearest": 0}
 BACKENDS = ("torch", "elasticdeform")
+_INVERSION_STEPS = 30
+_ANGLES = np.deg2rad(np.mgrid[-90:91:15, 0:360:15].reshape(2, -1))
+_DIRECTIONS = np.stack(
+    [np.cos(_ANGLES[0]) * np.cos(_ANGLES[1]), np.cos(_ANGLES[0]) * np.sin(_ANGLES[1]), np.sin(_ANGLES[0])]
+)
 
 
 @dataclass(frozen=True)
@@ -68,12 +73,24 @@ class SpatialDraw:
         crop[:3, 3] = self.start(shape, size)
         return np.linalg.inv(self.forward(shape)) @ crop
 
+    def deformed(self, points: NDArray[np.float64], shape: Sequence[int]) -> NDArray[np.float64]:
+        """Where input voxels (N, 3, P) lie in the uncropped output: p(o) of `RandSpatial3D`, inverted by iteration."""
+        forward, knots = self.forward(shape), self.elastic_voxels.shape[-1] - 1
+        per_voxel = knots / np.maximum(np.array(shape) - 1, 1)[:, None]
+        shift = np.zeros_like(points)
+        for _ in range(_INVERSION_STEPS):
+            out = forward[:3, :3] @ (points - shift) + forward[:3, 3:]
+            at = np.moveaxis(out * per_voxel, 1, 0)
+            at_out = np.stack([map_coordinates(u, at, order=3, mode="mirror") for u in self.elastic_voxels], axis=1)
+            shift = (shift + at_out) / 2  # without the mean, steep deformations would not converge
+        return out
+
     def cropped(self, shape: Sequence[int], size: Sequence[int]) -> tuple[Any, ...]:
         """Index of the crop of `size` in (C, X, Y, Z)."""
         return (slice(None), *(slice(a, a + n) for a, n in zip(self.start(shape, size), size, strict=True)))
 
 
-class RandSpatial3D(RandStep):
+class RandSpatial3D(RandSpatial):
     """Rotate, scale, shift, flip, deform and crop volumes at random, in one interpolation.
 
     Voxel o of the uncropped output shows the input at ``p(o) = A^-1 (o - c - shift) + c + u(o)`` with
@@ -202,10 +219,27 @@ class RandSpatial3D(RandStep):
     def __call__(self, img: NdarrayOrTensor, randomize: bool = True) -> Tensor:
         out = super().__call__(img, randomize)
         if isinstance(out, MetaTensor) and isinstance(img, MetaTensor) and out is not img:
-            shape = img.shape[-3:]
-            moves = torch.tensor(np.stack([d.backward(shape, self.crop_size or shape) for d in self.draws]))
+            moves = self.to_input(img.shape[-3:])
             out.affine = img.affine.to(moves) @ (moves if img.ndim == 5 else moves[0])
         return out
+
+    def to_input(self, shape: Sequence[int]) -> Tensor:
+        """(B, 4, 4) float64: from voxel of the output to voxel of an input of ``shape``, without the deformation."""
+        return torch.tensor(np.stack([draw.backward(shape, self.crop_size or shape) for draw in self.draws]))
+
+    def moved_boxes(self, boxes: NdarrayOrTensor, shape: Sequence[int], number: int = 0) -> Tensor:
+        """Where the last draws moved boxes, (N, 6), of the volume no. ``number`` of a batch; not clipped.
+
+        Under a deformation, the boxes around the moved surfaces of their ellipsoids, see `move_boxes`.
+        """
+        draw: SpatialDraw = self.draws[number]
+        if not draw.elastic_voxels.any():
+            return super().moved_boxes(boxes, shape, number)
+        values = torch.as_tensor(boxes).as_subclass(Tensor)
+        low, high = values.double().cpu().numpy()[:, :, None].reshape(-1, 2, 3, 1).transpose(1, 0, 2, 3)
+        surfaces = (low + high) / 2 - 0.5 + (high - low) / 2 * _DIRECTIONS  # (N, 3, P), voxels
+        moved = draw.deformed(surfaces, shape) - draw.start(shape, self.crop_size or shape)[:, None] + 0.5
+        return torch.tensor(np.concatenate([moved.min(axis=2), moved.max(axis=2)], axis=1)).to(values.device).float()
 
     def _apply(self, batch: Tensor, draws: Sequence[SpatialDraw]) -> Tensor:
         shape = tuple(batch.shape[2:])
@@ -302,13 +336,14 @@ def spline_responses(num_voxels: int, num_points: int) -> NDArray[np.float64]:
     return np.stack([map_coordinates(point, [at], order=3, mode="mirror") for point in np.eye(num_points)], axis=1)
 
 
-class RandSpatial3Dd(RandStepd):
-    """`RandSpatial3D` for dictionaries; all keys get the same draw.
+class RandSpatial3Dd(RandSpatiald):
+    """`RandSpatial3D` for dictionaries; all keys get the same draw, and the item's boxes move along (`RandSpatiald`).
 
     Args:
         keys: volumes of the same size.
         mode: "bilinear" or "nearest", one for all keys or one for each.
         allow_missing_keys: whether a key may be missing.
+        min_visible: boxes of which a smaller share is left in the image become ones to be ignored, 0..1.
         knobs: the other arguments of `RandSpatial3D`.
 
     Example:
@@ -323,11 +358,12 @@ class RandSpatial3Dd(RandStepd):
         keys: KeysCollection,
         mode: str | Sequence[str] = "bilinear",
         allow_missing_keys: bool = False,
+        min_visible: float = MIN_VISIBLE,
         **knobs: Any,
     ) -> None:
         keys = ensure_tuple(keys)
         steps = [RandSpatial3D(mode=m, **knobs) for m in ensure_tuple_rep(mode, len(keys))]
-        super().__init__(keys, steps[0], allow_missing_keys)
+        super().__init__(keys, steps[0], allow_missing_keys, min_visible)
         self.steps = dict(zip(keys, steps, strict=True))
 
     def _step(self, key: Hashable, img: NdarrayOrTensor) -> Tensor:

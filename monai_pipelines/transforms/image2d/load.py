@@ -30,7 +30,8 @@ class LoadImage2D(Transform):
 
     Returns:
         `MetaTensor` (channels, H, W) uint8; ``affine`` maps row and column to mm if a DICOM file has the spacing, else
-        it is the identity; ``meta["file_type"]`` is png, jpeg, tiff, dicom, bmp or other.
+        it is the identity; ``meta["original_affine"]`` keeps this one; ``meta["file_type"]`` is png, jpeg, tiff, dicom,
+        bmp or other.
 
     Raises:
         ScanError: an unreadable file; says how to fix it.
@@ -97,4 +98,4 @@ class LoadXrayd(EachKeyd):
 def _tensor(pixels: NDArray[Any], decoded: DecodedImage) -> MetaTensor:
     values = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
     affine = torch.diag(torch.tensor([*(decoded.spacing_mm or (1, 1)), 1, 1], dtype=torch.float64))
-    return MetaTensor(values, affine=affine, meta={"file_type": decoded.file_type})
+    return MetaTensor(values, affine=affine, meta={"file_type": decoded.file_type, "original_affine": affine.clone()})

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from monai_pipelines.transforms.random import RandImage, RandStepd
+from monai_pipelines.transforms.boxes import MIN_VISIBLE, RandSpatial, RandSpatiald
+from monai_pipelines.transforms.random import RandImage
 
 MODES = ("bilinear", "nearest")
 FILLS = ("border", "reflection")
@@ -56,7 +57,7 @@ class SpatialDraw2D(NamedTuple):
         return top, left
 
 
-class RandSpatial2D(RandImage):
+class RandSpatial2D(RandImage, RandSpatial):
     """Flip, turn, rotate, scale, shift and crop images at random, in at most one interpolation.
 
     Pixel o of the uncropped output shows the input at ``A^-1 (o - c - shift) + c`` with
@@ -159,11 +160,17 @@ class RandSpatial2D(RandImage):
     def __call__(self, img: NdarrayOrTensor, randomize: bool = True) -> Tensor:
         out = super().__call__(img, randomize)
         if isinstance(out, MetaTensor) and isinstance(img, MetaTensor) and out is not img:
+            backward = self.to_input(img.shape[-2:])
             moves = torch.eye(4, dtype=torch.float64).repeat(len(self.draws), 1, 1)
-            backward = torch.from_numpy(self._backward(img.shape[-2:], self.draws))
-            moves[:, :2, :2], moves[:, :2, 3] = backward[..., :2], backward[..., 2]
+            moves[:, :2, :2], moves[:, :2, 3] = backward[:, :2, :2], backward[:, :2, 2]
             out.affine = img.affine.to(moves) @ (moves if img.ndim == 4 else moves[0])
         return out
+
+    def to_input(self, shape: Sequence[int]) -> Tensor:
+        """(B, 3, 3) float64: from pixel of the output to pixel of an input of ``shape``."""
+        matrices = torch.eye(3, dtype=torch.float64).repeat(len(self.draws), 1, 1)
+        matrices[:, :2] = torch.from_numpy(self._backward(shape, self.draws))
+        return matrices
 
     def _apply(self, batch: Tensor, draws: Sequence[SpatialDraw2D]) -> Tensor:
         shape = tuple(batch.shape[2:])
@@ -216,11 +223,13 @@ def _rotation(angles: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.array([[np.cos(angles), -np.sin(angles)], [np.sin(angles), np.cos(angles)]]).transpose(2, 0, 1)
 
 
-class RandSpatial2Dd(RandStepd):
-    """`RandSpatial2D` for dictionaries; all keys get the same draw.
+class RandSpatial2Dd(RandSpatiald):
+    """`RandSpatial2D` for dictionaries; all keys get the same draw, and the item's boxes move along (`RandSpatiald`).
 
     Args:
         keys: images of the same size.
+        allow_missing_keys: whether a key may be missing.
+        min_visible: boxes of which a smaller share is left in the image become ones to be ignored, 0..1.
         knobs: the arguments of `RandSpatial2D`.
 
     Example:
@@ -230,5 +239,7 @@ class RandSpatial2Dd(RandStepd):
         torch.Size([3, 8, 8])
     """
 
-    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False, **knobs: Any) -> None:
-        super().__init__(keys, RandSpatial2D(**knobs), allow_missing_keys)
+    def __init__(
+        self, keys: KeysCollection, allow_missing_keys: bool = False, min_visible: float = MIN_VISIBLE, **knobs: Any
+    ) -> None:
+        super().__init__(keys, RandSpatial2D(**knobs), allow_missing_keys, min_visible)

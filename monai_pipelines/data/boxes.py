@@ -1,0 +1,280 @@
+"""Cohorts for detection: the images of a table or folder with the boxes of their lesions, split by patient."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from rich.progress import track
+
+from monai_pipelines.chains import did_you_mean
+from monai_pipelines.data.box_files import BoxRow, BoxTable, is_uid, read_boxes
+from monai_pipelines.data.box_scans import image_size, join_slices, scan_grid, scan_series, slice_uids
+from monai_pipelines.data.folder import compile_pattern, find_images, name_patients
+from monai_pipelines.data.split import Cohort, Item, Listing, split_listing
+from monai_pipelines.data.table import find_scans, list_table
+from monai_pipelines.errors import CohortError
+from monai_pipelines.model import class_names
+
+logger = logging.getLogger(__name__)
+
+NEIGHBORS = ("boxes.csv", "boxes.json", "boxes")
+ROUNDING_PX = 1.0  # boxes may reach beyond the image by this
+
+
+def read_detection_cohort(
+    source: str | PathLike[str],
+    boxes: str | PathLike[str] | None = None,
+    classes: Sequence[str] | None = None,
+    fractions: Sequence[float] = (0.7, 0.15, 0.15),
+    seed: int = 0,
+    *,
+    one_class: str | None = None,
+    space: str | None = None,
+    patient_pattern: str | None = None,
+    check_inside: bool = True,
+) -> Cohort:
+    r"""Read images or scans with the boxes of their lesions, and split them by patient.
+
+    Each item of the cohort has, beside those of `read_cohort`:
+
+    - ``boxes`` (N, 2 d) float64, all minima before all maxima. 2D: (y_min, x_min, y_max, x_max), edges in pixels of the
+      stored, upright image; 3D: (x_min, y_min, z_min, x_max, y_max, z_max), RAS mm. An image without a lesion, listed
+      or not, has (0, 2 d);
+    - ``box_labels`` (N,) int64, class indices;
+    - ``box_ignore`` (N,) bool: findings that count neither as lesions to be found nor as background;
+    - ``label``: which classes the image has, without those to be ignored, as for multilabel classification. Patients
+      are drawn by their rarest class, those without a lesion separately.
+
+    Boxes name their image as the table does, or by its file name with or without suffix; those of Pascal VOC files
+    named after a SOPInstanceUID lie on slices of DICOM scans, and are joined to lesions (`join_slices`); slices of
+    other series of the same patient are left out.
+
+    Args:
+        source: a CSV table (``image``, optionally ``patient`` and ``split``, see `read_cohort`), or a folder with a
+            ``table.csv``, or with images or scans.
+        boxes: file or folder, see `read_boxes`; None: ``boxes.csv``, ``boxes.json`` or the folder ``boxes`` beside the
+            table.
+        classes: class names by index; None takes the names in the boxes.
+        fractions, seed: of `read_cohort`.
+        one_class: name of one class for all boxes, whatever theirs.
+        space: RAS or LPS, of a CSV in mm without the column ``space``.
+        patient_pattern: of `read_images`, for a source that does not name the patients.
+        check_inside: read the headers of images with boxes, and check that these lie inside: the whole box in 2D,
+            its center in 3D.
+
+    Raises:
+        CohortError: lists all problems at once: those of `read_cohort` and `read_boxes`, a box of an unknown image or
+            class, outside its image, inverted or of size 0, an image of another size than the boxes' file says.
+
+    Example:
+        >>> import tempfile
+        >>> from monai_pipelines.phantoms import write_lung_ct_cohort
+        >>> table = write_lung_ct_cohort(tempfile.mkdtemp(), 6, matrix=32, slice_mm=20, num_workers=1, progress=False)
+        >>> cohort = read_detection_cohort(table, one_class="lesion", check_inside=False)
+        >>> cohort.classes, {item["boxes"].shape[1] for item in cohort.train}
+        (('lesion',), {6})
+    """
+    folder = Path(source) if Path(source).is_dir() else Path(source).parent
+    found = read_boxes(_neighbor(folder) if boxes is None else boxes, space)
+    listing = _listing(source, found.dims == 2 and not any(is_uid(row.image) for row in found.rows), patient_pattern)
+    names = class_names([one_class] if one_class else classes or found.classes)
+    rows = [row._replace(name=one_class or row.name) for row in found.rows]
+    problems = [*listing.problems, *found.problems, *_class_problems(rows, names)]
+    images = _Images(listing.items)
+    dims, mine, unknown = _assign(found, rows, images)
+    problems += unknown
+    if check_inside:
+        for index in track(sorted(mine), "checking boxes", disable=not mine):
+            problems += _outside(listing.items[index], mine[index], dims, found)
+    items = [{**item, **_boxes(mine.get(index, []), names, dims)} for index, item in enumerate(listing.items)]
+    cohort = split_listing(Listing(source, items, tuple(names), problems), fractions, seed)
+    return replace(cohort, classes=tuple(names))
+
+
+def _neighbor(folder: Path) -> Path:
+    for name in NEIGHBORS:
+        if (folder / name).exists():
+            return folder / name
+    raise CohortError(folder, [f"no boxes: wanted {', '.join(NEIGHBORS)} beside the table, or name another file"])
+
+
+def _listing(source: str | PathLike[str], flat: bool, patient_pattern: str | None) -> Listing:
+    pattern = compile_pattern(patient_pattern)
+    path = Path(source)
+    if path.is_dir() and (path / "table.csv").is_file():
+        path = path / "table.csv"
+    if path.suffix.lower() == ".csv":
+        listing = list_table(path, labeled=False)
+    else:
+        items = find_images(path) if flat else find_scans(path)
+        listing = Listing(source, [{**item, "patient": item["name"]} for item in items], (), [])
+    if pattern is not None:
+        if any(item["patient"] != item["name"] for item in listing.items):
+            listing.problems.append(
+                "the table's column 'patient' names the patients: drop the column or the patient_pattern"
+            )
+        else:
+            listing.problems.extend(name_patients(listing.items, pattern))
+    return listing
+
+
+class _Images:
+    """Images by all the names that a box may give them."""
+
+    def __init__(self, items: Sequence[Item]) -> None:
+        self.items = items
+        self.exact = {item["name"]: index for index, item in enumerate(items)}
+        self.others: dict[str, list[int]] = {}
+        for index, item in enumerate(items):
+            for name in _short_names(item["name"]):
+                self.others.setdefault(name, []).append(index)
+
+    def find(self, image: str) -> list[int]:
+        """Indices of the images that are meant: one, if the name is right."""
+        image = image.replace("\\", "/")
+        if image in self.exact:
+            return [self.exact[image]]
+        return self.others.get(image) or self.others.get(PurePosixPath(image).name, [])
+
+
+def _short_names(name: str) -> set[str]:
+    file = PurePosixPath(name.replace("\\", "/"))
+    return {file.name, file.stem, file.name.removesuffix(".nii.gz")}
+
+
+def _assign(found: BoxTable, rows: Sequence[BoxRow], images: _Images) -> tuple[int, dict[int, list[BoxRow]], list[str]]:
+    """Dimensions, boxes by index of their image, and problems: one for each image that is not one of the source's."""
+    mine: dict[int, list[BoxRow]] = {}
+    on_slices: dict[str, list[BoxRow]] = {}
+    lost: dict[str, list[str]] = {}
+    problems: dict[str, None] = {}
+    for row in rows:
+        indices = images.find(row.image)
+        if len(indices) > 1:
+            problems[f"{row.where}: {row.image} may be {_some(images.items[i]['name'] for i in indices)}"] = None
+        elif indices:
+            mine.setdefault(indices[0], []).append(row)
+        elif is_uid(row.image):
+            on_slices.setdefault(row.image, []).append(row)
+        else:
+            lost.setdefault(row.image, []).append(row.where)
+    for where, image in found.without:
+        if not is_uid(image) and not images.find(image):
+            lost.setdefault(image, []).append(where)
+    if on_slices and mine:
+        wheres = next(iter(mine.values()))[0].where, next(iter(on_slices.values()))[0].where
+        problems[f"{wheres[0]} lies in an image, {wheres[1]} on a slice of a scan; use one file of boxes for each"] = (
+            None
+        )
+    for uid in _place_slices(on_slices, images.items, mine):
+        lost.setdefault(uid, []).extend(row.where for row in on_slices[uid])
+    for image, places in lost.items():
+        near = did_you_mean(image, images.exact)
+        problems[f"{_places(places)}: no image of the source is named {image}{near}"] = None
+    return 3 if on_slices else found.dims, mine, list(problems)
+
+
+def _place_slices(
+    on_slices: Mapping[str, Sequence[BoxRow]], items: Sequence[Item], mine: dict[int, list[BoxRow]]
+) -> list[str]:
+    """Add the boxes on slices to those of their scans; returns slices of scans that are not there.
+
+    Files of one folder are those of one patient: if some of them are of series that are not in the source, they are
+    counted in the log.
+    """
+    missing = dict.fromkeys(on_slices)
+    for index in track(range(len(items)), "finding slices", disable=not on_slices) if on_slices else ():
+        series = scan_series(Path(items[index]["image"]))
+        if series is None:
+            continue
+        uids = [uid for uid in slice_uids(series) if uid in on_slices]
+        if uids:
+            mine[index] = join_slices(series, [row for uid in uids for row in on_slices[uid]])
+        for uid in uids:
+            missing.pop(uid, None)
+    known = {_folder(on_slices[uid][0]) for uid in on_slices if uid not in missing}
+    others = [uid for uid in missing if _folder(on_slices[uid][0]) in known]
+    if others:
+        logger.warning("boxes on slices of series that are not in the source are left out: %d", len(others))
+    return [uid for uid in missing if uid not in set(others)]
+
+
+def _folder(row: BoxRow) -> str:
+    return str(PurePosixPath(row.where).parent)
+
+
+def _places(places: Sequence[str]) -> str:
+    return f"{places[0]} and {len(places) - 1} more" if len(places) > 1 else places[0]
+
+
+def _some(names: Iterable[str]) -> str:
+    return " or ".join(list(names)[:3]) + "; name it as the table does"
+
+
+def _class_problems(rows: Sequence[BoxRow], names: Sequence[str]) -> list[str]:
+    """One for each class that is unknown."""
+    unknown: dict[str, list[str]] = {}
+    for row in rows:
+        if row.name not in names:
+            unknown.setdefault(row.name, []).append(row.where)
+    return [
+        f"{_places(places)}: unknown class {name!r}{did_you_mean(name, names)}, wanted one of {', '.join(names)}"
+        for name, places in unknown.items()
+    ]
+
+
+def _outside(item: Item, rows: Sequence[BoxRow], dims: int, found: BoxTable) -> list[str]:
+    """Problems of boxes that do not lie in their image."""
+    problems: list[str] = []
+    outside: Any
+    path, boxes = Path(item["image"]), np.array([row.box for row in rows])
+    if dims == 2:
+        size = image_size(path)
+        if size is None:
+            return []
+        said = found.sizes.get(rows[0].image, size)
+        if said != size:
+            problems.append(f"{item['name']}: {_px(size)}, but boxes were drawn on {_px(said)}; use that image")
+        outside = np.concatenate([-boxes[:, :2], boxes[:, 2:] - size], axis=1) > ROUNDING_PX
+        extent = _px(size)
+    else:
+        grid = scan_grid(path)
+        if grid is None:
+            return []
+        affine, shape = grid
+        voxels = nib.affines.apply_affine(np.linalg.inv(affine), (boxes[:, :3] + boxes[:, 3:]) / 2)
+        middle = (np.array(shape) - 1) / 2
+        outside = np.abs(voxels - middle) > middle + 0.5
+        ends = nib.affines.apply_affine(affine, np.stack(np.meshgrid(*((0, n - 1) for n in shape)), -1).reshape(-1, 3))
+        low, high = ends.min(axis=0), ends.max(axis=0)
+        extent = "RAS mm " + ", ".join(f"{a:.0f} to {b:.0f}" for a, b in zip(low, high, strict=True))
+    hint = "LPS and RAS mixed up?" if dims == 3 else "drawn on another size?"
+    return problems + [
+        f"{row.where}: {item['name']}: box outside the image ({', '.join(f'{v:g}' for v in np.round(row.box, 1))}; the "
+        f"image: {extent}); {hint}"
+        for row, out in zip(rows, outside.any(axis=1), strict=True)
+        if out
+    ]
+
+
+def _px(size: tuple[int, int]) -> str:
+    return f"{size[1]} x {size[0]} pixels"
+
+
+def _boxes(rows: Sequence[BoxRow], names: Sequence[str], dims: int) -> Item:
+    known = [row for row in rows if row.name in names]
+    labels = [names.index(row.name) for row in known]
+    counted = {label for label, row in zip(labels, known, strict=True) if not row.ignore}
+    return {
+        "label": [float(k in counted) for k in range(len(names))],
+        "boxes": np.array([row.box for row in known], dtype=np.float64).reshape(-1, 2 * dims),
+        "box_labels": np.array(labels, dtype=np.int64),
+        "box_ignore": np.array([row.ignore for row in known], dtype=bool),
+    }
