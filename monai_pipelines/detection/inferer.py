@@ -53,7 +53,7 @@ class DetectionInferer(Inferer):
         self.window, self.overlap, self.flip_axes = window, overlap, tuple(flip_axes)
         self.max_iou, self.num_boxes, self.batch_size, self.pad_value = max_iou, num_boxes, batch_size, pad_value
 
-    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Found]:  # type: ignore[override]
+    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Found]:
         """What the network finds in each image (B, C, *size).
 
         With targets in ``args``, for training, it is the network's answer.
@@ -135,8 +135,8 @@ def fuse(views: Sequence[Found], min_iou: float = 0.5, num_boxes: int = 100) -> 
             classes.append(label)
             means = torch.cat([means, boxes[index : index + 1]])
     fused = torch.stack([scores[group].sum() / max(len(views), len(group)) for group in members]) if members else scores
-    best = fused.argsort(descending=True, stable=True)[:num_boxes]
-    return Found(means[best], fused[best], torch.tensor(classes, dtype=labels.dtype, device=labels.device)[best])
+    kept = fused.argsort(descending=True, stable=True)[:num_boxes]
+    return Found(means[kept], fused[kept], torch.tensor(classes, dtype=labels.dtype, device=labels.device)[kept])
 
 
 def _flipped(found: Found, axes: Sequence[int], size: Sequence[int]) -> Found:
