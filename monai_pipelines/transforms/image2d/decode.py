@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -27,10 +25,6 @@ LUMA = (0.299, 0.587, 0.114)  # of red, green and blue, ITU-R BT.601, as in Pill
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000")
 _FILE_TYPES: dict[str | None, FileType] = {"PNG": "png", "JPEG": "jpeg", "MPO": "jpeg", "TIFF": "tiff", "BMP": "bmp"}
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION = 258, 262, 274  # TIFF tags
-_FAILURES = (
-    ArithmeticError, AttributeError, EOFError, LookupError, NotImplementedError, OSError,
-    RuntimeError, SyntaxError, TypeError, ValueError, struct.error, zlib.error,
-)  # fmt: skip
 TAGS = (
     "BitsAllocated", "BitsStored", "BluePaletteColorLookupTableData", "BluePaletteColorLookupTableDescriptor",
     "Columns", "ExtendedOffsetTable", "ExtendedOffsetTableLengths", "GreenPaletteColorLookupTableData",
@@ -111,7 +105,7 @@ def _decode(path: str | PathLike[str]) -> DecodedImage:
         raise ScanError(
             path, "not PNG, JPEG, TIFF, BMP or DICOM, start missing, or a layout Pillow lacks; convert it to PNG"
         ) from None
-    except _FAILURES as error:
+    except Exception as error:  # decoders raise whatever the damage leads to
         raise ScanError(path, f"unreadable, truncated? ({failure(error)}); copy or export it again") from None
 
 
