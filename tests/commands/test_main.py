@@ -131,7 +131,10 @@ def test_show_users_own_chain(command: Command, tmp_path: Path) -> None:
             ["show", "lung_tc"],
             "no chain or bundle 'lung_tc' (did you mean 'lung_ct'?); chains: augment_ct, augment_image2d",
         ),
-        (["show", "nosuch"], "xray; bundles: chest_xray_classification, colorectal_histology_classification, fundus"),
+        (
+            ["show", "nosuch"],
+            "xray, xray_detection; bundles: chest_xray_classification, colorectal_histology_classification, fundus",
+        ),
         (["show", "lung_ct_clasification"], "no chain or bundle 'lung_ct_clasification' (did you mean 'lung_ct_class"),
         (["show", "lung_ct", "--input", "lost", "--picture", "a.png"], "lost: no such file or folder"),
         (
