@@ -28,7 +28,7 @@ def _learn(detector: Detector, images: torch.Tensor, targets: list[Target], step
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("dims", "side", "steps"), [(2, 48, 100), (3, 32, 80)])
+@pytest.mark.parametrize(("dims", "side", "steps"), [(2, 48, 80), (3, 24, 60)])
 @pytest.mark.slow
 def test_four_images_are_learned(kind: str, dims: int, side: int, steps: int) -> None:
     """One of them without a lesion: each lesion is found once, with a higher score than anything else."""
