@@ -12,7 +12,6 @@ saturation, hue and stains: "all color" and "+ stain" exist in this project only
 from __future__ import annotations
 
 import argparse
-import csv
 import datetime
 import platform
 import shlex
@@ -35,6 +34,7 @@ from monai.transforms import (
     RandZoomd,
     ScaleIntensityRanged,
 )
+from recording import appended
 
 from monai_pipelines import load_chain
 
@@ -111,12 +111,7 @@ def main() -> None:
                 raise RuntimeError(f"{name}: got {out.dtype} {tuple(out.shape)}")
     medians = {name: statistics.median(values) for name, values in times.items()}
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    args.csv.parent.mkdir(parents=True, exist_ok=True)
-    new = not args.csv.exists()
-    with args.csv.open("a", newline="", encoding="utf-8") as file:
-        out_file = csv.writer(file, lineterminator="\n")
-        if new:
-            out_file.writerow(COLUMNS)
+    with appended(args.csv, COLUMNS) as out_file:
         for name, values in times.items():
             row = [name, round(args.batch / medians[name])]
             row += [round(1000 * value) for value in (medians[name], min(values), max(values))]

@@ -11,7 +11,6 @@ machine and date; ``times_faster`` is relative to the first epoch.
 from __future__ import annotations
 
 import argparse
-import csv
 import datetime
 import logging
 import platform
@@ -24,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from recording import appended
 
 from monai_pipelines import load_chain
 from monai_pipelines.data import PreparedDataset, make_loader
@@ -66,12 +66,7 @@ def main() -> None:
         volume = "x".join(map(str, scan.hu.shape))
     firsts = {storage: statistics.median(times) for storage, name, times in rows if name == "first"}
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    args.csv.parent.mkdir(parents=True, exist_ok=True)
-    new = not args.csv.exists()
-    with args.csv.open("a", newline="", encoding="utf-8") as file:
-        out = csv.writer(file, lineterminator="\n")
-        if new:
-            out.writerow(COLUMNS)
+    with appended(args.csv, COLUMNS) as out:
         for storage, name, times in rows:
             median = statistics.median(times)
             numbers = [round(number) for number in (median, min(times), max(times))]

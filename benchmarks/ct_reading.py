@@ -10,7 +10,6 @@ and slices. MONAI's ITKReader is left out where the package itk is not installed
 from __future__ import annotations
 
 import argparse
-import csv
 import datetime
 import importlib.util
 import itertools
@@ -29,6 +28,7 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 from monai.transforms import LoadImage
+from recording import appended
 
 from monai_pipelines.phantoms import thorax_phantom, write_dicom_series
 from monai_pipelines.phantoms.scanners import SCANNERS
@@ -94,12 +94,7 @@ def main() -> None:
     base = statistics.median(times[OURS])
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, SimpleITK {sitk.__version__}"
     command = shlex.join(["python", *sys.argv])
-    args.csv.parent.mkdir(parents=True, exist_ok=True)
-    new = not args.csv.exists()
-    with args.csv.open("a", newline="", encoding="utf-8") as file:
-        out = csv.writer(file, lineterminator="\n")
-        if new:
-            out.writerow(COLUMNS)
+    with appended(args.csv, COLUMNS) as out:
         for name, values in times.items():
             median = statistics.median(values)
             numbers = [round(median), round(min(values)), round(max(values)), round(median / base, 1)]

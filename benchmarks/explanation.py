@@ -22,6 +22,7 @@ import nibabel as nib
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from recording import appended
 from rich.progress import track
 
 from monai_pipelines.data import PreparedDataset
@@ -137,12 +138,7 @@ def main() -> None:
     for method in ("gradcam", "gradcam++"):
         measured += measure(args.run, phantoms, "random", method, args.random_networks)
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    args.csv.parent.mkdir(parents=True, exist_ok=True)
-    new = not args.csv.exists()
-    with args.csv.open("a", newline="", encoding="utf-8") as file:
-        out = csv.writer(file, lineterminator="\n")
-        if new:
-            out.writerow(COLUMNS)
+    with appended(args.csv, COLUMNS) as out:
         for one in measured:
             shares = (one.mm <= NEAR_MM).mean(axis=0)
             low, high = interval(shares, patients, seed)

@@ -11,7 +11,6 @@ attention pooling on the padded bags; it takes no mask, so its output depends on
 from __future__ import annotations
 
 import argparse
-import csv
 import datetime
 import platform
 import shlex
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import torch
 from monai.networks.nets import MILModel
+from recording import appended
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -116,12 +116,7 @@ def main() -> None:
     medians = {name: statistics.median(values) for name, values in times.items()}
     where = torch.cuda.get_device_name() if args.device == "cuda" else f"{torch.get_num_threads()} threads"
     machine = f"{platform.machine()}, {where}, torch {torch.__version__}"
-    args.csv.parent.mkdir(parents=True, exist_ok=True)
-    new = not args.csv.exists()
-    with args.csv.open("a", newline="", encoding="utf-8") as file:
-        out_file = csv.writer(file, lineterminator="\n")
-        if new:
-            out_file.writerow(COLUMNS)
+    with appended(args.csv, COLUMNS) as out_file:
         for name, values in times.items():
             row = [name, *(round(value, 1) for value in (medians[name], min(values), max(values)))]
             row += [round(medians[name] / medians["one masked batch"], 2), args.rounds, args.bags, sum(sizes)]

@@ -16,7 +16,6 @@ OpenSlide's pixels in gray levels. "plan": thumbnail, tissue mask and list of ti
 from __future__ import annotations
 
 import argparse
-import csv
 import datetime
 import platform
 import shlex
@@ -33,6 +32,7 @@ import numpy as np
 import openslide
 from monai.data import MaskedPatchWSIDataset, WSIReader
 from PIL import Image
+from recording import appended
 
 from monai_pipelines import load_chain
 from monai_pipelines.phantoms.histology import Stain, histology_tile
@@ -167,12 +167,7 @@ def difference(tiles: Iterator[np.ndarray], others: Iterator[np.ndarray]) -> tup
 def write_results(args: argparse.Namespace, times: dict, differences: dict) -> None:
     """Print the medians and append them to the CSV."""
     machine = f"{platform.machine()}, openslide {openslide.__library_version__}, Python {platform.python_version()}"
-    args.csv.parent.mkdir(parents=True, exist_ok=True)
-    new = not args.csv.exists()
-    with args.csv.open("a", newline="", encoding="utf-8") as file:
-        out = csv.writer(file, lineterminator="\n")
-        if new:
-            out.writerow(COLUMNS)
+    with appended(args.csv, COLUMNS) as out:
         for (slide, method), values in times.items():
             median = statistics.median(values)
             speed = round(NUM_TILES / median), round(statistics.median(times[slide, OPENSLIDE]) / median, 1)

@@ -68,7 +68,7 @@ class Audit:
         source, unit: of the items; unit is image, scan or slide.
         counts: number of items by split and class.
         sizes, spacings: by class: [minimum, median, maximum] along each axis; ``num_sizes`` different sizes.
-        values: by class: lowest, mean and highest value, means over the items but for the extremes.
+        values: by class: ``low`` and ``high`` of all items, and the ``mean`` of their means.
         file_types, scanners, colors: by class: number of items of each, by content.
         items: for each item ``name``, ``split``, ``class``, ``verdict`` ("ok", what the reader repaired, or why it is
             refused) and the facts of its `Reading`.

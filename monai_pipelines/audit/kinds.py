@@ -121,7 +121,7 @@ def _list_table(
     labeled = "label" in read_rows(path, needed=("image",))[0]
     listing = list_table(path, classes, multilabel) if labeled else _unlabeled(path, find_scans(path))
     kind = kind or _most(_kind_of_item(Path(item["image"])) for item in _some(listing.items))
-    if labeled and kind == "image":
+    if labeled and kind == "image" and patient_pattern is not None:
         return kind, list_images(path, classes, patient_pattern, multilabel)
     if kind == "slide":
         return kind, list_slides(path, classes) if labeled else _unlabeled(path, find_slides(path))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from nibabel.affines import voxel_sizes
 from nibabel.orientations import apply_orientation, io_orientation
 from numpy.typing import NDArray
 from PIL import Image
@@ -90,7 +91,7 @@ def read_scan(item: Mapping[str, Any], load: LoadCT) -> Reading:
     affine = volume.affine.numpy()
     orientation = io_orientation(affine)
     hu = apply_orientation(volume[0].numpy(), orientation)
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)[np.argsort(orientation[:, 0])]
+    spacing = voxel_sizes(affine)[np.argsort(orientation[:, 0])]
     gray = np.clip(hu, *_SHOWN_HU).astype(np.float32) - _SHOWN_HU[0]
     gray *= 255 / (_SHOWN_HU[1] - _SHOWN_HU[0])
     small = adaptive_avg_pool3d(torch.from_numpy(gray)[None], _SMALL_3D)[0].numpy()

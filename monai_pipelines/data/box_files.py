@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 from monai_pipelines.data.rows import read_rows
 from monai_pipelines.errors import CohortError
 from monai_pipelines.privacy import failure
+from monai_pipelines.walk import walk_files
 
 LESION = "lesion"
 SPACES = ("RAS", "LPS")
@@ -277,7 +278,7 @@ def _are_numbers(box: Any) -> bool:
 
 
 def _read_voc(path: Path) -> BoxTable:
-    files = sorted(path.rglob("*.xml")) if path.is_dir() else [path]
+    files = [file for file in walk_files(path) if file.suffix.lower() == ".xml"] if path.is_dir() else [path]
     if not files:
         raise CohortError(path, ["no .xml in the folder; wanted Pascal VOC, one file for each image"])
     table = BoxTable(path, 2)

@@ -18,6 +18,7 @@ from scipy.sparse.csgraph import connected_components
 from monai_pipelines.data.box_files import BoxRow
 from monai_pipelines.errors import ScanError
 from monai_pipelines.privacy import quiet_libraries
+from monai_pipelines.remarks import logged_remarks, printed_remarks
 from monai_pipelines.transforms.boxes import move_boxes
 from monai_pipelines.transforms.ct.formats import ITK_SUFFIXES, NIFTI_SUFFIXES, itk_affine, nifti_affine
 from monai_pipelines.transforms.ct.load import slice_affine
@@ -56,7 +57,7 @@ def scan_grid(path: Path) -> tuple[NDArray[np.float64], tuple[int, int, int]] | 
         rows, columns = first.shape
         return slice_affine(first, step), (columns, rows, num)
     try:
-        with quiet_libraries():
+        with quiet_libraries(), logged_remarks(nib.imageglobals.logger.name), printed_remarks():
             if path.is_file() and name.endswith(NIFTI_SUFFIXES):
                 image: Any = nib.load(path)
                 x, y, z = image.shape[:3]

@@ -16,7 +16,7 @@ from rich.progress import track
 from monai_pipelines.chains import did_you_mean
 from monai_pipelines.data.box_files import BoxRow, BoxTable, is_uid, read_boxes
 from monai_pipelines.data.box_scans import image_size, join_slices, scan_grid, scan_series, slice_uids
-from monai_pipelines.data.folder import compile_pattern, find_images, name_patients
+from monai_pipelines.data.folder import compile_pattern, find_images, with_patients
 from monai_pipelines.data.split import Cohort, Item, Listing, split_listing
 from monai_pipelines.data.table import find_scans, list_table
 from monai_pipelines.errors import CohortError
@@ -115,14 +115,7 @@ def _listing(source: str | PathLike[str], flat: bool, patient_pattern: str | Non
     else:
         items = find_images(path) if flat else find_scans(path)
         listing = Listing(source, [{**item, "patient": item["name"]} for item in items], (), [])
-    if pattern is not None:
-        if any(item["patient"] != item["name"] for item in listing.items):
-            listing.problems.append(
-                "the table's column 'patient' names the patients: drop the column or the patient_pattern"
-            )
-        else:
-            listing.problems.extend(name_patients(listing.items, pattern))
-    return listing
+    return with_patients(listing, pattern)
 
 
 class _Images:

@@ -106,13 +106,7 @@ def find_images(source: str | PathLike[str]) -> list[Item]:
 def _list_table(
     table: Path, classes: Sequence[str] | None, multilabel: bool, pattern: re.Pattern[str] | None
 ) -> Listing:
-    listing = list_table(table, classes, multilabel)
-    if pattern is None:
-        return listing
-    named = any(item["patient"] != item["name"] for item in listing.items)
-    problem = "the table's column 'patient' names the patients: drop the column or the patient_pattern"
-    problems = [problem] if named else name_patients(listing.items, pattern)
-    return replace(listing, problems=listing.problems + problems)
+    return with_patients(list_table(table, classes, multilabel), pattern)
 
 
 def _list_folders(
@@ -144,7 +138,7 @@ def _list_folders(
             items.append({**item, "split": split} if split else item)
     if outside:
         problems.append(f"images outside the class folders: {len(outside)}, such as {outside[0]}")
-    problems += name_patients(items, pattern)
+    problems += _name_patients(items, pattern)
     return Listing(source, items, tuple(classes), problems)
 
 
@@ -177,7 +171,17 @@ def compile_pattern(pattern: str | None) -> re.Pattern[str] | None:
     return compiled
 
 
-def name_patients(items: Sequence[Item], pattern: re.Pattern[str] | None) -> list[str]:
+def with_patients(listing: Listing, pattern: re.Pattern[str] | None) -> Listing:
+    """A listing whose patients are found in the names of its items, unless its table names them."""
+    if pattern is None:
+        return listing
+    named = any(item["patient"] != item["name"] for item in listing.items)
+    problem = "the table's column 'patient' names the patients: drop the column or the patient_pattern"
+    problems = [problem] if named else _name_patients(listing.items, pattern)
+    return replace(listing, problems=listing.problems + problems)
+
+
+def _name_patients(items: Sequence[Item], pattern: re.Pattern[str] | None) -> list[str]:
     """Set the patient of every item; returns problems."""
     nameless = []
     for item in items:

@@ -19,7 +19,7 @@ _GLIMPSE = 4096  # bytes
 
 class _Image(NamedTuple):
     side: Hashable  # equal images on several sides are found
-    name: str
+    key: Any
     source: Path | NDArray[Any]  # a file, a folder of them, or pixels in memory
 
 
@@ -72,7 +72,7 @@ def audit_splits(splits: Mapping[str, Any]) -> dict[str, Any]:
     images = [image for split, part in splits.items() for image in _images(split, part)]
     groups, unread = _equal(images)
     equal = [
-        {"images": [image.name for image in group], "splits": list(dict.fromkeys(image.side for image in group))}
+        {"images": [image.key for image in group], "splits": list(dict.fromkeys(image.side for image in group))}
         for group in groups
     ]
     num_compared = len(images) - len(unread)
@@ -100,11 +100,11 @@ def repeated(items: Sequence[Mapping[str, Any]]) -> dict[int, str]:
         items: of a datalist, with ``image`` (path), ``name``, ``label`` and ``split``.
     """
     images = [
-        _Image((item["split"], str(item["label"])), str(index), Path(item["image"])) for index, item in enumerate(items)
+        _Image((item["split"], str(item["label"])), index, Path(item["image"])) for index, item in enumerate(items)
     ]
     reasons = {}
     for group in _equal(images)[0]:
-        members = [int(image.name) for image in group]
+        members = [image.key for image in group]
         last = max(members, key=lambda index: SPLITS.index(items[index]["split"]))
         for index in members:
             other = next((k for k in members if items[k]["label"] != items[index]["label"]), None)

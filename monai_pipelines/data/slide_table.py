@@ -38,7 +38,6 @@ def read_slides(
         CohortError: lists all problems at once: those of `read_cohort`, a ``mpp`` that is not a number from 0.1 to 2,
             a missing annotation.
     """
-
     return split_listing(list_slides(table, classes, features_dir), fractions, seed)
 
 

@@ -68,12 +68,10 @@ def list_table(
     """
     known = COLUMNS if labeled else tuple(column for column in COLUMNS if column != "label")
     rows = read_rows(table, needed=("image", "label") if labeled else ("image",), known=known)
-    if not labeled:
-        classes = ()
-    elif classes is None:
+    if labeled and classes is None:
         labels = {name for row in rows for name in _label_names(row["label"], multilabel)}
         classes = sorted(labels, key=lambda name: (len(name) if name.isdecimal() else 0, name))
-    classes = class_names(classes) if labeled else ()
+    classes = class_names(classes or ()) if labeled else ()
     problems: list[str] = []
     items: list[Item] = []
     lines: list[str] = []

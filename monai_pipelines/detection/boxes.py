@@ -39,7 +39,7 @@ class Found(NamedTuple):
 def check_target(target: Target, num_classes: int, spatial_dims: int) -> None:
     """Raise a ValueError if a target cannot be learned."""
     boxes, labels = target.boxes, target.labels
-    if boxes.ndim != 2 or boxes.shape[1] != 2 * spatial_dims or len(boxes) != len(labels) != len(target.ignore):
+    if boxes.ndim != 2 or boxes.shape[1] != 2 * spatial_dims or not len(boxes) == len(labels) == len(target.ignore):
         raise ValueError(
             f"target: wanted boxes (N, {2 * spatial_dims}), labels (N,) and ignore (N,), got {tuple(boxes.shape)}, "
             f"{tuple(labels.shape)} and {tuple(target.ignore.shape)}"

@@ -72,11 +72,10 @@ class DetectionInferer(Inferer):
     def _view(self, images: Tensor, network: Callable[..., Any]) -> list[Found]:
         if self.window is None:
             return list(network(images))
-        return [self._windows(image, network) for image in images]
+        return [self._windows(image, network, self.window) for image in images]
 
-    def _windows(self, image: Tensor, network: Callable[..., Any]) -> Found:
+    def _windows(self, image: Tensor, network: Callable[..., Any], window: Sequence[int]) -> Found:
         size = image.shape[1:]
-        window = tuple(self.window or ())
         missing = [max(0, wanted - n) for wanted, n in zip(window, size, strict=True)]
         padded = pad(image, [n for amount in reversed(missing) for n in (0, amount)], value=self.pad_value)
         step = [max(1, int(side * (1 - self.overlap))) for side in window]

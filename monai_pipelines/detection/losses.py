@@ -58,13 +58,9 @@ def distance_iou(found: Tensor, wanted: Tensor) -> Tensor:
 
     Reference: Zheng et al., Distance-IoU loss, AAAI 2020.
     """
-    low = torch.maximum(*(boxes.unflatten(1, (2, -1))[:, 0] for boxes in (found, wanted)))
-    high = torch.minimum(*(boxes.unflatten(1, (2, -1))[:, 1] for boxes in (found, wanted)))
-    common = (high - low).clamp(min=0).prod(1)
-    volumes = [box_sizes(boxes).clamp(min=0).prod(1) for boxes in (found, wanted)]
-    outer_low = torch.minimum(*(boxes.unflatten(1, (2, -1))[:, 0] for boxes in (found, wanted)))
-    outer_high = torch.maximum(*(boxes.unflatten(1, (2, -1))[:, 1] for boxes in (found, wanted)))
+    (low, high), (wanted_low, wanted_high) = (boxes.unflatten(1, (2, -1)).unbind(1) for boxes in (found, wanted))
+    common = (torch.minimum(high, wanted_high) - torch.maximum(low, wanted_low)).clamp(min=0).prod(1)
+    union = box_sizes(found).clamp(min=0).prod(1) + box_sizes(wanted).prod(1) - common
+    around = torch.maximum(high, wanted_high) - torch.minimum(low, wanted_low)
     apart = (box_centers(found) - box_centers(wanted)).square().sum(1)
-    return common / (volumes[0] + volumes[1] - common).clamp(min=1e-6) - apart / (
-        (outer_high - outer_low).square().sum(1).clamp(min=1e-6)
-    )
+    return common / union.clamp(min=1e-6) - apart / around.square().sum(1).clamp(min=1e-6)

@@ -73,6 +73,7 @@ class AnchorHead(nn.Module):
         one = [1.0] if dims == 2 else [[1.0, 1.0]]
         self.anchors = AnchorGenerator([[1]] * len(sizes), [one] * len(sizes))
         sides = [torch.tensor([[s * r for r in shape] for s in level for shape in shapes]) for level in sizes]
+        # set here, as AnchorGenerator rounds the sides and knows ratios of them only
         self.anchors.cell_anchors = [torch.cat([-level, level], dim=1) / 2 for level in sides]
         self.coder, self.matcher = BoxCoder([1.0] * 2 * dims), ATSSMatcher(num_candidates, center_in_gt=False)
         self.class_loss, self.box_loss = class_loss, box_loss

@@ -1,4 +1,4 @@
-"""All metrics of a detector at once, and how well it tells images with lesions from those without."""
+"""All metrics of a detector at once, and the ROC AUC of its images, with and without lesions."""
 
 from __future__ import annotations
 

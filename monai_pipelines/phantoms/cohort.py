@@ -156,8 +156,8 @@ def write_chest_xray_cohort(
     by '|', or "No Finding". `directory` gets `table.csv` (columns image, label, patient, view), `boxes.csv` for a
     detector (columns image, class, x, y, width, height: edges in pixels), `images/` and `truth/boxes.csv` (columns
     image, finding, x, y, width, height in pixels). A quarter each are 12-bit DICOM with MONOCHROME2, with MONOCHROME1,
-    8-bit PNG and JPEG, balanced in all classes. One patient in eight
-    is X-rayed twice. The same arguments give the same bytes, for any `num_workers`.
+    8-bit PNG and JPEG, balanced in all classes. One patient in eight is X-rayed twice. The same arguments give the same
+    bytes, for any `num_workers`.
 
     Args:
         directory, num_patients, seed, num_workers, progress: of `write_lung_ct_cohort`.

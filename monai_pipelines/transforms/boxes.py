@@ -151,8 +151,8 @@ def clip_boxes(
 class PlaceBoxes(Transform):
     """Place the boxes of a source in the tensor that a chain made of its image; the last step of a detection chain.
 
-    The image's affine tells where the boxes belong after any reading, cropping, resampling, padding and flipping, so no
-    other step of a fixed chain needs to know of them. A box outside the tensor is dropped, one of which less than
+    The image's affine gives the position of the boxes after any reading, cropping, resampling, padding and flipping:
+    no other step of a fixed chain handles them. A box outside the tensor is dropped, one of which less than
     ``min_visible`` is left becomes one to be ignored. Evaluation should therefore compare in the coordinates of the
     source, with the boxes of the datalist: there, a lesion that the chain cut off is missed.
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from monai_pipelines.data import Cohort, read_detection_cohort
 from monai_pipelines.data.box_files import read_boxes
-from monai_pipelines.data.box_scans import image_size
+from monai_pipelines.data.box_scans import image_size, scan_grid
 from monai_pipelines.errors import CohortError
 from monai_pipelines.phantoms import write_dicom_series
 
@@ -346,3 +346,23 @@ def test_size_of_an_upright_image(tmp_path: Path) -> None:
         (60, 80),
         None,
     ]
+
+
+def test_what_operating_systems_put_beside_boxes_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "a.xml").write_text(VOC.format(image="a.png", objects=""))
+    (tmp_path / "__MACOSX").mkdir()
+    for name in ("._a.xml", "__MACOSX/b.xml"):
+        (tmp_path / name).write_bytes(b"\0\5\x16\7")
+    table = read_boxes(tmp_path)
+    assert (table.problems, table.without) == ([], [("a.xml", "a.png")])
+
+
+def test_headers_are_read_in_silence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """nibabel and MetaImage report what they repair."""
+    image = nib.Nifti1Image(np.zeros((4, 5, 6), np.int16), np.eye(4))
+    image.header["pixdim"][1] = -1
+    (tmp_path / "a.nii").write_bytes(image.to_bytes())
+    (tmp_path / "b.mhd").write_text("NDims = 3\nDimSize = 4 5\n")
+    assert scan_grid(tmp_path / "a.nii") is not None
+    assert scan_grid(tmp_path / "b.mhd") is None
+    assert capfd.readouterr() == ("", "")

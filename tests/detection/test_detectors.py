@@ -107,6 +107,7 @@ def test_classes_and_channels(kind: str) -> None:
         (make_target([[9, 9, 4, 4]]), "empty or inverted"),
         (make_target([[4, 4, 9, 9]], [3]), "labels must lie in 0..0"),
         (make_target([[1, 2, 3, 4, 5, 6]], dims=3), "wanted boxes"),
+        (make_target([[4, 4, 9, 9]])._replace(ignore=torch.zeros(2, dtype=torch.bool)), "wanted boxes"),
         (Target(torch.tensor([[1.0, 1, torch.nan, 4]]), torch.tensor([0]), torch.tensor([False])), "not finite"),
     ],
 )
