@@ -50,7 +50,7 @@ def _order(path: str, file: tifffile.TiffFile) -> list[int]:
     for colors in (_COLORS, tuple(color[0] for color in _COLORS)):
         if sorted(found) == sorted(colors):
             return [found.index(color) for color in colors]
-    named = f"named {', '.join(map(repr, names))}" if any(names) else "without names"
+    named = "of other names" if any(names) else "without names"  # not quoted: a file may name a patient
     raise ScanError(
         path,
         f"wanted red, green and blue, got 3 channels {named} (fluorescence?); export a bright-field slide as RGB, or "
