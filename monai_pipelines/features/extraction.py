@@ -29,7 +29,7 @@ from monai_pipelines.atomic import atomic_write, remove_old_parts
 from monai_pipelines.chains import Chain
 from monai_pipelines.data.prepared import why_unusable
 from monai_pipelines.data.slide_table import feature_file, slide_source
-from monai_pipelines.data.workers import CRASHED, as_is, worker_died
+from monai_pipelines.data.workers import CRASHED, WorkerCrashed, as_is, each_until_crash
 from monai_pipelines.errors import ChainMismatchError, CohortError, ScanError
 from monai_pipelines.features.files import FeatureBag, read_origin, write_features
 from monai_pipelines.inferers import AutocastInferer, Precision, fast_bf16
@@ -296,17 +296,15 @@ def _until_crash(
 ) -> Iterator[Message]:
     """The messages about some slides until a worker process crashes; takes finished ones off `left`."""
     stream.indices, num_tiles = planned, dict[int, int]()
+    loader = DataLoader(stream, batch_size=None, num_workers=num_workers, collate_fn=as_is, pin_memory=pin_memory)
     try:
-        for index, kind, content in DataLoader(
-            stream, batch_size=None, num_workers=num_workers, collate_fn=as_is, pin_memory=pin_memory
-        ):
+        for index, kind, content in each_until_crash(loader):
             yield index, kind, content
             num_tiles[index] = content[1] if kind == "slide" else num_tiles.get(index, 0) - len(content)
             if kind == "bad" or not num_tiles[index]:
                 left.remove(index)
-    except RuntimeError as error:
-        if not worker_died(error):
-            raise
+    except WorkerCrashed:
+        return
 
 
 class _TileStream(IterableDataset):
