@@ -1,6 +1,7 @@
 """Transform steps for arrays and dictionaries (``d``), for use in chains or alone."""
 
 from monai_pipelines.transforms.boxes import PlaceBoxes, PlaceBoxesd
+from monai_pipelines.transforms.crop_lesion import RandCropLesion, RandCropLesiond
 from monai_pipelines.transforms.ct.intensity import (
     RandBrightness3D,
     RandBrightness3Dd,
@@ -57,6 +58,8 @@ __all__ = [
     "RandColor2Dd",
     "RandContrast3D",
     "RandContrast3Dd",
+    "RandCropLesion",
+    "RandCropLesiond",
     "RandNoise3D",
     "RandNoise3Dd",
     "RandSampleTiles",

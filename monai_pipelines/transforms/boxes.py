@@ -176,7 +176,7 @@ class PlaceBoxes(Transform):
     """
 
     def __init__(self, min_visible: float = MIN_VISIBLE) -> None:
-        self.min_visible = _share("PlaceBoxes", min_visible)
+        self.min_visible = checked_share("PlaceBoxes", min_visible)
 
     def __call__(  # type: ignore[override]
         self,
@@ -262,7 +262,7 @@ class RandSpatiald(RandStepd):
         min_visible: float = MIN_VISIBLE,
     ) -> None:
         super().__init__(keys, step, allow_missing_keys)
-        self.min_visible = _share(type(self).__name__, min_visible)
+        self.min_visible = checked_share(type(self).__name__, min_visible)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = super().__call__(data)
@@ -299,7 +299,8 @@ def _extent(boxes: Tensor) -> Tensor:
     return (high - low).clamp(min=0).prod(dim=1)
 
 
-def _share(name: str, min_visible: float) -> float:
+def checked_share(name: str, min_visible: float) -> float:
+    """`min_visible` of a step, or a ValueError."""
     if not 0 <= min_visible <= 1:
         raise ValueError(f"{name}: min_visible is a share of a box, wanted 0..1, got {min_visible}")
     return float(min_visible)

@@ -51,6 +51,11 @@ def ct_with_boxes(folder: Path) -> Item:
     return {"image": chest(), "boxes": boxes, "box_labels": torch.tensor([1, 0]), "box_ignore": torch.zeros(2).bool()}
 
 
+def windowed_with_boxes(folder: Path) -> Item:
+    boxes = torch.tensor([[18.0, 36, 13, 32, 50, 27], [1.0, 2, 3, 4, 6, 5]])
+    return {**windowed(folder), "boxes": boxes, "box_labels": torch.tensor([1, 0]), "box_ignore": torch.tensor([0, 1])}
+
+
 def ct_with_lungs(folder: Path) -> Item:
     image = chest()
     lungs = torch.zeros(image.shape, dtype=torch.uint8)
@@ -146,6 +151,9 @@ ROWS = {
         keeps_grid=True,
     ),
     "RandContrast3D": Row({"prob": 1}, windowed, neutral=({"prob": 0}, {"factor": (1, 1), "prob": 1}), keeps_grid=True),
+    "RandCropLesion": Row(
+        {"size": (24, 24, 24), "lesion_prob": 1}, windowed_with_boxes, ("image", *BOX_KEYS), neutral=({"size": SHAPE},)
+    ),
     "RandNoise3D": Row(
         {"std": 0.01, "prob": 1}, windowed, neutral=({"prob": 0}, {"std": 0, "prob": 1}), keeps_grid=True
     ),

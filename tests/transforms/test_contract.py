@@ -210,8 +210,8 @@ def test_same_seed_same_result(name: str, tmp_path: Path) -> None:
         made = standard(name)
         made.set_random_state(seed)
         for _ in range(times):
-            out = made(item) if name.endswith("d") else made(item["image"])
-        return _plain(out["image"] if name.endswith("d") else out)
+            out = made(item)["image"] if name.endswith("d") else run(made, item)[0]
+        return _plain(out)
 
     assert np.array_equal(result(1), result(1))
     assert not np.array_equal(result(1), result(2))
@@ -224,12 +224,12 @@ def test_draws_do_not_touch_the_global_state(name: str, tmp_path: Path) -> None:
     np.random.seed(0)  # noqa: NPY002
     torch.manual_seed(0)
     before = np.random.get_state()[2], torch.get_rng_state()  # noqa: NPY002
-    standard(name)(item["image"])
+    run(standard(name), item)
     assert np.random.get_state()[2] == before[0]  # noqa: NPY002
     assert torch.equal(torch.get_rng_state(), before[1])
 
 
-@pytest.mark.parametrize("name", [name for name in RANDOM if ROWS[name].array])
+@pytest.mark.parametrize("name", [name for name in RANDOM if ROWS[name].array and name != "RandCropLesion"])
 def test_batch_gets_the_draws_of_consecutive_images(name: str, tmp_path: Path) -> None:
     one = ROWS[name].inputs(tmp_path)["image"].as_tensor()
     batch = torch.stack([one, one.flip(1), one * 0.5])
