@@ -38,14 +38,10 @@ class AutocastInferer(SimpleInferer):
 
     def __init__(self, precision: Precision = "auto") -> None:
         super().__init__()
-        if precision not in ("auto", "bf16", "fp32"):
-            raise ValueError(f"AutocastInferer: precision must be 'auto', 'bf16' or 'fp32', got {precision!r}")
-        self.precision = precision
+        self.precision = check_precision(precision)
 
     def __call__(self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-        kind = inputs.device.type
-        bf16 = self.precision == "bf16" or (self.precision == "auto" and fast_bf16(kind))
-        with torch.autocast(kind, torch.bfloat16, enabled=bf16):
+        with autocast(self.precision, inputs.device.type):
             return super().__call__(inputs, network, *args, **kwargs).float()
 
 
@@ -254,6 +250,19 @@ def _mean_and_spread(logits: torch.Tensor, multilabel: bool) -> tuple[torch.Tens
     if multilabel or logits.shape[2] == 1:
         return functional.logsigmoid(logits).logsumexp(0) - functional.logsigmoid(-logits).logsumexp(0), spread
     return logits.log_softmax(2).logsumexp(0), spread
+
+
+def check_precision(precision: Precision) -> Precision:
+    """The precision, or a ValueError."""
+    if precision not in ("auto", "bf16", "fp32"):
+        raise ValueError(f"precision must be 'auto', 'bf16' or 'fp32', got {precision!r}")
+    return precision
+
+
+def autocast(precision: Precision, device_type: str) -> torch.autocast:
+    """bf16 autocast, or none."""
+    bf16 = precision == "bf16" or (precision == "auto" and fast_bf16(device_type))
+    return torch.autocast(device_type, torch.bfloat16, enabled=bf16)
 
 
 def fast_bf16(device_type: str, gradients: bool = True) -> bool:

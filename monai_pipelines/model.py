@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from monai_pipelines.chains import Chain
+from monai_pipelines.detection import Detector
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,7 +17,7 @@ class Model:
     """A network, and everything that its inputs and outputs mean.
 
     Attributes:
-        network: gives logits; stands on ``device``.
+        network: gives logits, or is a `monai_pipelines.detection.Detector`; stands on ``device``.
         chain: makes the network's input from a file; stored with the weights, so that training and inference prepare
             alike.
         classes: class names by index; of two, the second is the positive one.
@@ -37,6 +38,11 @@ class Model:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", class_names(self.classes))
+
+    @property
+    def detects(self) -> bool:
+        """Whether it gives boxes instead of probabilities."""
+        return isinstance(self.network, Detector)
 
 
 def class_names(classes: Sequence[Any]) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Data sources: tables and folders of images, splits by patient, prepared datasets, batches."""
 
 from monai_pipelines.data.arrays import ArrayDataset, collate_batches, read_arrays
+from monai_pipelines.data.box_dataset import DetectionDataset, DetectionSplits, LesionPatches, PrepareDetection
 from monai_pipelines.data.boxes import read_detection_cohort
 from monai_pipelines.data.folder import find_images, list_images, read_images
 from monai_pipelines.data.loaders import PrepareImages, make_loader
@@ -14,9 +15,13 @@ from monai_pipelines.data.table import find_scans, read_cohort
 __all__ = [
     "ArrayDataset",
     "Cohort",
+    "DetectionDataset",
+    "DetectionSplits",
+    "LesionPatches",
     "Listing",
     "MedMNIST",
     "MedMNISTInfo",
+    "PrepareDetection",
     "PrepareImages",
     "PreparedDataset",
     "PreparedSplits",

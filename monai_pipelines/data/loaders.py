@@ -24,8 +24,8 @@ class PrepareImages(PrepareBatch):
     def __init__(self, augmentation: Chain | None = None, finish: Chain | None = None) -> None:
         self.augmentation, self.finish = augmentation, finish
 
-    def augmented(self, augmentation: Chain) -> PrepareImages:
-        """The same with an augmentation, for training."""
+    def for_training(self, augmentation: Chain | None) -> PrepareImages:
+        """The same for the trainer, with an augmentation or without."""
         return PrepareImages(augmentation, self.finish)
 
     def __call__(
@@ -52,17 +52,19 @@ def make_loader(
     Worker processes are used only with a GPU: on the CPU the network needs the cores, and prepared images load fast.
 
     Args:
-        dataset: a `PreparedDataset`, `ArrayDataset`, `FeatureBags` or `TileBags`; batches are made by its ``collate``,
-            if it has one.
+        dataset: a `PreparedDataset`, `ArrayDataset`, `FeatureBags`, `TileBags`, `DetectionDataset` or `LesionPatches`;
+            batches are made by its ``collate``, if it has one.
         batch_size: images.
-        sampling: None: all in order; "shuffle", "weighted" or "balanced" for training, see `loader_order`: an
-            incomplete last batch is then dropped, unless it is the only one.
+        sampling: None: all in order; "shuffle", "weighted", "balanced" or "lesions" for training, see `loader_order`:
+            an incomplete last batch is then dropped, unless it is the only one.
         num_workers: processes that load.
         seed: of the order.
     """
     order = {"batch_size": batch_size}
     if sampling is not None:
-        order = loader_order(dataset.labels, sampling, batch_size, seed)
+        order = loader_order(
+            dataset.num_lesions if sampling == "lesions" else dataset.labels, sampling, batch_size, seed
+        )
     cuda = torch.cuda.is_available()
     collate = getattr(dataset, "collate", collate_batches)
     return DataLoader(dataset, **order, num_workers=num_workers if cuda else 0, pin_memory=cuda, collate_fn=collate)

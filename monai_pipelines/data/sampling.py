@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler, WeightedRandomSampler
 
-SAMPLING = ("shuffle", "weighted", "balanced")
+SAMPLING = ("shuffle", "weighted", "balanced", "lesions")
 
 
 class BalancedBatchSampler(Sampler[list[int]]):
@@ -99,6 +99,27 @@ def sample_weights(labels: Any) -> np.ndarray:
     return (member / np.maximum(member.sum(axis=0), 1)).max(axis=1)
 
 
+def lesion_weights(num_lesions: Any) -> np.ndarray:
+    """Weight of each image by its lesions: every lesion, and every image without one, comes as often as another.
+
+    One half of the draws are images with lesions, the other half images without, whatever their numbers.
+
+    Args:
+        num_lesions: (N,) of each image; list, array or tensor.
+
+    Returns:
+        (N,) float64.
+
+    Example:
+        >>> lesion_weights([0, 1, 3, 0])
+        array([0.25 , 0.125, 0.375, 0.25 ])
+    """
+    counts = np.asarray(num_lesions)
+    without = counts == 0
+    weights = np.where(without, 1 / max(1, without.sum()), counts / max(1, counts.sum()))
+    return weights / weights.sum()
+
+
 def loader_order(labels: Any, sampling: str, batch_size: int, seed: int = 0) -> dict[str, Any]:
     """Arguments of a `DataLoader` for the order of a training set; an incomplete last batch is dropped.
 
@@ -106,9 +127,11 @@ def loader_order(labels: Any, sampling: str, batch_size: int, seed: int = 0) -> 
     - "weighted": N draws with replacement, by `sample_weights`: classes are balanced on average. For multilabel rare
       classes come more often, but a class that often accompanies rarer ones stays more frequent.
     - "balanced": `BalancedBatchSampler`: classes are balanced in every batch.
+    - "lesions": N draws with replacement, by `lesion_weights`, for detection.
 
     Args:
-        labels: of the training set, (N,), or (N, C) of 0 and 1; list, array or tensor.
+        labels: of the training set, (N,), or (N, C) of 0 and 1; list, array or tensor. For "lesions" the number of
+            lesions of each image.
         sampling, batch_size, seed: of `make_loader`.
 
     Returns:
@@ -129,5 +152,5 @@ def loader_order(labels: Any, sampling: str, batch_size: int, seed: int = 0) -> 
     batches = {"batch_size": batch_size, "drop_last": len(labels) > batch_size}
     if sampling == "shuffle":
         return {"shuffle": True, "generator": generator, **batches}
-    weights = sample_weights(labels)
+    weights = lesion_weights(labels) if sampling == "lesions" else sample_weights(labels)
     return {"sampler": WeightedRandomSampler(weights.tolist(), len(weights), generator=generator), **batches}

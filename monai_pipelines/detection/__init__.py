@@ -4,12 +4,14 @@ from monai_pipelines.detection.boxes import Found, Target
 from monai_pipelines.detection.detector import Detector
 from monai_pipelines.detection.faster_rcnn import FasterRCNN
 from monai_pipelines.detection.grid import GridDetector
-from monai_pipelines.detection.inferer import DetectionInferer, fuse
+from monai_pipelines.detection.inferer import DetectionEnsembleInferer, DetectionInferer, fuse
+from monai_pipelines.detection.losses import SumOfLosses
 from monai_pipelines.detection.pyramid import FeaturePyramid
 from monai_pipelines.detection.retinanet import RetinaNet
 from monai_pipelines.detection.roi_align import roi_align
 
 __all__ = [
+    "DetectionEnsembleInferer",
     "DetectionInferer",
     "Detector",
     "FasterRCNN",
@@ -17,6 +19,7 @@ __all__ = [
     "Found",
     "GridDetector",
     "RetinaNet",
+    "SumOfLosses",
     "Target",
     "fuse",
     "roi_align",

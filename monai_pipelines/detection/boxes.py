@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from monai.data.box_utils import batched_nms, clip_boxes_to_image
+from monai.data.box_utils import box_iou, clip_boxes_to_image
 from torch import Tensor
+
+MAX_COMPARED = 4000
 
 
 class Target(NamedTuple):
@@ -92,6 +95,26 @@ def select(
     best = flat[candidates].topk(min(num_candidates, len(candidates))).indices
     rows, labels = candidates[best] // scores.shape[1], candidates[best] % scores.shape[1]
     clipped, inside = map(torch.as_tensor, clip_boxes_to_image(boxes[rows].float(), size, remove_empty=True))
-    kept_scores, labels = flat[candidates[best]][inside], labels[inside]
-    keep = torch.as_tensor(batched_nms(clipped, kept_scores, labels, max_iou, num_boxes))
-    return Found(clipped[keep], kept_scores[keep], labels[keep])
+    return non_maximum_suppression(Found(clipped, flat[candidates[best]][inside], labels[inside]), max_iou, num_boxes)
+
+
+def non_maximum_suppression(found: Found, max_iou: float, num_boxes: int) -> Found:
+    """Non-maximum suppression by class.
+
+    MONAI's ``batched_nms`` gives the same, but computes the overlap with one box at a time.
+
+    Args:
+        found: in any order; of more than 4,000 boxes those with the highest scores are looked at.
+        max_iou: overlap above which the lower of two boxes of one class is left out.
+        num_boxes: at most.
+    """
+    order = found.scores.argsort(descending=True, stable=True)[:MAX_COMPARED]
+    boxes, scores, labels = (part[order] for part in found)
+    overlap = (torch.as_tensor(box_iou(boxes, boxes)) > max_iou) & (labels[:, None] == labels)
+    rows, left = overlap.cpu().numpy(), np.ones(len(boxes), dtype=bool)
+    keep: list[int] = []
+    for index in range(len(boxes)):
+        if left[index] and len(keep) < num_boxes:
+            keep.append(index)
+            left &= ~rows[index]
+    return Found(boxes[keep], scores[keep], labels[keep])

@@ -7,13 +7,14 @@ from itertools import combinations
 from typing import Any
 
 import torch
-from monai.data.box_utils import batched_nms, box_iou
+from monai.data.box_utils import box_iou
 from monai.data.utils import dense_patch_slices
 from monai.inferers import Inferer
 from torch import Tensor
 from torch.nn.functional import pad
 
-from monai_pipelines.detection.boxes import Found
+from monai_pipelines.detection.boxes import Found, non_maximum_suppression
+from monai_pipelines.inferers import Precision, autocast, check_precision
 
 
 class DetectionInferer(Inferer):
@@ -30,6 +31,7 @@ class DetectionInferer(Inferer):
         num_boxes: of an image, at most.
         batch_size: windows at a time.
         pad_value: outside of images that are smaller than a window.
+        precision: of `monai_pipelines.inferers.AutocastInferer`.
 
     Raises:
         ValueError: an overlap outside 0..1, or a window that is not above 0.
@@ -44,6 +46,7 @@ class DetectionInferer(Inferer):
         num_boxes: int = 100,
         batch_size: int = 4,
         pad_value: float = 0.0,
+        precision: Precision = "auto",
     ) -> None:
         super().__init__()
         if not 0 <= overlap < 1 or (window is not None and min(window) < 1):
@@ -52,14 +55,21 @@ class DetectionInferer(Inferer):
             )
         self.window, self.overlap, self.flip_axes = window, overlap, tuple(flip_axes)
         self.max_iou, self.num_boxes, self.batch_size, self.pad_value = max_iou, num_boxes, batch_size, pad_value
+        self.precision = check_precision(precision)
 
-    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Found]:
-        """What the network finds in each image (B, C, *size).
+    def __call__(
+        self, inputs: Tensor | Sequence[Tensor], network: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> list[Found]:
+        """What the network finds in each image: (B, C, *size), or a list of images (C, *size) of several sizes.
 
         With targets in ``args``, for training, it is the network's answer.
         """
-        if args or kwargs:
-            return network(inputs, *args, **kwargs)
+        if not isinstance(inputs, Tensor):
+            return [found for image in inputs for found in self(image[None], network)]
+        with autocast(self.precision, inputs.device.type):
+            return network(inputs, *args, **kwargs) if args or kwargs else self._found(inputs, network)
+
+    def _found(self, inputs: Tensor, network: Callable[..., Any]) -> list[Found]:
         if not self.flip_axes:
             return self._view(inputs, network)
         views = []
@@ -91,9 +101,29 @@ class DetectionInferer(Inferer):
         limit = boxes.new_tensor([*size] * 2)
         boxes = torch.minimum(boxes, limit)
         inside = (boxes[:, : len(size)] < boxes[:, len(size) :]).all(1)
-        boxes, scores, labels = boxes[inside], scores[inside], labels[inside]
-        keep = torch.as_tensor(batched_nms(boxes, scores, labels, self.max_iou, self.num_boxes))
-        return Found(boxes[keep], scores[keep], labels[keep])
+        return non_maximum_suppression(
+            Found(boxes[inside], scores[inside], labels[inside]), self.max_iou, self.num_boxes
+        )
+
+
+class DetectionEnsembleInferer(Inferer):
+    """Boxes of the members of an ensemble, put together by weighted box fusion (`fuse`).
+
+    Args:
+        inferer: makes the passes; its ``max_iou`` and ``num_boxes`` are those of the fusion.
+
+    Attributes:
+        members: networks and their temperatures, which a detector has none of; empty until set.
+    """
+
+    def __init__(self, inferer: DetectionInferer) -> None:
+        super().__init__()
+        self.inferer = inferer
+        self.members: list[tuple[torch.nn.Module, float | None]] = []
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Found]:
+        views = [self.inferer(inputs, member, *args, **kwargs) for member, _ in self.members]
+        return [fuse(of_image, self.inferer.max_iou, self.inferer.num_boxes) for of_image in zip(*views, strict=True)]
 
 
 def fuse(views: Sequence[Found], min_iou: float = 0.5, num_boxes: int = 100) -> Found:

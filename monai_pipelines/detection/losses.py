@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
-from monai.apps.detection.utils.hard_negative_sampler import HardNegativeSampler
+from monai.apps.detection.utils.hard_negative_sampler import HardNegativeSamplerBase
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from monai_pipelines.detection.boxes import box_centers, box_sizes
+
+
+class SumOfLosses:
+    """A detector's losses as one number, for MONAI's `SupervisedTrainer`.
+
+    Args:
+        weights: of losses by name; 1 for those that are not named.
+
+    Raises:
+        ValueError: later, a name that is none of the detector's losses.
+
+    Example:
+        >>> loss = SumOfLosses({"box": 2.0})
+        >>> loss({"class": torch.tensor(0.5), "box": torch.tensor(0.25)})
+        tensor(1.)
+    """
+
+    def __init__(self, weights: Mapping[str, float] | None = None) -> None:
+        self.weights = dict(weights or {})
+
+    def __call__(self, losses: Mapping[str, Tensor], targets: Any = None) -> Tensor:
+        if unknown := sorted(self.weights.keys() - losses.keys()):
+            raise ValueError(f"SumOfLosses: no loss {', '.join(unknown)}; the detector has {', '.join(losses)}")
+        return torch.stack([self.weights.get(name, 1) * loss.float() for name, loss in losses.items()]).sum()
 
 
 def focal_loss(logits: Tensor, target: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
@@ -40,11 +67,9 @@ def hard_negatives(labels: Tensor, prob: Tensor, ratio: float, pool: float, min_
     Returns:
         (M,) bool.
     """
-    fraction = 1 / (1 + ratio)
-    num_positive = int((labels == 1).sum())
-    sampler = HardNegativeSampler(int(num_positive / fraction) + 1, fraction, min_negatives, pool)
-    chosen = sampler.select_samples_per_img(labels, prob)
-    return (chosen[0] + chosen[1]).bool()
+    positive, negative = labels == 1, torch.nonzero(labels == 0).squeeze(1)
+    number = min(max(int(ratio * int(positive.sum())), min_negatives), len(negative))
+    return positive | HardNegativeSamplerBase(pool).select_negatives(negative, number, prob).bool()
 
 
 def distance_iou(found: Tensor, wanted: Tensor) -> Tensor:

@@ -10,7 +10,13 @@ from ignite.handlers import ProgressBar
 from monai.engines import SupervisedEvaluator
 
 from monai_pipelines.data import make_loader
-from monai_pipelines.handlers import ClassificationMetrics, CollectPredictions
+from monai_pipelines.handlers import (
+    ClassificationMetrics,
+    CollectDetections,
+    CollectPredictions,
+    DetectionMetrics,
+    EpochMetrics,
+)
 from monai_pipelines.model import Model
 from monai_pipelines.report.words import LOWER_IS_BETTER
 from monai_pipelines.runs import Trained
@@ -29,8 +35,11 @@ class ModelSupervisedEvaluator(SupervisedEvaluator):
         dataset: the validation data.
         batch_size: images.
         val_handlers: of `SupervisedEvaluator`.
-        loss_function: of the trainer; adds the metric "loss".
+        loss_function: of the trainer; adds the metric "loss", but not to those of a detector.
         key_metric: the metric that chooses the best epoch.
+
+    Attributes:
+        epoch_metrics: of the last validation, `ClassificationMetrics` or `DetectionMetrics`.
     """
 
     def __init__(
@@ -43,13 +52,16 @@ class ModelSupervisedEvaluator(SupervisedEvaluator):
         val_handlers: Sequence[Any] | None = None,
     ) -> None:
         self.model, self.key_metric = model, key_metric
+        self.epoch_metrics: EpochMetrics = ClassificationMetrics(loss_function)
+        if model.detects:
+            self.epoch_metrics = DetectionMetrics(len(model.classes))
         super().__init__(
             device=model.device,
             val_data_loader=make_loader(dataset, batch_size),
             network=model.network,
             prepare_batch=model.prepare,
             inferer=model.inferer,
-            key_val_metric={key_metric: ClassificationMetrics(loss_function)},
+            key_val_metric={key_metric: self.epoch_metrics},
             metric_cmp_fn=compare_metrics(key_metric),
             val_handlers=val_handlers,
             decollate=False,
@@ -57,7 +69,7 @@ class ModelSupervisedEvaluator(SupervisedEvaluator):
 
 
 class TrainedSupervisedEvaluator(SupervisedEvaluator):
-    """MONAI's `SupervisedEvaluator` of a trained model: probabilities of every image of a data set.
+    """MONAI's `SupervisedEvaluator` of a trained model: probabilities or boxes of every image of a data set.
 
     Args:
         trained: the model with its weights, loaded when the engine runs.
@@ -66,7 +78,7 @@ class TrainedSupervisedEvaluator(SupervisedEvaluator):
         val_handlers: more handlers, such as `monai_pipelines.explain.ExplainImages`.
 
     Attributes:
-        predictions: `CollectPredictions`, with ``rows`` after the run.
+        predictions: `CollectPredictions` or `CollectDetections`, with ``rows`` after the run.
         handlers: ``val_handlers``.
     """
 
@@ -75,7 +87,7 @@ class TrainedSupervisedEvaluator(SupervisedEvaluator):
     ) -> None:
         model = trained.model
         self.trained, self.dataset, self.handlers = trained, dataset, list(val_handlers or ())
-        self.predictions = CollectPredictions(trained.inferer)
+        self.predictions = CollectDetections() if model.detects else CollectPredictions(trained.inferer)
         bar = ProgressBar(desc="predicting", persist=False, ncols=80, disable=None)
         super().__init__(
             device=model.device,
@@ -83,7 +95,8 @@ class TrainedSupervisedEvaluator(SupervisedEvaluator):
             network=model.network,
             prepare_batch=model.prepare,
             inferer=trained.inferer,
-            postprocessing=trained.probabilities,  # type: ignore[arg-type]  # any callable will do
+            postprocessing=None if model.detects else trained.probabilities,  # type: ignore[arg-type]  # any callable
+            decollate=not model.detects,
             val_handlers=[self.predictions, bar, *self.handlers],
         )
 

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from ignite.metrics import Metric
 from monai.engines import SupervisedTrainer
 from torch.utils.data import WeightedRandomSampler
 
 from monai_pipelines.chains import Chain
 from monai_pipelines.data.sampling import BalancedBatchSampler
 from monai_pipelines.engines.evaluator import compare_metrics
-from monai_pipelines.handlers import ClassificationMetrics
+from monai_pipelines.handlers import ClassificationMetrics, MeanLosses
 from monai_pipelines.model import Model
 
 
@@ -24,7 +25,7 @@ class ModelSupervisedTrainer(SupervisedTrainer):
         max_epochs, train_data_loader, optimizer, loss_function, train_handlers: of `SupervisedTrainer`; a loss that is
             a module is moved to the model's device.
         augmentation: random chain, done to each batch on the device before the model's input is finished.
-        key_metric: of the metrics, the one that MONAI follows.
+        key_metric: of the metrics, the one that MONAI follows; of a detector it is the loss.
 
     Raises:
         ValueError: batches that are balanced and a loss that has class weights: rare classes would count twice.
@@ -45,6 +46,12 @@ class ModelSupervisedTrainer(SupervisedTrainer):
         if isinstance(loss_function, torch.nn.Module):
             loss_function.to(model.device)
         self.model, self.optimizer = model, optimizer  # a resume in super().__init__ loads its state
+        prepare = model.prepare
+        metrics: dict[str, Metric] = {key_metric: ClassificationMetrics(loss_function)}
+        if model.detects:  # its losses need the targets; what it finds is not measured in training
+            key_metric, metrics = "loss", {"loss": MeanLosses()}
+        if model.detects or augmentation is not None:
+            prepare = prepare.for_training(augmentation)
         super().__init__(
             device=model.device,
             max_epochs=max_epochs,
@@ -52,9 +59,9 @@ class ModelSupervisedTrainer(SupervisedTrainer):
             network=model.network,
             optimizer=optimizer,
             loss_function=loss_function,
-            prepare_batch=model.prepare if augmentation is None else model.prepare.augmented(augmentation),
+            prepare_batch=prepare,
             inferer=model.inferer,
-            key_train_metric={key_metric: ClassificationMetrics(loss_function)},
+            key_train_metric=metrics,
             metric_cmp_fn=compare_metrics(key_metric),
             train_handlers=train_handlers,
             decollate=False,

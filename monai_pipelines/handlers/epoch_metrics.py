@@ -4,28 +4,53 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from operator import itemgetter
+from typing import Any
 
 import ignite.distributed as idist
+import numpy as np
 import torch
 from ignite.engine import Engine
 from ignite.exceptions import NotComputableError
 from ignite.metrics import Metric
 from monai.engines import Evaluator
 from monai.utils import evenly_divisible_all_gather, string_list_all_gather
+from torch.utils.tensorboard import SummaryWriter
 
 from monai_pipelines.handlers.guards import check_finite
-from monai_pipelines.metrics import classification_metrics
+from monai_pipelines.metrics import check_rule, choose_threshold, classification_metrics, fit_temperature
+from monai_pipelines.model import Model
 from monai_pipelines.probabilities import probabilities
+from monai_pipelines.report.figures import confusion_figure
+from monai_pipelines.report.tensorboard import add_pr_curves
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-class ClassificationMetrics(Metric):
+class EpochMetrics(Metric):
+    """Metrics of a whole epoch, what follows from them for the use of the model, and figures of them."""
+
+    def names(self, model: Model) -> list[str]:
+        """All metrics, each of which may choose the best epoch."""
+        raise NotImplementedError
+
+    def check_rule(self, threshold_by: str, model: Model) -> None:
+        """Raise a ValueError if a threshold cannot be chosen by a rule."""
+        raise NotImplementedError
+
+    def decisions(self, threshold_by: str | None, calibrate: bool) -> dict[str, Any]:
+        """``num_validation``, ``temperature``, ``threshold``, ``threshold_by`` of the last epoch, None where none."""
+        raise NotImplementedError
+
+    def draw(self, writer: SummaryWriter, model: Model, epoch: int) -> None:
+        """Curves and figures of the epoch."""
+        raise NotImplementedError
+
+
+class ClassificationMetrics(EpochMetrics):
     """Metrics of all logits and labels of an epoch: one logit, several classes, or several labels (N, C) each.
 
     Attached under any name it reports every metric of `classification_metrics`, and keeps
-    ``(logits, label)``, (N, C) or (N, 1) and (N,) or (N, C) on the CPU, in
-    ``engine.state.metric_details["predictions"]``.
+    ``predictions``, ``(logits, label)``, (N, C) or (N, 1) and (N,) or (N, C) on the CPU.
 
     With several processes each gets the metrics of all rows. A `DistributedSampler` repeats some images so that all
     processes have as many: evaluators count each ``name`` of a batch once.
@@ -51,7 +76,6 @@ class ClassificationMetrics(Metric):
         self._logits: list[torch.Tensor] = []
         self._labels: list[torch.Tensor] = []
         self._names: list[str] = []
-        self._predictions: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def update(self, output: tuple[torch.Tensor, torch.Tensor]) -> None:
         logits, labels = output
@@ -76,7 +100,7 @@ class ClassificationMetrics(Metric):
             first = {name: row for row, name in reversed([*enumerate(string_list_all_gather(self._names))])}
             rows = sorted(first.values())
             logits, labels = logits[rows], labels[rows]
-        self._predictions = logits, labels
+        self.predictions = logits, labels
         values = classification_metrics(probabilities(logits, multilabel=labels.ndim == 2).numpy(), labels.numpy())
         if self.loss_function is not None:
             weights = list(self.loss_function.buffers()) if isinstance(self.loss_function, torch.nn.Module) else []
@@ -86,4 +110,35 @@ class ClassificationMetrics(Metric):
 
     def completed(self, engine: Engine, name: str) -> None:
         engine.state.metrics.update(self.compute())
-        engine.state.metric_details["predictions"] = self._predictions  # type: ignore[attr-defined]
+
+    def names(self, model: Model) -> list[str]:
+        num = len(model.classes)
+        even = np.full((1, num), 1 / num)
+        return ["loss", *classification_metrics(even, even.astype(int) if model.multilabel else [0])]
+
+    def check_rule(self, threshold_by: str, model: Model) -> None:
+        check_rule(threshold_by)
+        num = len(model.classes)
+        if num != 2 and not model.multilabel:
+            raise ValueError(f"threshold_by is for two classes or multilabel, got {num} classes; set it to null")
+
+    def decisions(self, threshold_by: str | None, calibrate: bool) -> dict[str, Any]:
+        logits, label = self.predictions
+        temperature = fit_temperature(logits.numpy(), label.numpy()) if calibrate else None
+        threshold = None
+        if threshold_by is not None:
+            prob = probabilities(logits.double(), label.ndim == 2, temperature)
+            threshold = choose_threshold(prob.numpy(), label.numpy(), threshold_by)
+        return {
+            "num_validation": len(label),
+            "temperature": temperature,
+            "threshold": threshold,
+            "threshold_by": None if threshold is None else threshold_by,
+        }
+
+    def draw(self, writer: SummaryWriter, model: Model, epoch: int) -> None:
+        logits, label = self.predictions
+        prob = probabilities(logits, multilabel=label.ndim == 2)
+        add_pr_curves(writer, label, prob, model.classes, epoch)
+        if label.ndim == 1:
+            writer.add_figure("confusion_matrix/validation", confusion_figure(label, prob, model.classes), epoch)

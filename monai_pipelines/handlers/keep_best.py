@@ -8,12 +8,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import torch
 from ignite.engine import Engine, Events
 
-from monai_pipelines.metrics import check_rule, choose_threshold, classification_metrics, fit_temperature
 from monai_pipelines.model import Model
-from monai_pipelines.probabilities import probabilities
 from monai_pipelines.report.words import LOWER_IS_BETTER
 from monai_pipelines.runs.checkpoint import load_weights, read_checkpoint, save_checkpoint
 from monai_pipelines.versions import library_versions
@@ -36,13 +33,16 @@ class Checkpoints:
     Args:
         output_dir: folder of the run.
         validator: the validation engine, with the model that is saved and the key metric: "loss", or one of
-            `monai_pipelines.metrics.classification_metrics`; an epoch counts when it has run in it.
+            `monai_pipelines.metrics.classification_metrics` or of `monai_pipelines.metrics.detection_metrics`; an epoch
+            counts when it has run in it.
         lr_scheduler: of the trainer's optimizer.
         history: list of epochs, shared with the handler that fills it.
         patience: validations without a better one before training stops; None never stops.
         split: `monai_pipelines.data.Cohort.split_card`; stored with the weights.
         threshold_by: how the probability from which the second of two classes is predicted, or each of several labels,
-            is chosen on the tempered validation data (see `monai_pipelines.metrics.choose_threshold`); None: not.
+            is chosen on the tempered validation data (see `monai_pipelines.metrics.choose_threshold`); of a detector
+            "false_positives=1", how the score is chosen from which boxes of a class are shown (see
+            `monai_pipelines.metrics.choose_operating_threshold`); None: not.
         calibrate: fit a temperature to the validation data (`monai_pipelines.metrics.fit_temperature`).
     """
 
@@ -61,15 +61,11 @@ class Checkpoints:
         key_metric = validator.key_metric
         if patience is not None and (not isinstance(patience, int) or patience < 1):
             raise ValueError(f"patience must be 1 or more, or null ('$None' on the command line), got {patience!r}")
-        num = len(model.classes)
-        even = torch.full((1, num), 1 / num).numpy()
-        metrics = ["loss", *classification_metrics(even, even.astype(int) if model.multilabel else [0])]
+        metrics = validator.epoch_metrics.names(model)
         if key_metric not in metrics:
             raise ValueError(f"key_metric must be one of {', '.join(metrics)}, got {key_metric!r}")
         if threshold_by is not None:
-            check_rule(threshold_by)
-            if num != 2 and not model.multilabel:
-                raise ValueError(f"threshold_by is for two classes or multilabel, got {num} classes; set it to null")
+            validator.epoch_metrics.check_rule(threshold_by, model)
         self.output_dir, self.model = Path(output_dir), model
         self.validator, self.lr_scheduler, self.history = validator, lr_scheduler, history
         self.key_metric, self.patience, self.split = key_metric, patience, split
@@ -133,7 +129,7 @@ class Checkpoints:
         }
         if self.validator.state.epoch == epoch:
             metrics = {name: float(value) for name, value in self.validator.state.metrics.items()}
-            card |= {"metrics": metrics, **self._decisions(*self.validator.state.metric_details["predictions"])}
+            card |= {"metrics": metrics, **self.validator.epoch_metrics.decisions(self.threshold_by, self.calibrate)}
             metric, loss = metrics[self.key_metric], metrics.get("loss", math.nan)
             if not self.best["epoch"] or self._rank(metric, loss) > self._rank(self.best["metric"], self.best["loss"]):
                 self.best = {"metric": metric, "loss": loss, "epoch": epoch}
@@ -157,20 +153,6 @@ class Checkpoints:
         if self.best["epoch"]:
             best = self.best["epoch"], self.key_metric, self.best["metric"], self.output_dir / "best.pt"
             logger.info("best epoch %d, %s %.4f: %s", *best)
-
-    def _decisions(self, logits: torch.Tensor, label: torch.Tensor) -> dict[str, Any]:
-        """What the validation data say of how to read the network's logits."""
-        temperature = fit_temperature(logits.numpy(), label.numpy()) if self.calibrate else None
-        threshold = None
-        if self.threshold_by is not None:
-            prob = probabilities(logits.double(), label.ndim == 2, temperature)
-            threshold = choose_threshold(prob.numpy(), label.numpy(), self.threshold_by)
-        return {
-            "num_validation": len(label),
-            "temperature": temperature,
-            "threshold": threshold,
-            "threshold_by": None if threshold is None else self.threshold_by,
-        }
 
     def _rank(self, metric: float, loss: float) -> tuple[float, float]:
         """Higher is better; NaN comes last."""

@@ -11,14 +11,15 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import torch
 from ignite.engine import Engine, Events
+from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
-from monai_pipelines.probabilities import probabilities
-from monai_pipelines.report.figures import confusion_figure, history_figure
+from monai_pipelines.report.box_pictures import boxes_figure
+from monai_pipelines.report.figures import history_figure
 from monai_pipelines.report.pictures import images_figure
 from monai_pipelines.report.predictions import class_name
-from monai_pipelines.report.tensorboard import add_pr_curves
 from monai_pipelines.runs.folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -75,9 +76,8 @@ class Monitor:
         if hasattr(engine.state, "gradient_norm"):
             writer.add_scalar("steps/gradient_norm", engine.state.gradient_norm, iteration)
         if iteration == 1 and "image" in engine.state.batch:
-            images = list(output["image"][:NUM_SAMPLES].float().cpu())
-            titles = [class_name(label, self.classes, ", ", "none") for label in output["label"][:NUM_SAMPLES]]
-            self.writers["train"].add_figure("input/train", images_figure(images, titles), engine.state.epoch)
+            images, labels = list(output["image"][:NUM_SAMPLES].float().cpu()), output["label"][:NUM_SAMPLES]
+            self.writers["train"].add_figure("input/train", self._input(images, labels), engine.state.epoch)
 
     def epoch(self, engine: Any) -> None:
         epoch = engine.state.epoch
@@ -88,12 +88,7 @@ class Monitor:
         self.writers["train"].add_scalar("learning_rate", self.learning_rate, epoch)
         if self.validator.state.epoch == epoch:
             record["val"] = _numbers(self.validator.state.metrics)
-            logits, label = self.validator.state.metric_details["predictions"]
-            prob = probabilities(logits, multilabel=label.ndim == 2)
-            add_pr_curves(self.writers["validation"], label, prob, self.classes, epoch)
-            if label.ndim == 1:
-                figure = confusion_figure(label, prob, self.classes)
-                self.writers["validation"].add_figure("confusion_matrix/validation", figure, epoch)
+            self.validator.epoch_metrics.draw(self.writers["validation"], self.validator.model, epoch)
         for split, name in (("train", "train"), ("val", "validation")):
             for metric, value in record.get(split, {}).items():
                 if value is not None:
@@ -105,10 +100,16 @@ class Monitor:
         parts = [
             f"{split} {metric} {value:.4f}"
             for split in ("train", "val")
-            for metric in ("loss", "roc_auc")
+            for metric in dict.fromkeys(("loss", self.validator.key_metric))
             if (value := record.get(split, {}).get(metric)) is not None
         ]
         logger.info("epoch %d/%d: %s", epoch, engine.state.max_epochs, ", ".join(parts))
+
+    def _input(self, images: list[torch.Tensor], labels: Any) -> Figure:
+        """Images as the network sees them, with their classes or boxes."""
+        if self.validator.model.detects:
+            return boxes_figure(images, labels, [""] * len(images))
+        return images_figure(images, [class_name(label, self.classes, ", ", "none") for label in labels])
 
     def end(self, engine: Any) -> None:
         if self.history:

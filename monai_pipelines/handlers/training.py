@@ -19,8 +19,8 @@ from monai_pipelines.handlers.monitor import Monitor
 class TrainingHandlers:
     """Validation, progress bar, gradient clipping, NaN stop, TensorBoard, learning rate, checkpoints, early stopping.
 
-    The scheduler steps after each validation with its loss (ReduceLROnPlateau), after each iteration (one-cycle,
-    cyclic) or after each epoch.
+    The scheduler steps after each validation with its loss, of a detector with the key metric (ReduceLROnPlateau),
+    after each iteration (one-cycle, cyclic) or after each epoch.
 
     Args:
         validator: the validation engine, a `monai_pipelines.engines.ModelSupervisedEvaluator`: it says what the model
@@ -67,7 +67,8 @@ class TrainingHandlers:
         if not isinstance(self.lr_scheduler, ReduceLROnPlateau):
             self.lr_scheduler.step()
         elif self.validator.state.epoch == engine.state.epoch:
-            self.lr_scheduler.step(self.validator.state.metrics["loss"])
+            metrics = self.validator.state.metrics
+            self.lr_scheduler.step(metrics["loss"] if "loss" in metrics else -metrics[self.validator.key_metric])
 
 
 class TrackTraining(MLFlowHandler):

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Hashable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from monai_pipelines.data.split import seen_hashes
+from monai_pipelines.detection import DetectionEnsembleInferer
 from monai_pipelines.inferers import EnsembleInferer
 from monai_pipelines.metrics.classification import Threshold
 from monai_pipelines.model import Model
@@ -92,7 +93,8 @@ class Trained:
         if ensemble is not None:
             parts = ensemble.split(",") if isinstance(ensemble, str) else map(str, ensemble)
             self._names = [part.strip() for part in parts]
-            self.inferer = EnsembleInferer(model.inferer, model.multilabel)
+            mean = DetectionEnsembleInferer if model.detects else partial(EnsembleInferer, multilabel=model.multilabel)
+            self.inferer = mean(model.inferer)
             if len({file.resolve() for file in self._files}) < max(2, len(self._files)):
                 raise ValueError(
                     f"ensemble: wanted two or more different runs, as RUN_A,RUN_B, got {', '.join(self._names)}"
@@ -116,7 +118,7 @@ class Trained:
             load_weights(network, checkpoint.pop("model"), file)
         names = ("epoch", "split", "temperature", "threshold", "threshold_by")
         decisions = Decisions(**{name: checkpoints[0][name] for name in names})
-        if isinstance(self.inferer, EnsembleInferer):
+        if isinstance(self.inferer, EnsembleInferer | DetectionEnsembleInferer):
             temperatures = [checkpoint["temperature"] for checkpoint in checkpoints]
             self.inferer.members = list(zip(networks, temperatures, strict=True))
             decisions = _of_ensemble(decisions, checkpoints, self._names)
@@ -152,10 +154,17 @@ def _of_ensemble(first: Decisions, checkpoints: Sequence[Mapping[str, Any]], nam
         first,
         members=tuple(members),
         temperature=None,
-        threshold=None if without else np.mean(thresholds, axis=0).tolist(),
+        threshold=None if without else _mean_threshold(thresholds),
         threshold_by=None,
         split=_common_split({name: checkpoint["split"] for name, checkpoint in zip(names, checkpoints, strict=True)}),
     )
+
+
+def _mean_threshold(thresholds: Sequence[Any]) -> Any:
+    """The mean, or that of each class: None for one for which a member has none."""
+    if any(isinstance(threshold, list) for threshold in thresholds):
+        return [None if None in of_class else float(np.mean(of_class)) for of_class in zip(*thresholds, strict=True)]
+    return float(np.mean(thresholds))
 
 
 def _common_split(splits: Mapping[str, dict[str, Any] | None]) -> dict[str, Any] | None:

@@ -126,9 +126,7 @@ class RandCropLesiond(RandomizableTransform, MapTransform):
             raise ValueError(f"RandCropLesiond: wanted one key, as boxes are those of one image, got {list(self.keys)}")
         self.step = RandCropLesion(size, lesion_prob, fill, min_visible)
 
-    def set_random_state(
-        self, seed: int | None = None, state: np.random.RandomState | None = None
-    ) -> RandCropLesiond:
+    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> RandCropLesiond:
         self.step.set_random_state(seed, state)
         return self
 

@@ -109,7 +109,7 @@ def test_sizes_of_batches(sampling: str) -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(ValueError, match="sampling must be one of shuffle, weighted, balanced, got 'even'"):
+    with pytest.raises(ValueError, match="sampling must be one of shuffle, weighted, balanced, lesions, got 'even'"):
         loader_order([0, 1], "even", 2)
     with pytest.raises(ValueError, match="batch_size must be 1 or more, got 0"):
         BalancedBatchSampler([0, 1], 0)

@@ -7,10 +7,11 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from monai.data.box_utils import batched_nms
 from scipy.ndimage import map_coordinates
 
-from monai_pipelines.detection import DetectionInferer, Found, GridDetector, RetinaNet, fuse, roi_align
-from monai_pipelines.detection.boxes import select
+from monai_pipelines.detection import DetectionInferer, Found, GridDetector, RetinaNet, SumOfLosses, fuse, roi_align
+from monai_pipelines.detection.boxes import non_maximum_suppression, select
 from monai_pipelines.detection.losses import distance_iou, focal_loss, hard_negatives
 from tests.detection.blobs import make_detector, make_target
 
@@ -187,3 +188,28 @@ def test_fusion_by_hand() -> None:
 def test_wrong_arguments_of_the_inferer(arguments: dict) -> None:
     with pytest.raises(ValueError, match=r"wanted overlap in 0\.\.1 and a window above 0"):
         DetectionInferer(**arguments)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_non_maximum_suppression_is_monais(dims: int) -> None:
+    generator = torch.Generator().manual_seed(dims)
+    for case in range(60):
+        num = 1 + 5 * case
+        low = torch.rand(num, dims, generator=generator) * 40
+        boxes = torch.cat([low, low + 1 + torch.rand(num, dims, generator=generator) * 20], dim=1)
+        scores, labels = torch.rand(num, generator=generator), torch.randint(0, 3, (num,), generator=generator)
+        for max_iou, num_boxes in ((0.3, 100), (0.1, 7), (1.0, 20)):
+            found = non_maximum_suppression(Found(boxes, scores, labels), max_iou, num_boxes)
+            wanted = torch.as_tensor(batched_nms(boxes, scores, labels, max_iou, num_boxes))
+            for got, part in zip(found, (boxes, scores, labels), strict=True):
+                assert torch.equal(got, part[wanted])
+    nothing = non_maximum_suppression(Found(torch.zeros(0, 2 * dims), torch.zeros(0), torch.zeros(0).long()), 0.3, 5)
+    assert nothing.boxes.shape == (0, 2 * dims)
+
+
+def test_sum_of_losses() -> None:
+    losses = {"class": torch.tensor(0.5), "box": torch.tensor(0.25)}
+    assert float(SumOfLosses()(losses)) == 0.75
+    assert float(SumOfLosses({"box": 3})(losses)) == 1.25
+    with pytest.raises(ValueError, match="no loss cls; the detector has class, box"):
+        SumOfLosses({"cls": 2})(losses)

@@ -16,7 +16,7 @@ from torch import nn
 from monai_pipelines import Chain, load_chain
 from monai_pipelines.data import PrepareImages
 from monai_pipelines.engines import Model, ModelSupervisedEvaluator, ModelSupervisedTrainer
-from monai_pipelines.handlers import TrainingHandlers, monitor
+from monai_pipelines.handlers import TrainingHandlers, epoch_metrics, monitor
 
 BATCH = 4
 
@@ -64,8 +64,8 @@ def _play(metrics: Sequence[tuple[float, float]]) -> Callable[[Any], None]:
 @pytest.fixture
 def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes most of the time of such a small run."""
-    for name in ("images_figure", "confusion_figure", "history_figure"):
-        monkeypatch.setattr(monitor, name, lambda *args: Figure(figsize=(0.1, 0.1)))
+    for module, name in ((monitor, "images_figure"), (epoch_metrics, "confusion_figure"), (monitor, "history_figure")):
+        monkeypatch.setattr(module, name, lambda *args: Figure(figsize=(0.1, 0.1)))
 
 
 @pytest.fixture

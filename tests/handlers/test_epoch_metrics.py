@@ -30,12 +30,12 @@ MakeRun = Callable[..., Any]
 
 
 def _epoch(logits: torch.Tensor, labels: torch.Tensor, **options: Any) -> tuple[Any, dict[str, float]]:
-    """An engine after an epoch that gave out these logits in batches of 4, and the metrics of it."""
+    """Predictions and metrics of an epoch that gave out these logits in batches of 4."""
     engine: Any = Engine(lambda engine, batch: {"pred": batch[0], "label": batch[1]})
-    engine.state.metric_details = {}
-    ClassificationMetrics(**options).attach(engine, "all")
+    metrics = ClassificationMetrics(**options)
+    metrics.attach(engine, "all")
     engine.run(list(zip(logits.split(4), labels.split(4), strict=True)))
-    return engine, engine.state.metrics
+    return metrics.predictions, engine.state.metrics
 
 
 @pytest.mark.usefixtures("blank_figures")
@@ -74,7 +74,7 @@ def test_key_metric_of_the_engine(make_run: MakeRun) -> None:
     run = make_run(max_epochs=1)
     run.evaluator.run(1)
     assert run.evaluator.state.best_metric == run.evaluator.state.metrics["roc_auc"]
-    logits, label = run.evaluator.state.metric_details["predictions"]
+    logits, label = run.evaluator.epoch_metrics.predictions
     assert logits.shape == (10, 2)
     assert label.tolist() == [0, 1] * 5
 
@@ -90,7 +90,7 @@ def test_one_logit_is_two_classes() -> None:
     generator = torch.Generator().manual_seed(0)
     z, labels = torch.randn(9, 1, generator=generator), torch.tensor([0, 1, 1, 0, 1, 0, 0, 1, 1])
     loss = CrossEntropyLoss([0.5, 1.5])
-    engine, one = _epoch(z, labels, loss_function=loss)
+    predictions, one = _epoch(z, labels, loss_function=loss)
     _, two = _epoch(torch.cat([torch.zeros_like(z), z], 1), labels, loss_function=loss)
     assert one == pytest.approx(two)
     p = 1 / (1 + np.exp(-z[:, 0].double().numpy()))
@@ -98,7 +98,7 @@ def test_one_logit_is_two_classes() -> None:
     assert one["roc_auc"] == pytest.approx(roc_auc_score(labels, p))
     assert one["accuracy"] == pytest.approx(accuracy_score(labels, p > 0.5))
     assert one["loss"] == pytest.approx(log_loss(labels, p, sample_weight=weight))
-    logits, label = engine.state.metric_details["predictions"]
+    logits, label = predictions
     assert torch.equal(logits, z)
     assert torch.equal(label, labels)
 
@@ -108,7 +108,7 @@ def test_several_labels_are_macro_averages(num_classes: int) -> None:
     generator = torch.Generator().manual_seed(1)
     z = torch.randn(14, num_classes, generator=generator)
     labels = (torch.rand(14, num_classes, generator=generator) < 0.4).float()
-    engine, found = _epoch(z, labels, loss_function=CrossEntropyLoss())
+    predictions, found = _epoch(z, labels, loss_function=CrossEntropyLoss())
     p, y = 1 / (1 + np.exp(-z.double().numpy())), labels.numpy()
     wanted = {
         "roc_auc": roc_auc_score(y, p, average="macro"),
@@ -118,7 +118,7 @@ def test_several_labels_are_macro_averages(num_classes: int) -> None:
         "loss": -(y * np.log(p) + (1 - y) * np.log(1 - p)).mean(),
     }
     assert {name: found[name] for name in wanted} == pytest.approx(wanted, abs=1e-6)
-    logits, label = engine.state.metric_details["predictions"]
+    logits, label = predictions
     assert torch.equal(logits, z)
     assert torch.equal(label, labels)
 
@@ -143,11 +143,11 @@ def _evaluate(folder: Path, rank: int) -> None:
             device=torch.device("cpu"),
             val_data_loader=DataLoader(Dataset(items), batch_size=2, sampler=DistributedSampler(items)),
             network=nn.Identity(),
-            key_val_metric={"roc_auc": ClassificationMetrics(CrossEntropyLoss())},
+            key_val_metric={"roc_auc": (counted := ClassificationMetrics(CrossEntropyLoss()))},
             decollate=False,
         )
         evaluator.run()
-        kept = evaluator.state.metric_details["predictions"][0]
+        kept = counted.predictions[0]
         metrics.append({**evaluator.state.metrics, "rows": len(kept), "best": evaluator.state.best_metric})
     (folder / f"{rank}.json").write_text(json.dumps(metrics))
 

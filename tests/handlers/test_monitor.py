@@ -126,7 +126,7 @@ def test_pr_curve_and_confusion_matrix_of_each_validation(make_run: MakeRun, tmp
     assert "pr_curve/healthy" not in events.Tags()["tensors"]
     found = events.Tensors("pr_curve/disease")
     assert [event.step for event in found] == [2, 4]
-    logits, label = run.evaluator.state.metric_details["predictions"]
+    logits, label = run.evaluator.epoch_metrics.predictions
     prob = torch.sigmoid(logits[:, 0]) if num_logits == 1 else logits.softmax(1)[:, 1]
     called = prob.numpy() >= 63 / 126
     curve = _pr_curve(found[-1])

@@ -1,0 +1,173 @@
+"""Metrics of a detector inside MONAI's engines, and the boxes that it finds."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from ignite.exceptions import NotComputableError
+from ignite.metrics import Metric
+from torch.utils.tensorboard import SummaryWriter
+
+from monai_pipelines.detection import Found, Target
+from monai_pipelines.handlers.epoch_metrics import EpochMetrics
+from monai_pipelines.metrics import Detections, Lesions, choose_operating_threshold, detection_metrics
+from monai_pipelines.model import Model
+from monai_pipelines.report.box_pictures import boxes_figure
+from monai_pipelines.transforms.boxes import BOX_AFFINE, boxes_to_original
+
+NUM_SHOWN = 4
+_RULE = re.compile(r"false_positives=(\d+(?:\.\d+)?)")
+
+
+class MeanLosses(Metric):
+    """Mean over the epoch of each of a detector's losses, and ``loss``, their sum as it is trained."""
+
+    def reset(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._num = 0
+
+    def update(self, output: Mapping[str, torch.Tensor]) -> None:
+        self._num += 1
+        for name, loss in output.items():
+            self._sums[name] = self._sums.get(name, 0.0) + float(loss.detach())
+
+    def iteration_completed(self, engine: Any) -> None:
+        self.update({"loss": engine.state.output["loss"], **engine.state.output["pred"]})
+
+    def compute(self) -> dict[str, float]:
+        if not self._num:
+            raise NotComputableError("MeanLosses: wanted one batch or more, got none")
+        return {name: total / self._num for name, total in self._sums.items()}
+
+    def completed(self, engine: Engine, name: str) -> None:
+        engine.state.metrics.update(self.compute())
+
+
+class DetectionMetrics(EpochMetrics):
+    """Metrics of all boxes found in an epoch, in the coordinates of the source, where lesions that were cut off count.
+
+    Attached under any name it reports every metric of `monai_pipelines.metrics.detection_metrics`, without intervals;
+    what is undefined, as all but the false positives are in a data set without a lesion, is NaN.
+
+    Args:
+        num_classes: of lesions.
+
+    Attributes:
+        found, lesions: of each image, as the metrics take them.
+    """
+
+    def __init__(self, num_classes: int = 1) -> None:
+        self.num_classes = num_classes
+        super().__init__()
+
+    def reset(self) -> None:
+        self.found: list[Detections] = []
+        self.lesions: list[Lesions] = []
+        self._groups: list[Any] = []
+        self._shown: list[tuple[torch.Tensor, Target, Found]] = []
+
+    def update(self, output: Any) -> None:
+        """Nothing: an engine's batch has what is needed."""
+
+    def iteration_completed(self, engine: Any) -> None:
+        batch, output = engine.state.batch, engine.state.output
+        self.found += in_source(output["pred"], batch)
+        self.lesions += batch["lesions"]
+        self._groups += [patient or name for patient, name in zip(batch["patient"], batch["name"], strict=True)]
+        for image, target, found in zip(output["image"], output["label"], output["pred"], strict=True):
+            if len(self._shown) < NUM_SHOWN and len(target.boxes):
+                self._shown.append((image.float().cpu(), _on_cpu(target), _on_cpu(found)))
+
+    def compute(self) -> dict[str, float]:
+        if not self.found:
+            raise NotComputableError("DetectionMetrics: wanted one batch or more, got none")
+        values = detection_metrics(
+            *(self.found, self.lesions, self._groups), num_classes=self.num_classes, num_resamples=0
+        )["metrics"]
+        return {name: math.nan if value is None else value for name, value in values.items()}
+
+    def completed(self, engine: Engine, name: str) -> None:
+        engine.state.metrics.update(self.compute())
+
+    def names(self, model: Model) -> list[str]:
+        return list(detection_metrics([Detections([], [])], [Lesions([])], num_resamples=0)["metrics"])
+
+    def check_rule(self, threshold_by: str, model: Model) -> None:
+        _rate(threshold_by)
+
+    def decisions(self, threshold_by: str | None, calibrate: bool) -> dict[str, Any]:
+        """The operating threshold: a score for each class, None for one of which nothing is found."""
+        threshold = None
+        if threshold_by is not None:
+            rate = _rate(threshold_by)
+            threshold = choose_operating_threshold(self.found, self.lesions, rate, num_classes=self.num_classes)
+        return {
+            "num_validation": len(self.found),
+            "temperature": None,
+            "threshold": threshold,
+            "threshold_by": threshold_by,
+        }
+
+    def draw(self, writer: SummaryWriter, model: Model, epoch: int) -> None:
+        """Some images with lesions: what is to be found, and what is found."""
+        if self._shown:
+            images, targets, found = zip(*self._shown, strict=True)
+            titles = [""] * len(images)
+            writer.add_figure("boxes/validation", boxes_figure(images, targets, titles, found), epoch)
+
+
+class CollectDetections:
+    """Collect ``{"image", "patient", "lesions", "found", "verdict"}`` of every image, as the report takes them.
+
+    Boxes are in the coordinates of the source; without lesions in the data there are neither these nor patients.
+
+    Attributes:
+        rows: one for each image, in order.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self._reset)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def _reset(self, engine: Engine) -> None:
+        self.rows = []
+
+    def __call__(self, engine: Any) -> None:
+        batch = engine.state.batch
+        for k, found in enumerate(in_source(engine.state.output["pred"], batch)):
+            row = {"image": batch["name"][k], "found": found}
+            row |= {key: batch[key][k] for key in ("patient", "lesions") if "lesions" in batch}
+            if "verdict" in batch and batch["verdict"][k] != "ok":
+                row["verdict"] = batch["verdict"][k]
+            self.rows.append(row)
+
+
+def in_source(found: Sequence[Found], batch: Mapping[str, Any]) -> list[Detections]:
+    """What was found in the images of a batch, as boxes in their sources."""
+    return [
+        Detections(
+            boxes_to_original(one.boxes.float().cpu(), affine).numpy().astype(float),
+            one.scores.float().cpu().numpy(),
+            one.labels.cpu().numpy(),
+        )
+        for one, affine in zip(found, batch[BOX_AFFINE], strict=True)
+    ]
+
+
+def _rate(rule: str) -> float:
+    found = _RULE.fullmatch(rule.strip())
+    if found is None:
+        raise ValueError(f"threshold_by: wanted false_positives=RATE (for each image and class), got {rule!r}")
+    return float(found[1])
+
+
+def _on_cpu(boxes: Any) -> Any:
+    return type(boxes)(*(part.detach().cpu() for part in boxes))
