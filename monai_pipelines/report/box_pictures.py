@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from monai.data import MetaTensor
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from monai_pipelines.detection.boxes import Found, Target
 from monai_pipelines.report.figures import BOX_COLORS, plain
@@ -127,12 +127,13 @@ def image_finding_figure(image: Any, boxes: Sequence[Box], at: NDArray[Any], px:
     whole.add_patch(Rectangle((left, top), side, side, fill=False, edgecolor="white", linewidth=0.5))
     draw_image(part, image, boxes)
     part.set(xlim=(left, left + side), ylim=(top + side, top))
+    _keep_in_view(part)
     _scale_bar(part, _round_number(side * px / 4) / px, f"{_round_number(side * px / 4):g} px")
     return figure
 
 
 def scan_finding_figure(
-    image: Any, boxes: Sequence[Box], at: NDArray[Any], spacing_mm: Sequence[float], view_mm: float = VIEW_MM
+    image: Any, boxes: Sequence[Box], at: NDArray[Any], spacing_mm: ArrayLike, view_mm: float = VIEW_MM
 ) -> Figure:
     """A finding in a scan: an axial, a coronal and a sagittal plane through its center, and a bar of 10 mm.
 
@@ -159,6 +160,7 @@ def scan_finding_figure(
     for axes, (across, down, _) in zip(panels, _AXES, strict=True):
         middle = (offset + values.shape - center) * spacing
         axes.set(xlim=(middle[across] - half, middle[across] + half), ylim=(middle[down] + half, middle[down] - half))
+        _keep_in_view(axes)
     _scale_bar(panels[0], BAR_MM, f"{BAR_MM:g} mm")
     return figure
 
@@ -222,7 +224,7 @@ def _draw_planes(
     """
     image: Any = values[None]
     if oriented:
-        image = MetaTensor(values[None], affine=np.diag([*spacing, 1.0]))
+        image = MetaTensor(values[None], affine=torch.diag(torch.tensor([*spacing, 1.0])))
     scale = spacing if oriented else np.ones(3)
     drawn = planes(image, values, at.tolist())
     for axes, plane, (across, down, normal) in zip(panels, drawn, _AXES, strict=True):
@@ -253,15 +255,28 @@ def _window(values: NDArray[Any]) -> tuple[float, float]:
 
 def _rectangle(axes: Axes, box: Box, left: float, top: float, right: float, bottom: float) -> None:
     linewidth = 1.6 if box.strong else 0.9
-    patch = Rectangle(
-        (left, top), right - left, bottom - top, fill=False, linewidth=linewidth, gid=box.kind
-    )
+    patch = Rectangle((left, top), right - left, bottom - top, fill=False, linewidth=linewidth, gid=box.kind)
     patch.set(edgecolor=BOX_COLORS[box.kind], linestyle=LINES[box.kind])
     patch.set_path_effects([withStroke(linewidth=linewidth + 0.8, foreground="black", alpha=0.6)])
     axes.add_patch(patch)
     if box.text:
-        style: Any = {"color": BOX_COLORS[box.kind], "fontsize": _SIZE, "clip_on": True}
-        axes.text(right, top, box.text, ha="right", va="bottom", path_effects=_OUTLINE, **style)
+        back = {"facecolor": "black", "alpha": 0.65, "linewidth": 0, "pad": 0.8}
+        style: Any = {"color": BOX_COLORS[box.kind], "fontsize": _SIZE, "clip_on": True, "bbox": back}
+        axes.text(right, bottom, box.text, ha="right", va="top", gid="score", **style)
+
+
+def _keep_in_view(axes: Axes) -> None:
+    """Move scores of boxes that reach beyond the picture to its edge; remove those of boxes outside."""
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    boxes = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
+    corners = {(box.get_x() + box.get_width(), box.get_y() + box.get_height()): box for box in boxes}
+    for text in [text for text in axes.texts if text.get_gid() == "score"]:
+        x, y = text.get_position()
+        box = corners[x, y]
+        if x < left or y < top or box.get_x() > right or box.get_y() > bottom:
+            text.remove()
+        else:
+            text.set_position((min(x, right), min(y, bottom - 0.09 * (bottom - top))))
 
 
 def _scale_bar(axes: Axes, length: float, text: str) -> None:
@@ -271,7 +286,7 @@ def _scale_bar(axes: Axes, length: float, text: str) -> None:
     outline = [withStroke(linewidth=3, foreground="black")]
     axes.plot([x, x + length], [y, y], color="white", linewidth=1.8, solid_capstyle="butt", path_effects=outline)
     place = y + 0.02 * (top - bottom)
-    axes.text(x + length / 2, place, text, color="white", fontsize=_SIZE, ha="center", va="bottom", path_effects=_OUTLINE)
+    axes.text(x, place, text, color="white", fontsize=_SIZE, va="bottom", path_effects=_OUTLINE)
 
 
 def _round_number(value: float) -> float:

@@ -40,11 +40,12 @@ def froc_figure(
     Example:
         >>> from monai_pipelines.report.detection_results import detection_results, plain_row
         >>> found, lesions = Detections([[0, 0, 8, 8]], [0.9]), Lesions([[0, 0, 8, 8]])
-        >>> results = detection_results([plain_row({"image": "a", "found": found, "lesions": lesions})], ["mass"], [0.5])
+        >>> row = plain_row({"image": "a", "found": found, "lesions": lesions})
+        >>> results = detection_results([row], ["mass"], [0.5])
         >>> froc_figure([found], [lesions], ["mass"], results).legends[0].get_texts()[0].get_text()
         'mass: CPM 1.000'
     """
-    figure = Figure(figsize=(5.6, 5.0), layout="constrained")
+    figure = Figure(figsize=(5.6, 4.5 + 0.22 * _legend_rows(len(classes))), layout="constrained")
     axes = figure.subplots()
     axes.set_xscale("log", base=2)
     axes.set(xlim=_X, ylim=(0, 1.02))
@@ -55,9 +56,9 @@ def froc_figure(
         color, line = COLORS[k % len(COLORS)], _LINES[k // len(COLORS) % len(_LINES)]
         own = results["per_class"][name]
         if not own["num_lesions"]:
-            axes.plot([], [], color=color, linestyle=line, label=f"{plain(name, 26)}: no lesions")
+            axes.plot([], [], color=color, linestyle=line, label=f"{plain(name, 24, 1)}: no lesions")
             continue
-        label = f"{plain(name, 26)}: CPM {own['cpm']:.3f}"
+        label = f"{plain(name, 24, 1)}: CPM {own['cpm']:.3f}"
         axes.plot(*_steps(found, lesions, k, len(classes)), color=color, linestyle=line, linewidth=2.2, label=label)
         if len(classes) == 1:
             _draw_intervals(axes, results, color)
@@ -71,7 +72,7 @@ def froc_figure(
             axes.plot(*_steps(baseline, lesions, k, len(classes)), color=_baseline_color(k, classes), **_BASELINE)
         _label_baseline(axes, results, "cpm", "CPM")
     tidy(axes, f"False positives per {unit}", "Sensitivity")
-    figure.legend(loc="outside lower center", ncols=2 if len(classes) > 1 else 1, frameon=False, fontsize=11)
+    _add_legend(figure, len(classes))
     return figure
 
 
@@ -87,17 +88,17 @@ def precision_recall_figure(
     Args:
         found, lesions, classes, results, baseline: of :func:`froc_figure`.
     """
-    figure = Figure(figsize=(5.6, 5.0), layout="constrained")
+    figure = Figure(figsize=(5.6, 4.5 + 0.22 * _legend_rows(len(classes))), layout="constrained")
     axes = figure.subplots()
     for k, name in enumerate(classes):
         color, line = COLORS[k % len(COLORS)], _LINES[k // len(COLORS) % len(_LINES)]
         own = results["per_class"][name]
         if own["num_lesions"]:
-            label = f"{plain(name, 26)}: AP50 {own['ap50']:.3f}"
+            label = f"{plain(name, 24, 1)}: AP50 {own['ap50']:.3f}"
             x, y = _envelope(found, lesions, k, len(classes))
             axes.plot(x, y, color=color, linestyle=line, linewidth=2.2, label=label, clip_on=False)
         else:
-            axes.plot([], [], color=color, linestyle=line, label=f"{plain(name, 26)}: no lesions")
+            axes.plot([], [], color=color, linestyle=line, label=f"{plain(name, 24, 1)}: no lesions")
         if baseline is not None and own["num_lesions"]:
             x, y = _envelope(baseline, lesions, k, len(classes))
             axes.plot(x, y, color=_baseline_color(k, classes), clip_on=False, **_BASELINE)
@@ -105,7 +106,7 @@ def precision_recall_figure(
         _label_baseline(axes, results, "ap50", "AP50")
     axes.set(xlim=(0, 1), ylim=(0, 1.02))
     tidy(axes, "Recall", "Precision")
-    figure.legend(loc="outside lower center", ncols=2 if len(classes) > 1 else 1, frameon=False, fontsize=11)
+    _add_legend(figure, len(classes))
     return figure
 
 
@@ -171,6 +172,15 @@ def _envelope(found: Sequence[Detections], lesions: Sequence[Lesions], label: in
     return recall, np.append(np.repeat(curve.precision, 2), 0)
 
 
+def _legend_rows(num_classes: int) -> int:
+    return num_classes + 2 if num_classes < 5 else num_classes // 2 + 2
+
+
+def _add_legend(figure: Figure, num_classes: int) -> None:
+    """In two columns if there are many classes."""
+    figure.legend(loc="outside lower center", ncols=1 if num_classes < 5 else 2, frameon=False, fontsize=10)
+
+
 def _draw_intervals(axes: Any, results: Mapping[str, Any], color: str) -> None:
     for rate in RATES:
         name = f"sensitivity_at_{rate:g}"
@@ -185,7 +195,9 @@ def _baseline_color(label: int, classes: Sequence[str]) -> str:
 
 
 def _label_baseline(axes: Any, results: Mapping[str, Any], metric: str, short: str) -> None:
-    baseline = results["baseline"]
+    baseline, num_classes = results["baseline"], len(results["per_class"])
+    name = plain(baseline["name"], 40 if num_classes < 5 else 18, 1)
     value = baseline["metrics"][metric]
-    text = f"{plain(baseline['name'], 40)}: {'mean ' if len(results['per_class']) > 1 else ''}{short} "
-    axes.plot([], [], color=GRAY, label=text + ("n/a" if value is None else f"{value:.3f}"), **_BASELINE)
+    number = "n/a" if value is None else f"{value:.3f}"
+    mean = "mean " if num_classes > 1 else ""
+    axes.plot([], [], color=GRAY, label=f"{name}: {mean}{short} {number}", **_BASELINE)

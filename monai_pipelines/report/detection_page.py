@@ -157,8 +157,10 @@ def _page(evaluation: DetectionEvaluation, metrics: Mapping[str, Any], figures: 
         },
         band_words=band_words,
         colors=BOX_COLORS,
-        volumes=any(len(box) == 6 for row in evaluation.rows for part in ("found", "lesions") for box in row[part]["boxes"]),
-        chosen=rule_words(evaluation.threshold_by, evaluation.unit),
+        volumes=any(
+            len(box) == 6 for row in evaluation.rows for part in ("found", "lesions") for box in row[part]["boxes"]
+        ),
+        chosen=rule_words(evaluation.threshold_by, evaluation.unit + " and class" * (len(evaluation.classes) > 1)),
         figures={name: base64.b64encode(png).decode() for name, png in figures.items()},
         pictures=by_kind,
         shown_kinds=[kind for kind, shown in by_kind.items() if shown],

@@ -76,7 +76,8 @@ def choose_findings(found: Sequence[Outcome], num: int = NUM) -> list[Outcome]:
 
 def _spread(ordered: Sequence[Outcome], num: int, used: set[int]) -> list[Outcome]:
     """The first ones, images that are not used yet before others; in order."""
-    first, others = [], []
+    first: list[Outcome] = []
+    others: list[Outcome] = []
     for outcome in ordered:
         (others if outcome.image in used else first).append(outcome)
         used.add(outcome.image)
@@ -84,13 +85,11 @@ def _spread(ordered: Sequence[Outcome], num: int, used: set[int]) -> list[Outcom
     return [outcome for outcome in ordered if outcome in kept]
 
 
-def _picture(
-    item: Any, row: Row, outcome: Outcome, classes: Sequence[str], threshold: Thresholds
-) -> dict[str, Any]:
+def _picture(item: Any, row: Row, outcome: Outcome, classes: Sequence[str], threshold: Thresholds) -> dict[str, Any]:
     image = np.asarray(torch.as_tensor(item["image"]).detach().cpu())
     to_source = torch.as_tensor(item[BOX_AFFINE]).double().cpu()
     spacing = spacing_of(to_source)
-    source = row["found" if outcome.kind == "false_alarm" else "lesions"]["boxes"][outcome.index]
+    source = row["found" if outcome.kind == "false_alarm" else "lesions"]["boxes"][outcome.box]
     at = _in_tensor([source], to_source)[0]
     boxes = _boxes(row, outcome, to_source, cuts_of(threshold), classes)
     volume = image.ndim == 4
@@ -109,14 +108,12 @@ def _picture(
     }
 
 
-def _boxes(
-    row: Row, outcome: Outcome, to_source: torch.Tensor, cut: NDArray[Any], classes: Sequence[str]
-) -> list[Box]:
+def _boxes(row: Row, outcome: Outcome, to_source: torch.Tensor, cut: NDArray[Any], classes: Sequence[str]) -> list[Box]:
     """Lesions and detections at or above the threshold; of a missed lesion, also the best detection that hits it."""
     lesions, found = row["lesions"], row["found"]
     alarm = outcome.kind == "false_alarm"
     drawn = [
-        Box("ignored" if skip else "lesion", box, strong=not alarm and k == outcome.index)
+        Box("ignored" if skip else "lesion", box, strong=not alarm and k == outcome.box)
         for k, (box, skip) in enumerate(zip(_in_tensor(lesions["boxes"], to_source), lesions["ignore"], strict=True))
     ]
     parts = zip(_in_tensor(found["boxes"], to_source), found["scores"], found["labels"], strict=True)
@@ -124,7 +121,7 @@ def _boxes(
         best_of_miss = outcome.kind == "miss" and score == outcome.score and label == outcome.label
         if score >= cut[label] or best_of_miss:
             text = f"{score:.2f}" if len(classes) == 1 else f"{plain(classes[label], 16, 1)} {score:.2f}"
-            drawn.append(Box("detection", box, text, strong=alarm and k == outcome.index))
+            drawn.append(Box("detection", box, text, strong=alarm and k == outcome.box))
     return drawn
 
 

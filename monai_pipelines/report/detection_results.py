@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,8 +30,8 @@ class Outcome(NamedTuple):
     kind: str
     """hit, miss or false_alarm"""
     image: int
-    index: int
-    """of the box, among the lesions or detections of its image"""
+    box: int
+    """index, among the lesions or detections of its image"""
     label: int
     score: float | None
     """of the false alarm; of a lesion the highest of its hits, None without any"""
@@ -87,7 +88,7 @@ def detection_results(
     with_lesions = len(np.unique(study.lesion_image[counted]))
     kinds = [outcome.kind for outcome in outcomes(rows, classes, threshold)] if threshold is not None else None
     known = patients_known(rows)
-    return plain_data(  # type: ignore[no-any-return]
+    plain: dict[str, Any] = plain_data(
         {
             "num_images": len(rows),
             "num_patients": len(set(_patients(rows))) if known else None,
@@ -110,6 +111,7 @@ def detection_results(
             },
         }
     )
+    return plain
 
 
 def plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,7 +151,9 @@ def edges(boxes: NDArray[Any]) -> NDArray[np.float64]:
     For a lesion given by its center and diameter this is the diameter.
     """
     root = np.sqrt if boxes.shape[1] == 4 else np.cbrt
-    size: NDArray[np.float64] = root(volumes(boxes)).round(6)  # a box of center and diameter has noise in the last digits
+    size: NDArray[np.float64] = root(volumes(boxes)).round(
+        6
+    )  # a box of center and diameter has noise in the last digits
     return size
 
 
@@ -176,7 +180,7 @@ def size_bands(sizes: NDArray[np.float64], dims: int) -> dict[str, tuple[float, 
         return {"all": (0.0, math.inf)}
     names = [
         f"under_{cuts[0]:g}_{unit}",
-        *(f"{low:g}_to_{high:g}_{unit}" for low, high in zip(cuts, cuts[1:], strict=False)),
+        *(f"{low:g}_to_{high:g}_{unit}" for low, high in pairwise(cuts)),
         f"{cuts[-1]:g}_{unit}_or_more",
     ]
     ends = [*(math.nextafter(cut, 0) for cut in cuts), math.inf]
@@ -246,7 +250,9 @@ def _group(rows: Sequence[Row], classes: Sequence[str], threshold: Thresholds | 
     return {"num_images": len(rows), **{name: computed[name] for name in ("num_lesions", "metrics", "intervals")}}
 
 
-def _baseline(baseline: Mapping[str, Any], lesions: Sequence[Lesions], bands: Sizes, num_classes: int) -> dict[str, Any]:
+def _baseline(
+    baseline: Mapping[str, Any], lesions: Sequence[Lesions], bands: Sizes, num_classes: int
+) -> dict[str, Any]:
     found = [Detections(**row) for row in baseline["rows"]]
     result = detection_metrics(found, lesions, sizes=bands, num_classes=num_classes, num_resamples=0)
     return {"name": baseline["name"], "metrics": result["metrics"]}

@@ -130,7 +130,11 @@ def history_figure(history: Sequence[Mapping[str, Any]], key_metric: str = "roc_
     mosaic = figure.subplot_mosaic(grid)
     best = best_epoch(history, key_metric)
     marker = "o" if len(epochs) <= 30 else ""
-    titles = {"loss": "Loss", "lr": "Learning rate", **{name: short for name, (short, _) in {**METRICS, **DETECTION}.items()}}
+    titles = {
+        "loss": "Loss",
+        "lr": "Learning rate",
+        **{name: short for name, (short, _) in {**METRICS, **DETECTION}.items()},
+    }
     for name, axes in mosaic.items():
         if name == "lr":
             axes.plot(epochs, rate, color=GRAY, marker=marker, markersize=3)

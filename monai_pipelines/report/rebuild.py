@@ -38,7 +38,9 @@ def rebuild_report(output_dir: str | PathLike[str]) -> dict[str, Any]:
         1.0
     """
     task = (RunFolder(output_dir).evaluation or {}).get("task")
-    kind: type[Evaluation | DetectionEvaluation] = DetectionEvaluation if task == DetectionEvaluation.task else Evaluation
+    kind: type[Evaluation | DetectionEvaluation] = (
+        DetectionEvaluation if task == DetectionEvaluation.task else Evaluation
+    )
     evaluation = kind.read(output_dir)
     now = evaluation.after_training(output_dir)
     if any(plain_data(getattr(now, name)) not in (None, getattr(evaluation, name)) for name in ("history", "run")):

@@ -50,11 +50,17 @@ LOWER_IS_BETTER = ("loss", *GROUPS["probability"])
 DETECTION = {
     "cpm": ("CPM", "mean sensitivity at 1/8, 1/4, 1/2, 1, 2, 4 and 8 false positives per {one}"),
     "sensitivity": ("Sensitivity", "share of the lesions found by the detections at or above the threshold"),
-    "false_positives_per_image": ("False positives", "per {one}, at or above the threshold: detections that hit nothing"),
+    "false_positives_per_image": (
+        "False positives",
+        "per {one}, at or above the threshold: detections that hit nothing",
+    ),
     "ap50": ("AP50", "precision averaged over all recalls; a hit overlaps the lesion's box by an IoU of 0.5 or more"),
     "ap75": ("AP75", "the same with an IoU of 0.75 or more"),
     "ap": ("AP", "mean over IoUs of 0.5, 0.55, ..., 0.95, as COCO has it"),
-    "image_roc_auc": ("Image ROC AUC", "chance that {a} with lesions has a higher top score than one without; 0.5 is guessing"),
+    "image_roc_auc": (
+        "Image ROC AUC",
+        "chance that {a} with lesions has a higher top score than one without; 0.5 is guessing",
+    ),
 }
 METHODS = {"gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++", "occlusion": "Occlusion sensitivity"}
 
@@ -128,6 +134,6 @@ def rule_words(rule: str | None, unit: str = "image") -> str | None:
         "youden": "the highest sum of sensitivity and specificity (Youden)",
         "sensitivity": f"the highest specificity at a sensitivity of at least {target}",
         "specificity": f"the highest sensitivity at a specificity of at least {target}",
-        "false_positives": f"at most {target} false positive{'' if target == '1' else 's'} per {unit} (and class)",
+        "false_positives": f"at most {target} false positive{'' if target == '1' else 's'} per {unit}",
         "cost": f"the lowest cost, counting a miss as {target} false alarms",
     }.get(name, rule)
