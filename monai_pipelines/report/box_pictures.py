@@ -93,6 +93,7 @@ def boxes_figure(
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis, image, drawn, title in zip(axes, pixels, boxes, titles, strict=False):
         draw_image(axis, image, drawn)
+        _write_scores(axis)
         axis.set_title(plain(title, 32), fontsize=9)
     for axis in axes[num:]:
         axis.remove()
@@ -120,14 +121,14 @@ def image_finding_figure(image: Any, boxes: Sequence[Box], at: NDArray[Any], px:
     height, width = image.shape[1:]
     figure = Figure(figsize=(4.6, 4.6 / (1 + width / height)), layout="constrained")
     whole, part = figure.subplots(1, 2, width_ratios=[width / height, 1])
-    draw_image(whole, image, [box._replace(text="") for box in boxes])
+    draw_image(whole, image, boxes)
     side = min(max(2 * float((at[2:] - at[:2]).max()), 0.3 * min(height, width)), height, width)
     center = (at[:2] + at[2:]) / 2
     top, left = np.clip(center - side / 2, 0, [height - side, width - side])
     whole.add_patch(Rectangle((left, top), side, side, fill=False, edgecolor="white", linewidth=0.5))
     draw_image(part, image, boxes)
     part.set(xlim=(left, left + side), ylim=(top + side, top))
-    _keep_in_view(part)
+    _write_scores(part)
     _scale_bar(part, _round_number(side * px / 4) / px, f"{_round_number(side * px / 4):g} px")
     return figure
 
@@ -156,11 +157,12 @@ def scan_finding_figure(
     figure = Figure(figsize=(4.6, 1.75), layout="constrained")
     window = _window(np.asarray(image[0]))
     panels = figure.subplots(1, 3)
-    _draw_planes(panels, values, boxes, spacing, voxel - offset, offset, window, oriented=True)
+    at_voxel = np.clip(voxel - offset, 0, np.array(values.shape) - 1)
+    _draw_planes(panels, values, boxes, spacing, at_voxel, offset, window, oriented=True)
     for axes, (across, down, _) in zip(panels, _AXES, strict=True):
         middle = (offset + values.shape - center) * spacing
         axes.set(xlim=(middle[across] - half, middle[across] + half), ylim=(middle[down] + half, middle[down] - half))
-        _keep_in_view(axes)
+    _write_scores(panels[0])
     _scale_bar(panels[0], BAR_MM, f"{BAR_MM:g} mm")
     return figure
 
@@ -198,6 +200,7 @@ def _volumes_figure(
         _draw_planes(
             panels, image[0], drawn, spacing, at, np.zeros(3, int), _window(image[0]), oriented=affine is not None
         )
+        _write_scores(panels[0])
     return figure
 
 
@@ -235,14 +238,15 @@ def _draw_planes(
             if low[normal] < at[normal] + 1 and high[normal] > at[normal]:
                 left, top = ((values.shape[a] - high[a]) * scale[a] for a in (across, down))
                 right, bottom = ((values.shape[a] - low[a]) * scale[a] for a in (across, down))
-                _rectangle(axes, box if normal == 2 else box._replace(text=""), left, top, right, bottom)
+                _rectangle(axes, box, left, top, right, bottom)
         plane.mark_sides(axes)
 
 
 def _padded(values: NDArray[Any], low: NDArray[Any], high: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Voxels from ``low`` to below ``high``, NaN beyond the volume; and ``low``."""
     part = np.full(high - low, np.nan, dtype=values.dtype)
-    first, last = np.maximum(low, 0), np.minimum(high, values.shape)
+    first = np.maximum(low, 0)
+    last = np.maximum(np.minimum(high, values.shape), first)
     inside, source = (tuple(slice(a, b) for a, b in zip(first - s, last - s, strict=True)) for s in (low, 0 * low))
     part[inside] = values[source]
     return part, low
@@ -256,27 +260,28 @@ def _window(values: NDArray[Any]) -> tuple[float, float]:
 def _rectangle(axes: Axes, box: Box, left: float, top: float, right: float, bottom: float) -> None:
     linewidth = 1.6 if box.strong else 0.9
     patch = Rectangle((left, top), right - left, bottom - top, fill=False, linewidth=linewidth, gid=box.kind)
-    patch.set(edgecolor=BOX_COLORS[box.kind], linestyle=LINES[box.kind])
+    patch.set(edgecolor=BOX_COLORS[box.kind], linestyle=LINES[box.kind], label=box.text)
     patch.set_path_effects([withStroke(linewidth=linewidth + 0.8, foreground="black", alpha=0.6)])
     axes.add_patch(patch)
-    if box.text:
-        back = {"facecolor": "black", "alpha": 0.65, "linewidth": 0, "pad": 0.8}
-        style: Any = {"color": BOX_COLORS[box.kind], "fontsize": _SIZE, "clip_on": True, "bbox": back}
-        axes.text(right, bottom, box.text, ha="right", va="top", gid="score", **style)
 
 
-def _keep_in_view(axes: Axes) -> None:
-    """Move scores of boxes that reach beyond the picture to its edge; remove those of boxes outside."""
+def _write_scores(axes: Axes) -> None:
+    """Write the texts of boxes below them, those of boxes beyond the edge of the picture at the edge."""
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-    boxes = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
-    corners = {(box.get_x() + box.get_width(), box.get_y() + box.get_height()): box for box in boxes}
-    for text in [text for text in axes.texts if text.get_gid() == "score"]:
-        x, y = text.get_position()
-        box = corners[x, y]
-        if x < left or y < top or box.get_x() > right or box.get_y() > bottom:
-            text.remove()
-        else:
-            text.set_position((min(x, right), min(y, bottom - 0.09 * (bottom - top))))
+    back = {"facecolor": "black", "alpha": 0.65, "linewidth": 0, "pad": 0.8}
+    for patch in axes.patches:
+        text = str(patch.get_label())
+        if not text or not isinstance(patch, Rectangle):
+            continue
+        x0, y0 = patch.get_xy()
+        x1, y1 = x0 + patch.get_width(), y0 + patch.get_height()
+        if x1 < left or x0 > right or y1 < top or y0 > bottom:
+            continue
+        first, last = max(x0, left), min(x1, right)
+        at_left = (first + last) / 2 < (left + right) / 2
+        style: Any = {"color": BOX_COLORS[str(patch.get_gid())], "fontsize": _SIZE, "bbox": back, "gid": "score"}
+        place = first if at_left else last, min(y1, bottom - 0.09 * (bottom - top))
+        axes.text(*place, text, ha="left" if at_left else "right", va="top", **style)
 
 
 def _scale_bar(axes: Axes, length: float, text: str) -> None:

@@ -20,6 +20,7 @@ from monai_pipelines.report.predictions import Row
 from monai_pipelines.report.results import by_value, plain_data
 
 EDGES_MM = (6.0, 10.0, 20.0)
+NUM_RESAMPLES = 2000
 AT_THRESHOLD = ("sensitivity", "false_positives_per_image")
 Thresholds = Sequence[float | None]
 
@@ -230,12 +231,12 @@ def _metrics(rows: Sequence[Row], classes: Sequence[str], threshold: Thresholds 
     """Those of `detection_metrics` and of the operating point, with the classes by name."""
     study = found_in(rows), lesions_in(rows)
     groups, num = _patients(rows), len(classes)
-    result = detection_metrics(*study, groups, sizes=sizes, num_classes=num)
+    result = detection_metrics(*study, groups, sizes=sizes, num_classes=num, num_resamples=NUM_RESAMPLES)
     if threshold is None:
         for values in (result["metrics"], *result["per_class"]):
             values |= dict.fromkeys(AT_THRESHOLD)
     else:
-        point = sensitivity_at(*study, list(threshold), groups, num_classes=num)
+        point = sensitivity_at(*study, list(threshold), groups, num_classes=num, num_resamples=NUM_RESAMPLES)
         for name in ("metrics", "intervals"):
             result[name] |= point[name]
         for name in ("per_class", "per_class_intervals"):
@@ -278,7 +279,7 @@ def _by_size(rows: Sequence[Row], threshold: Thresholds | None, bands: Sizes, nu
             size = edges(np.asarray(boxes)) if len(np.asarray(boxes)) else np.zeros(0)
             banded.append(Lesions(boxes, ignore=np.asarray(ignore) | (size < low) | (size > high)))
         num = sum(int((~np.asarray(entry.ignore)).sum()) for entry in banded)
-        point = sensitivity_at(shown, banded, -sys.float_info.max, groups)
+        point = sensitivity_at(shown, banded, -sys.float_info.max, groups, num_resamples=NUM_RESAMPLES)
         sensitivity = None if threshold is None else point["metrics"]["sensitivity"]
         table[name] = {
             **{"low": low, "high": None if high == math.inf else math.nextafter(high, math.inf), "num_lesions": num},
