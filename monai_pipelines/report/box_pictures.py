@@ -258,7 +258,7 @@ def _window(values: NDArray[Any]) -> tuple[float, float]:
 
 
 def _rectangle(axes: Axes, box: Box, left: float, top: float, right: float, bottom: float) -> None:
-    linewidth = 1.6 if box.strong else 0.9
+    linewidth = 1.4 if box.strong else 0.8
     patch = Rectangle((left, top), right - left, bottom - top, fill=False, linewidth=linewidth, gid=box.kind)
     patch.set(edgecolor=BOX_COLORS[box.kind], linestyle=LINES[box.kind], label=box.text)
     patch.set_path_effects([withStroke(linewidth=linewidth + 0.8, foreground="black", alpha=0.6)])

@@ -178,7 +178,7 @@ def _print_beside(metrics: Mapping[str, Any], unit: str) -> None:
         title += f"; {at_threshold(shown)}"
     beside = {metrics["baseline"]["name"]: metrics["baseline"]["metrics"]} if metrics["baseline"] else {}
     table = Table(Column(no_wrap=True), "network", Column("95%", no_wrap=True), *beside, title=title)
-    described = detection_words(unit, RATES)
+    described = detection_words(unit, RATES, len(metrics["classes"]))
     for name, value in metrics["metrics"].items():
         if name not in described and not name.startswith("ap_"):
             continue

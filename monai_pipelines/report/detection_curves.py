@@ -12,6 +12,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from monai_pipelines.metrics import Detections, Lesions, detection_precision_recall, froc_curve
 from monai_pipelines.metrics.froc import RATES
 from monai_pipelines.report.figures import COLORS, GRAY, plain, tidy
+from monai_pipelines.report.words import per_unit
 
 _LINES: Any = ("-", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 _BASELINE: Any = {"linestyle": "--", "linewidth": 1.6}
@@ -71,7 +72,7 @@ def froc_figure(
         for k in range(len(classes)):
             axes.plot(*_steps(baseline, lesions, k, len(classes)), color=_baseline_color(k, classes), **_BASELINE)
         _label_baseline(axes, results, "cpm", "CPM")
-    tidy(axes, f"False positives per {unit}", "Sensitivity")
+    tidy(axes, f"False positives per {per_unit(unit, len(classes))}", "Sensitivity")
     _add_legend(figure, len(classes))
     return figure
 

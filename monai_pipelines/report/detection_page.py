@@ -21,7 +21,7 @@ from monai_pipelines.report.page import DPI, page_template, run_once, sources
 from monai_pipelines.report.predictions import Row
 from monai_pipelines.report.results import plain_data
 from monai_pipelines.report.saved import Pictures, Saved
-from monai_pipelines.report.words import detection_words, rule_words
+from monai_pipelines.report.words import detection_words, per_unit, rule_words
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,7 @@ def _figures(evaluation: DetectionEvaluation, metrics: Mapping[str, Any]) -> dic
 def _page(evaluation: DetectionEvaluation, metrics: Mapping[str, Any], figures: Mapping[str, bytes]) -> str:
     """The page; one entry here and one block of the templates per section, left out if it is None or empty."""
     history, key_metric = evaluation.history, evaluation.key_metric
+    per = per_unit(evaluation.unit, len(evaluation.classes))
     by_kind: dict[str, list[dict[str, Any]]] = {kind: [] for kind in ("hit", "miss", "false_alarm")}
     for picture in sources(evaluation.pictures):
         by_kind[picture["kind"]].append(picture)
@@ -148,7 +149,7 @@ def _page(evaluation: DetectionEvaluation, metrics: Mapping[str, Any], figures: 
         summary=metrics,
         data=metrics["splits"],
         audit=metrics["audit"],
-        metrics=detection_words(evaluation.unit, RATES),
+        metrics=detection_words(evaluation.unit, RATES, len(evaluation.classes)),
         groups={
             "point": ["sensitivity", "false_positives_per_image"],
             "froc": ["cpm", *(f"sensitivity_at_{rate:g}" for rate in RATES)],
@@ -160,7 +161,8 @@ def _page(evaluation: DetectionEvaluation, metrics: Mapping[str, Any], figures: 
         volumes=any(
             len(box) == 6 for row in evaluation.rows for part in ("found", "lesions") for box in row[part]["boxes"]
         ),
-        chosen=rule_words(evaluation.threshold_by, evaluation.unit + " and class" * (len(evaluation.classes) > 1)),
+        per=per,
+        chosen=rule_words(evaluation.threshold_by, per),
         figures={name: base64.b64encode(png).decode() for name, png in figures.items()},
         pictures=by_kind,
         shown_kinds=[kind for kind, shown in by_kind.items() if shown],

@@ -48,11 +48,11 @@ GROUPS = {
 }
 LOWER_IS_BETTER = ("loss", *GROUPS["probability"])
 DETECTION = {
-    "cpm": ("CPM", "mean sensitivity at 1/8, 1/4, 1/2, 1, 2, 4 and 8 false positives per {one}"),
+    "cpm": ("CPM", "mean sensitivity at 1/8, 1/4, 1/2, 1, 2, 4 and 8 false positives per {per}"),
     "sensitivity": ("Sensitivity", "share of the lesions found by the detections at or above the threshold"),
     "false_positives_per_image": (
         "False positives",
-        "per {one}, at or above the threshold: detections that hit nothing",
+        "per {per}, at or above the threshold: detections that hit nothing",
     ),
     "ap50": ("AP50", "precision averaged over all recalls; a hit overlaps the lesion's box by an IoU of 0.5 or more"),
     "ap75": ("AP75", "the same with an IoU of 0.75 or more"),
@@ -81,26 +81,37 @@ def described_metrics(unit: str, multilabel: bool) -> dict[str, tuple[str, str]]
     return {name: (short, description.format(**words)) for name, (short, description) in metrics.items()}
 
 
-def detection_words(unit: str, rates: Sequence[float]) -> dict[str, tuple[str, str]]:
+def detection_words(unit: str, rates: Sequence[float], num_classes: int = 1) -> dict[str, tuple[str, str]]:
     """Name and description of each metric of a detector, in order.
 
     Args:
         unit: what an input is called: image or scan.
-        rates: false positives per image at which the sensitivity is given.
+        rates: false positives per image (and class) at which the sensitivity is given.
+        num_classes: if several, false positives are counted for each.
 
     Example:
         >>> detection_words("scan", [1.0])["sensitivity_at_1"]
         ('Sensitivity at 1', 'with 1 false positive per scan')
     """
-    words = {"one": unit, "a": f"{'an' if unit[0] in 'aeiou' else 'a'} {unit}"}
+    words = {"a": f"{'an' if unit[0] in 'aeiou' else 'a'} {unit}", "per": per_unit(unit, num_classes)}
     described = {name: (short, text.format(**words)) for name, (short, text) in DETECTION.items()}
     return described | {
         f"sensitivity_at_{rate:g}": (
             f"Sensitivity at {_share(rate)}",
-            f"with {_share(rate)} false positive{'s' if rate > 1 else ''} per {unit}",
+            f"with {_share(rate)} false positive{'' if rate == 1 else 's'} per {words['per']}",
         )
         for rate in rates
     }
+
+
+def per_unit(unit: str, num_classes: int) -> str:
+    """What false positives are counted by.
+
+    Example:
+        >>> per_unit("scan", 2)
+        'scan and class'
+    """
+    return unit if num_classes == 1 else f"{unit} and class"
 
 
 def _share(rate: float) -> str:
