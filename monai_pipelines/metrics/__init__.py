@@ -1,6 +1,6 @@
 """Metrics of classifiers and detectors with intervals, calibration, thresholds, comparisons and shortcut baselines."""
 
-from monai_pipelines.metrics.average_precision import average_precision
+from monai_pipelines.metrics.average_precision import average_precision, detection_precision_recall
 from monai_pipelines.metrics.boxes import Detections, Lesions
 from monai_pipelines.metrics.calibration import fit_temperature, reliability, temper
 from monai_pipelines.metrics.classification import classification_metrics, per_class_metrics, predicted_classes
@@ -27,6 +27,7 @@ __all__ = [
     "compare_predictions",
     "delong_test",
     "detection_metrics",
+    "detection_precision_recall",
     "fit_temperature",
     "froc",
     "froc_curve",

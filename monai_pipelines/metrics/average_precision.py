@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,15 @@ RECALLS = np.linspace(0, 1, 101)
 SIZES_2D = {"small": (0.0, 32.0), "medium": (32.0, 96.0), "large": (96.0, math.inf)}
 
 Sizes = Mapping[str, tuple[float, float]]
+
+
+class PrecisionRecallCurve(NamedTuple):
+    """Result of :func:`detection_precision_recall`: (K,) each, from the highest score down."""
+
+    precision: Array
+    """highest at this recall or a higher one"""
+    recall: Array
+    """rising, of each lesion found"""
 
 
 def average_precision(
@@ -84,6 +93,43 @@ def average_precision(
     """
     study = checked_study(detections, lesions, groups, num_classes)
     return summary(AveragePrecision(study, ious, sizes, max_detections), study.num_groups, num_resamples, seed)
+
+
+def detection_precision_recall(
+    detections: Sequence[Detections],
+    lesions: Sequence[Lesions],
+    *,
+    label: int = 0,
+    iou: float = 0.5,
+    max_detections: int = MAX_DETECTIONS,
+    num_classes: int = 1,
+) -> PrecisionRecallCurve:
+    """The curve below which :func:`average_precision` of one class lies, for a figure.
+
+    Args:
+        label: the class.
+        iou: lowest intersection over union of a hit, in (0, 1].
+        detections, lesions, max_detections, num_classes: as in :func:`average_precision`.
+
+    Returns:
+        Empty if no lesion is found.
+
+    Raises:
+        ValueError: as :func:`froc`.
+
+    Example:
+        >>> lesions = [Lesions([[0, 0, 8, 8], [20, 20, 28, 28]])]
+        >>> found = [Detections([[0, 0, 8, 8], [40, 0, 48, 8], [20, 20, 28, 28]], [0.9, 0.6, 0.4])]
+        >>> curve = detection_precision_recall(found, lesions)
+        >>> curve.precision.round(2).tolist(), curve.recall.tolist()
+        ([1.0, 0.67], [0.5, 1.0])
+    """
+    study = checked_study(detections, lesions, None, num_classes)
+    curve = AveragePrecision(study, [iou], {}, max_detections).curves[0][label][0]
+    right = np.arange(1, len(curve.right) + 1, dtype=np.float64)
+    seen = np.cumsum(np.asarray(curve.seen.sum(axis=1)).ravel())
+    highest = np.maximum.accumulate((right / np.maximum(seen, 1))[::-1])[::-1]
+    return PrecisionRecallCurve(highest, right / max(int(curve.num_lesions.sum()), 1))
 
 
 class AveragePrecision:

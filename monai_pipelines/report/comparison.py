@@ -103,12 +103,15 @@ def compare_runs(
 def _read_run(path: str | PathLike[str]) -> dict[str, Any]:
     """A run and its scored ``rows``: image -> ``label`` (as written), ``patient``, ``prob``."""
     folder = RunFolder(path)
+    metrics = folder.metrics or {}
+    if metrics.get("task", "classification") != "classification":
+        raise ValueError(f"compare: {path}: wanted the run of a classifier, got one with the task {metrics['task']}")
     for name in ("metrics.json", "predictions.csv"):
         if not (folder.path / name).is_file():
             inside = next(folder.path.glob("*/metrics.json"), None)
             hint = f"did you mean {inside.parent}?" if inside else "evaluate it first"
             raise FileNotFoundError(f"compare: {path}: wanted the folder of an evaluated run, found no {name}; {hint}")
-    metrics, evaluation = folder.metrics or {}, folder.evaluation or {}
+    evaluation = folder.evaluation or {}
     classes = list(metrics["classes"])
     rows: dict[str, dict[str, Any]] = {}
     for line in folder.predictions():

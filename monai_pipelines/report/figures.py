@@ -15,12 +15,13 @@ from numpy.typing import ArrayLike
 from sklearn.metrics import confusion_matrix
 
 from monai_pipelines.metrics import predicted_classes
-from monai_pipelines.report.words import LOWER_IS_BETTER, METRICS
+from monai_pipelines.report.words import DETECTION, LOWER_IS_BETTER, METRICS
 
 # Okabe and Ito's colorblind-safe palette, without its yellow
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 GRAY = "#6b6b6b"
-_PANELS = ("loss", "accuracy", "f1", "roc_auc")
+BOX_COLORS = {"lesion": COLORS[4], "detection": COLORS[5], "ignored": COLORS[3]}  # seen on black and on white
+_PANELS = ("loss", "accuracy", "f1", "roc_auc", "cpm", "ap50")
 
 
 def confusion_figure(
@@ -98,7 +99,7 @@ def class_figure(counts: Mapping[str, Mapping[str, int]]) -> Figure:
 
 
 def history_figure(history: Sequence[Mapping[str, Any]], key_metric: str = "roc_auc") -> Figure:
-    """Training history: a panel each for loss, accuracy, F1, ROC AUC and the key metric, of training and validation.
+    """Training history: a panel each for the loss, the usual metrics and the key metric, of training and validation.
 
     Args:
         history: one dict per epoch, as `monai_pipelines.runs.RunFolder.history` has it:
@@ -129,7 +130,11 @@ def history_figure(history: Sequence[Mapping[str, Any]], key_metric: str = "roc_
     mosaic = figure.subplot_mosaic(grid)
     best = best_epoch(history, key_metric)
     marker = "o" if len(epochs) <= 30 else ""
-    titles = {"loss": "Loss", "lr": "Learning rate", **{name: short for name, (short, _) in METRICS.items()}}
+    titles = {
+        "loss": "Loss",
+        "lr": "Learning rate",
+        **{name: short for name, (short, _) in {**METRICS, **DETECTION}.items()},
+    }
     for name, axes in mosaic.items():
         if name == "lr":
             axes.plot(epochs, rate, color=GRAY, marker=marker, markersize=3)

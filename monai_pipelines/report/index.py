@@ -13,7 +13,13 @@ from urllib.parse import quote
 from monai_pipelines.report.page import page_template
 from monai_pipelines.runs.folder import RunFolder, is_place
 
-_METRICS = {"roc_auc": "ROC AUC", "accuracy": "Accuracy", "ece": "ECE"}
+_METRICS = {  # of each task; the last is that of the baseline
+    "classification": {"roc_auc": "ROC AUC", "accuracy": "Accuracy", "ece": "ECE", "shortcut": "Shortcut"},
+    "detection": {
+        **{"cpm": "CPM", "ap50": "AP50", "image_roc_auc": "Image ROC AUC"},
+        **{"sensitivity": "Sensitivity", "false_positives_per_image": "False positives", "baseline": "Baseline CPM"},
+    },
+}
 _SEEDS = ("seed", "split_seed")
 
 
@@ -50,8 +56,19 @@ def write_index(folder: str | PathLike[str]) -> Path:
             reason = f"metrics.json has no {error}: evaluate again" if isinstance(error, KeyError) else str(error)
             broken.append({"folder": name, "reason": reason})
     file = root / "index.html"
-    names = {**_METRICS, "shortcut": "Shortcut"}
-    page = page_template("index.html.j2").render(runs=runs, groups=_groups(runs), broken=broken, names=names)
+    groups = _groups(runs)
+    tasks = [
+        {
+            "task": task,
+            "names": names,
+            "runs": [run for run in runs if run["task"] == task],
+            "groups": [group for group in groups if group["task"] == task],
+        }
+        for task, names in _METRICS.items()
+    ]
+    page = page_template("index.html.j2").render(
+        runs=runs, groups=groups, tasks=[part for part in tasks if part["runs"]], broken=broken
+    )
     file.write_text(page, encoding="utf-8")
     return file
 
@@ -63,19 +80,23 @@ def _read_run(path: Path) -> dict[str, Any]:
         raise ValueError("not evaluated yet")
     if not (path / "report.html").is_file():
         raise ValueError("no report.html: run the evaluation again")
-    run = metrics["run"]
+    run, task = metrics["run"], metrics.get("task", "classification")
+    *names, simple = _METRICS[task]
+    baseline = metrics["shortcut"] if task == "classification" else (metrics["baseline"] or {}).get("metrics")
+    threshold = metrics["threshold"]
     return {
+        "task": task,
         "title": (folder.evaluation or {}).get("title", path.name),
         "networks": len(metrics.get("members") or [None]),
-        "threshold": metrics["threshold"],
+        "threshold": threshold[0] if isinstance(threshold, list) and len(threshold) == 1 else threshold,
         "bundle": folder.bundle,
         "seeds": [run.get(name) for name in _SEEDS],
         "fingerprint": run.get("fingerprint"),
         "num_images": metrics["num_images"],
         "num_patients": metrics["num_patients"],
         "metrics": {
-            **{name: metrics["metrics"].get(name) for name in _METRICS},
-            "shortcut": (metrics["shortcut"] or {}).get("roc_auc"),
+            **{name: metrics["metrics"].get(name) for name in names},
+            simple: (baseline or {}).get(names[0]),
         },
         "intervals": metrics["intervals"],
         "group": _group(folder, metrics),
@@ -87,7 +108,7 @@ def _group(folder: RunFolder, metrics: Mapping[str, Any]) -> str | None:
     run = folder.run or {}
     if "settings" not in run or run["command"] != metrics["run"].get("command"):
         return None
-    numbers = [
+    numbers: list[Any] = [
         {name: value for name, value in run[part].items() if name not in _SEEDS and not is_place(name)}
         for part in ("settings", "overrides")
     ]
@@ -104,12 +125,14 @@ def _groups(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             by_group.setdefault(run["group"], {})[tuple(run["seeds"])] = run
     return [
         {
+            "task": next(iter(members.values()))["task"],
             "folders": [run["folder"] for run in members.values()],
             "bundle": next(iter(members.values()))["bundle"],
             "num_seeds": len(members),
             "same_split": len({split for _, split in members}) == 1,
             "metrics": {
-                name: _spread([run["metrics"][name] for run in members.values()]) for name in (*_METRICS, "shortcut")
+                name: _spread([run["metrics"][name] for run in members.values()])
+                for name in next(iter(members.values()))["metrics"]
             },
         }
         for members in by_group.values()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -22,8 +21,6 @@ from monai_pipelines.report.predictions import write_predictions
 from monai_pipelines.report.results import Row, class_table, evaluation_results, plain_data, shortcut_probs
 from monai_pipelines.report.saved import Evaluation
 from monai_pipelines.report.words import GROUPS, METHODS, described_metrics, rule_words
-
-logger = logging.getLogger(__name__)
 
 DPI = 170  # of the figures: sharp on a phone
 
@@ -73,35 +70,6 @@ def write_report(output_dir: str | PathLike[str], evaluation: Evaluation) -> dic
         (folder / f"{name}.png").write_bytes(png)
     (folder / "report.html").write_text(_page(evaluation, metrics, figures), encoding="utf-8")
     return metrics
-
-
-def rebuild_report(output_dir: str | PathLike[str]) -> dict[str, Any]:
-    """Write the report of an evaluated run again, from ``evaluation.json`` and its pictures.
-
-    If the folder was trained again since, the page stays that of the evaluation, and a warning says so.
-
-    Args:
-        output_dir: folder of the run.
-
-    Returns:
-        the content of ``metrics.json``.
-
-    Raises:
-        ValueError: no run, not evaluated, a file that is not JSON, or a picture that is missing.
-
-    Example:
-        >>> from tempfile import mkdtemp
-        >>> folder = mkdtemp()
-        >>> rows = [{"image": f"{k}.nii", "label": k, "prob": [1.0 - k, float(k)]} for k in (0, 1)]
-        >>> Evaluation("Demo", rows, ["healthy", "ill"]).save(folder)
-        >>> rebuild_report(folder)["metrics"]["accuracy"]
-        1.0
-    """
-    evaluation = Evaluation.read(output_dir)
-    now = evaluation.after_training(output_dir)
-    if any(plain_data(getattr(now, name)) not in (None, getattr(evaluation, name)) for name in ("history", "run")):
-        logger.warning("%s: trained again since the evaluation: the report shows the earlier training", output_dir)
-    return write_report(output_dir, evaluation)
 
 
 def page_template(name: str) -> Template:
@@ -174,7 +142,7 @@ def _page(evaluation: Evaluation, metrics: Mapping[str, Any], figures: Mapping[s
         "summary": metrics,
         "data": metrics["splits"],
         "audit": metrics["audit"],
-        "samples": _sources(evaluation.samples),
+        "samples": sources(evaluation.samples),
         "metrics": described_metrics(evaluation.unit, evaluation.multilabel),
         "groups": GROUPS,
         "chosen": rule_words(evaluation.threshold_by),
@@ -186,16 +154,16 @@ def _page(evaluation: Evaluation, metrics: Mapping[str, Any], figures: Mapping[s
             if not row.get("skipped") and row.get("label") is not None
         ),
         "figures": {name: base64.b64encode(png).decode() for name, png in pngs.items()},
-        "mistakes": _sources(evaluation.mistakes),
+        "mistakes": sources(evaluation.mistakes),
         "looked": [
-            {"results": part["results"], "pictures": _sources(part["pictures"])}
+            {"results": part["results"], "pictures": sources(part["pictures"])}
             for part in evaluation.explanations
             if part["results"] or part["pictures"]
         ],
         "methods": METHODS,
         "embeddings": list(evaluation.embeddings),
         "history": {"best": best_epoch(history, key_metric), "key_metric": key_metric} if history else None,
-        "run": _run_once(metrics["run"]),
+        "run": run_once(metrics["run"]),
         "command": metrics["run"].get("command"),
     }
     return page_template("report.html.j2").render(
@@ -215,7 +183,7 @@ def _is_mean(evaluation: Evaluation) -> bool:
     return bool(np.allclose(np.mean(thresholds, axis=0), evaluation.threshold))
 
 
-def _run_once(run: Mapping[str, Any]) -> dict[str, Any]:
+def run_once(run: Mapping[str, Any]) -> dict[str, Any]:
     """The run without the command, and the settings without what is shown beside them."""
     shown = {name: value for name, value in run.items() if name != "command"}
     if "settings" in shown:
@@ -223,7 +191,8 @@ def _run_once(run: Mapping[str, Any]) -> dict[str, Any]:
     return shown
 
 
-def _sources(pictures: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def sources(pictures: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Pictures with their content as the ``source`` of an image."""
     return [
         {**picture, "source": f"data:image/{kind};base64,{base64.b64encode(picture['content']).decode()}"}
         for picture in pictures

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -114,7 +115,10 @@ def evaluation_results(
         "per_class": dict(zip(classes, per_class_metrics(prob, label, threshold), strict=True)),
         "per_class_intervals": dict(zip(classes, intervals.per_class, strict=True)),
         "confusion_matrix": matrix(label, predicted, labels=range(num)),
-        "subgroups": {column: _subgroup(scored, column, classes, threshold) for column in subgroups},
+        "subgroups": {
+            column: by_value(scored, column, partial(_group_results, classes=classes, threshold=threshold))
+            for column in subgroups
+        },
         "calibration": _calibration(prob, label, temperature),
         "decision_curve": None if multilabel or num > 2 else _decision_curve(prob[:, 1], label),
         "uncertainty": uncertainty_results(uncertainty(prob, threshold, multilabel), "probability"),
@@ -173,6 +177,30 @@ def class_table(items: Sequence[Row], classes: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def by_value(
+    scored: Sequence[Row], column: str, results: Callable[[Sequence[Row]], dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Results of the rows of each value of a column; the value "" is a missing one.
+
+    Raises:
+        KeyError: no row has the column.
+        ValueError: more than 12 values.
+    """
+    columns = {name for row in scored for name in row.get("columns", {})}
+    if column not in columns:
+        raise KeyError(f"subgroups: no row has the column {column!r}; there are {', '.join(sorted(columns)) or 'none'}")
+    groups: dict[str, list[Row]] = {}
+    for row in scored:
+        value = row.get("columns", {}).get(column)
+        groups.setdefault("" if value is None else str(value).strip(), []).append(row)
+    if len(groups) > MAX_VALUES:
+        raise ValueError(
+            f"subgroups: wanted a column with at most {MAX_VALUES} values, got {len(groups)} in {column!r} "
+            "(bin them in the table)"
+        )
+    return {value: results(groups[value]) for value in sorted(groups)}
+
+
 def confident_mistakes(
     prob: ArrayLike, label: ArrayLike, num: int, threshold: Threshold = None
 ) -> list[tuple[int, int]]:
@@ -224,25 +252,6 @@ def plain_data(value: Any) -> Any:
 
 def _patients(items: Sequence[Row]) -> list[str]:
     return [str(item.get("patient") or item.get("image") or k) for k, item in enumerate(items)]
-
-
-def _subgroup(
-    scored: Sequence[Row], column: str, classes: Sequence[str], threshold: Threshold
-) -> dict[str, dict[str, Any]]:
-    """Results of the rows of each value of a column."""
-    columns = {name for row in scored for name in row.get("columns", {})}
-    if column not in columns:
-        raise KeyError(f"subgroups: no row has the column {column!r}; there are {', '.join(sorted(columns)) or 'none'}")
-    groups: dict[str, list[Row]] = {}
-    for row in scored:
-        value = row.get("columns", {}).get(column)
-        groups.setdefault("" if value is None else str(value).strip(), []).append(row)
-    if len(groups) > MAX_VALUES:
-        raise ValueError(
-            f"subgroups: wanted a column with at most {MAX_VALUES} values, got {len(groups)} in {column!r} "
-            "(bin them in the table)"
-        )
-    return {value: _group_results(groups[value], classes, threshold) for value in sorted(groups)}
 
 
 def _group_results(rows: Sequence[Row], classes: Sequence[str], threshold: Threshold) -> dict[str, Any]:

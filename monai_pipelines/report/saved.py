@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from monai_pipelines.metrics.classification import Threshold
 from monai_pipelines.report.figures import png_bytes
@@ -19,7 +19,67 @@ Pictures = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Saved:
+    """What an evaluation found, as ``evaluation.json`` and ``pictures/`` in the folder of a run.
+
+    Attributes:
+        task: kept in the file; says which page is rendered.
+        history: per epoch ``{"epoch": 1, "lr": 0.001, "train": {"loss": 0.7, ...}, "val": {...}}``.
+        run: plain data about the training (seed, chain, fingerprint, versions, table hash ...); ``command`` says how to
+            run again.
+    """
+
+    task: ClassVar[str]
+
+    history: Sequence[Mapping[str, Any]] | None = field(default=None, kw_only=True)
+    run: Mapping[str, Any] | None = field(default=None, kw_only=True)
+
+    def save(self, output_dir: str | PathLike[str]) -> None:
+        """Write ``evaluation.json``, and the pictures that it names, into a folder."""
+        folder = Path(output_dir)
+        (folder / "pictures").mkdir(parents=True, exist_ok=True)
+        values = {"task": self.task, **self._to_json(folder)}
+        for picture in _found_pictures(values):
+            (folder / picture["file"]).write_bytes(picture["content"])
+        text = json.dumps(plain_data(_without_content(values)), ensure_ascii=False, allow_nan=False)
+        (folder / "evaluation.json").write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, output_dir: str | PathLike[str]) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: no run, not evaluated, a file that is not JSON, or a picture that is missing.
+        """
+        folder = RunFolder(output_dir)
+        values = folder.evaluation
+        if values is None:
+            if folder.run is None:
+                raise ValueError(f"{folder.path}: no run: wanted the output_dir of a training or evaluation")
+            raise ValueError(f"{folder.path}: not evaluated yet, there is no evaluation.json: add --run_id evaluate")
+        values.pop("task", None)
+        try:
+            return cls(**cls._from_json(_with_content(values, folder.path), folder.path))
+        except FileNotFoundError as error:
+            raise ValueError(f"{error.filename}: the picture is missing: run the evaluation again") from error
+
+    def after_training(self, output_dir: str | PathLike[str]) -> Self:
+        """With the history and, as far as the page shows it, the ``run.json`` of a folder."""
+        folder = RunFolder(output_dir)
+        return replace(self, history=folder.history, run=None if folder.run is None else _summary(folder.run))
+
+    def _to_json(self, folder: Path) -> dict[str, Any]:
+        """The attributes by name; other files may be written into the folder."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @classmethod
+    def _from_json(cls, values: dict[str, Any], folder: Path) -> dict[str, Any]:
+        """The attributes from what `_to_json` gave."""
+        return values
+
+
+@dataclass(frozen=True)
+class Evaluation(Saved):
     """What an evaluation found, before any metric is computed.
 
     Attributes:
@@ -46,10 +106,9 @@ class Evaluation:
         mistakes: the same, of wrong predictions.
         embeddings: name, such as ``raw_pixels`` -> PNG file.
         explanations: of where the network looked: each with ``results`` (plain data) and ``pictures`` (as ``samples``).
-        history: per epoch ``{"epoch": 1, "lr": 0.001, "train": {"loss": 0.7, ...}, "val": {...}}``.
-        run: plain data about the training (seed, chain, fingerprint, versions, table hash ...); ``command`` says how to
-            run again.
     """
+
+    task: ClassVar[str] = "classification"
 
     title: str
     rows: Sequence[Row]
@@ -69,45 +128,17 @@ class Evaluation:
     mistakes: Pictures = ()
     embeddings: Mapping[str, bytes] = field(default_factory=dict)
     explanations: Sequence[Mapping[str, Any]] = ()
-    history: Sequence[Mapping[str, Any]] | None = None
-    run: Mapping[str, Any] | None = None
 
-    def save(self, output_dir: str | PathLike[str]) -> None:
-        """Write ``evaluation.json``, and the pictures that it names, into a folder."""
-        folder = Path(output_dir)
-        (folder / "pictures").mkdir(parents=True, exist_ok=True)
-        explained = [picture for explanation in self.explanations for picture in explanation["pictures"]]
-        for picture in (*self.samples, *self.mistakes, *explained):
-            (folder / picture["file"]).write_bytes(picture["content"])
+    def _to_json(self, folder: Path) -> dict[str, Any]:
         for name, png in self.embeddings.items():
             (folder / f"embedding_{name}.png").write_bytes(png)
-        values = {f.name: getattr(self, f.name) for f in fields(self)} | {"embeddings": list(self.embeddings)}
-        text = json.dumps(plain_data(_without_content(values)), ensure_ascii=False, allow_nan=False)
-        (folder / "evaluation.json").write_text(text + "\n", encoding="utf-8")
+        return super()._to_json(folder) | {"embeddings": list(self.embeddings)}
 
     @classmethod
-    def read(cls, output_dir: str | PathLike[str]) -> Evaluation:
-        """Read what `save` wrote.
-
-        Raises:
-            ValueError: no run, not evaluated, a file that is not JSON, or a picture that is missing.
-        """
-        folder = RunFolder(output_dir)
-        values = folder.evaluation
-        if values is None:
-            if folder.run is None:
-                raise ValueError(f"{folder.path}: no run: wanted the output_dir of a training or evaluation")
-            raise ValueError(f"{folder.path}: not evaluated yet, there is no evaluation.json: add --run_id evaluate")
-        try:
-            embeddings = {name: (folder.path / f"embedding_{name}.png").read_bytes() for name in values["embeddings"]}
-            return cls(**_with_content(values, folder.path) | {"embeddings": embeddings})
-        except FileNotFoundError as error:
-            raise ValueError(f"{error.filename}: the picture is missing: run the evaluation again") from error
-
-    def after_training(self, output_dir: str | PathLike[str]) -> Evaluation:
-        """With the history and, as far as the page shows it, the ``run.json`` of a folder."""
-        folder = RunFolder(output_dir)
-        return replace(self, history=folder.history, run=None if folder.run is None else _summary(folder.run))
+    def _from_json(cls, values: dict[str, Any], folder: Path) -> dict[str, Any]:
+        return values | {
+            "embeddings": {name: (folder / f"embedding_{name}.png").read_bytes() for name in values["embeddings"]}
+        }
 
 
 def picture(name: str, caption: str, image: Any, side: int = 192) -> dict[str, Any]:
@@ -139,6 +170,16 @@ def picture(name: str, caption: str, image: Any, side: int = 192) -> dict[str, A
         "anatomical": volume and hasattr(image, "affine"),
         "small": kind == "png" and not volume,
     }
+
+
+def _found_pictures(value: Any) -> Iterator[Mapping[str, Any]]:
+    if isinstance(value, Mapping):
+        if "content" in value:
+            yield value
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for part in value:
+            yield from _found_pictures(part)
 
 
 def _without_content(value: Any) -> Any:

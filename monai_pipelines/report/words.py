@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -45,6 +47,21 @@ GROUPS = {
     "probability": ("brier", "ece", "log_loss"),
 }
 LOWER_IS_BETTER = ("loss", *GROUPS["probability"])
+DETECTION = {
+    "cpm": ("CPM", "mean sensitivity at 1/8, 1/4, 1/2, 1, 2, 4 and 8 false positives per {per}"),
+    "sensitivity": ("Sensitivity", "share of the lesions found by the detections at or above the threshold"),
+    "false_positives_per_image": (
+        "False positives",
+        "per {per}, at or above the threshold: detections that hit nothing",
+    ),
+    "ap50": ("AP50", "precision averaged over all recalls; a hit overlaps the lesion's box by an IoU of 0.5 or more"),
+    "ap75": ("AP75", "the same with an IoU of 0.75 or more"),
+    "ap": ("AP", "mean over IoUs of 0.5, 0.55, ..., 0.95, as COCO has it"),
+    "image_roc_auc": (
+        "Image ROC AUC",
+        "chance that {a} with lesions has a higher top score than one without; 0.5 is guessing",
+    ),
+}
 METHODS = {"gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++", "occlusion": "Occlusion sensitivity"}
 
 
@@ -64,6 +81,43 @@ def described_metrics(unit: str, multilabel: bool) -> dict[str, tuple[str, str]]
     return {name: (short, description.format(**words)) for name, (short, description) in metrics.items()}
 
 
+def detection_words(unit: str, rates: Sequence[float], num_classes: int = 1) -> dict[str, tuple[str, str]]:
+    """Name and description of each metric of a detector, in order.
+
+    Args:
+        unit: what an input is called: image or scan.
+        rates: false positives per image (and class) at which the sensitivity is given.
+        num_classes: if several, false positives are counted for each.
+
+    Example:
+        >>> detection_words("scan", [1.0])["sensitivity_at_1"]
+        ('Sensitivity at 1', 'with 1 false positive per scan')
+    """
+    words = {"a": f"{'an' if unit[0] in 'aeiou' else 'a'} {unit}", "per": per_unit(unit, num_classes)}
+    described = {name: (short, text.format(**words)) for name, (short, text) in DETECTION.items()}
+    return described | {
+        f"sensitivity_at_{rate:g}": (
+            f"Sensitivity at {_share(rate)}",
+            f"with {_share(rate)} false positive{'' if rate == 1 else 's'} per {words['per']}",
+        )
+        for rate in rates
+    }
+
+
+def per_unit(unit: str, num_classes: int) -> str:
+    """What false positives are counted by.
+
+    Example:
+        >>> per_unit("scan", 2)
+        'scan and class'
+    """
+    return unit if num_classes == 1 else f"{unit} and class"
+
+
+def _share(rate: float) -> str:
+    return f"{rate:g}" if rate >= 1 else f"1/{1 / rate:g}"
+
+
 def at_threshold(threshold: ArrayLike) -> str:
     """One threshold, or that of each class, in words.
 
@@ -77,8 +131,10 @@ def at_threshold(threshold: ArrayLike) -> str:
     return f"at the threshold{'' if len(values) == 1 else 's'} {', '.join(f'{value:.3g}' for value in values)}"
 
 
-def rule_words(rule: str | None) -> str | None:
-    """A rule of :func:`monai_pipelines.metrics.choose_threshold` in words; None for no rule.
+def rule_words(rule: str | None, unit: str = "image") -> str | None:
+    """A rule of :func:`monai_pipelines.metrics.choose_threshold`, or of `choose_operating_threshold`, in words.
+
+    None for no rule.
 
     Example:
         >>> rule_words("sensitivity=0.95")
@@ -89,5 +145,6 @@ def rule_words(rule: str | None) -> str | None:
         "youden": "the highest sum of sensitivity and specificity (Youden)",
         "sensitivity": f"the highest specificity at a sensitivity of at least {target}",
         "specificity": f"the highest sensitivity at a specificity of at least {target}",
+        "false_positives": f"at most {target} false positive{'' if target == '1' else 's'} per {unit}",
         "cost": f"the lowest cost, counting a miss as {target} false alarms",
     }.get(name, rule)
