@@ -1,7 +1,7 @@
 """Data sources: tables and folders of images, splits by patient, prepared datasets, batches."""
 
 from monai_pipelines.data.arrays import ArrayDataset, collate_batches, read_arrays
-from monai_pipelines.data.boxes import read_detection_cohort
+from monai_pipelines.data.boxes import read_detection_cohort, read_image_boxes
 from monai_pipelines.data.folder import find_images, list_images, read_images
 from monai_pipelines.data.loaders import PrepareImages, make_loader
 from monai_pipelines.data.medmnist import MedMNIST, MedMNISTInfo, medmnist_info, read_medmnist
@@ -33,6 +33,7 @@ __all__ = [
     "read_arrays",
     "read_cohort",
     "read_detection_cohort",
+    "read_image_boxes",
     "read_images",
     "read_medmnist",
     "read_slides",
