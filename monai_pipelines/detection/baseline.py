@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -133,7 +134,7 @@ class ThresholdBaseline:
         """Box and score of each component of the right size."""
         smallest, largest = self.sizes
         for number, place in enumerate(ndimage.find_objects(components), start=1):
-            size = float(np.prod([axis.stop - axis.start for axis in place])) ** (1 / values.ndim)
+            size = math.prod([axis.stop - axis.start for axis in place]) ** (1 / values.ndim)
             if not smallest <= size <= largest:
                 continue
             around = tuple(slice(max(0, axis.start - self.margin), axis.stop + self.margin) for axis in place)
