@@ -15,13 +15,14 @@ def show(
     name: Annotated[str | None, typer.Argument(help="A chain or bundle, by name or path; none lists all.")] = None,
     input: Annotated[Path | None, typer.Option(help="A scan or image to run the chain on.")] = None,
     picture: Annotated[Path | None, typer.Option(help="Draw what each step does to --input here (PNG).")] = None,
+    boxes: Annotated[Path | None, typer.Option(help="Boxes to draw: CSV, COCO or VOC, by the name of --input.")] = None,
     knob: Annotated[list[str] | None, typer.Option(help="Of the chain drawn, as name=value; repeatable.")] = None,
 ) -> None:
     """Print the steps, knobs and numbers of a chain or bundle."""
     if (input is None) != (picture is None):
         raise typer.BadParameter("--picture FILE and --input SCAN go together")
-    if knob and picture is None:
-        raise typer.BadParameter("--knob goes with --picture FILE and --input SCAN")
+    if (knob or boxes) and picture is None:
+        raise typer.BadParameter(f"{'--knob' if knob else '--boxes'} goes with --picture FILE and --input SCAN")
     if name is None:
         _list_all()
         return
@@ -30,7 +31,7 @@ def show(
     if input is None or picture is None:
         chains.show_one(name)
     else:
-        chains.draw_chain(name, input, picture, **read_knobs(knob))
+        chains.draw_chain(name, input, picture, boxes, **read_knobs(knob))
         typer.echo(f"wrote {picture}")
 
 

@@ -2,7 +2,7 @@
 
 from monai_pipelines.data.arrays import ArrayDataset, collate_batches, read_arrays
 from monai_pipelines.data.box_dataset import DetectionDataset, DetectionSplits, LesionPatches, PrepareDetection
-from monai_pipelines.data.boxes import read_detection_cohort
+from monai_pipelines.data.boxes import read_detection_cohort, read_image_boxes
 from monai_pipelines.data.folder import find_images, list_images, read_images
 from monai_pipelines.data.loaders import PrepareImages, make_loader
 from monai_pipelines.data.medmnist import MedMNIST, MedMNISTInfo, medmnist_info, read_medmnist
@@ -38,6 +38,7 @@ __all__ = [
     "read_arrays",
     "read_cohort",
     "read_detection_cohort",
+    "read_image_boxes",
     "read_images",
     "read_medmnist",
     "read_slides",

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from os import PathLike
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+from numpy.typing import NDArray
 from rich.progress import track
 
 from monai_pipelines.chains import did_you_mean
@@ -96,6 +98,56 @@ def read_detection_cohort(
     items = [{**item, **_boxes(mine.get(index, []), names, dims)} for index, item in enumerate(listing.items)]
     cohort = split_listing(Listing(source, items, tuple(names), problems), fractions, seed)
     return replace(cohort, classes=tuple(names))
+
+
+def read_image_boxes(image: str | PathLike[str], boxes: str | PathLike[str]) -> NDArray[np.float64]:
+    """The boxes of one image or scan, by its name, from a file with those of many.
+
+    Args:
+        image: file or folder; boxes name it by the end of its path, with or without suffix, or its slices by
+            SOPInstanceUID.
+        boxes: file or folder, see `read_boxes`.
+
+    Returns:
+        (N, 2 d) in the coordinates of the source, see `read_detection_cohort`; (0, 2 d) if the file lists the image
+        without a box.
+
+    Raises:
+        CohortError: the file names no such image, several that may be meant, or has problems.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "boxes.csv"
+        >>> _ = file.write_text("image,x,y,width,height\\na.png,10,20,4,5\\nb.png,,,,\\n")
+        >>> read_image_boxes("scans/a.png", file).tolist(), read_image_boxes("scans/b.png", file).shape
+        ([[20.0, 10.0, 25.0, 14.0]], (0, 4))
+    """
+    path, found = Path(image), read_boxes(boxes)
+    if found.problems:
+        raise CohortError(boxes, found.problems)
+    listed = dict.fromkeys([*(row.image for row in found.rows), *(name for _, name in found.without)])
+    agree = {name: _num_common(name, path) for name in listed}
+    names, dims = [name for name in listed if agree[name] and agree[name] == max(agree.values())], found.dims
+    rows = [row for row in found.rows if row.image in names]
+    if len(names) > 1:
+        raise CohortError(boxes, [f"{path} may be {_some(names)}"])
+    if not names and any(map(is_uid, listed)) and (series := scan_series(path)) is not None:
+        uids = slice_uids(series)
+        names, dims = [uid for uid in uids if uid in listed], 3
+        rows = join_slices(series, [row for row in found.rows if row.image in names])
+    if not names:
+        near = did_you_mean(path.name, [*listed])
+        raise CohortError(boxes, [f"it does not name {path}{near}; list an image without a box by a row of its name"])
+    return np.array([row.box for row in rows], dtype=np.float64).reshape(-1, 2 * dims)
+
+
+def _num_common(name: str, path: Path) -> int:
+    """How many parts of a name and a path agree, from the end; 0 if the last does not, with or without suffix."""
+    *folders, last = PurePosixPath(name.replace("\\", "/")).parts or ("",)
+    if last not in _short_names(path.name):
+        return 0
+    pairs = zip(reversed(folders), reversed(path.absolute().parts[:-1]), strict=False)
+    return 1 + len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
 
 
 def _neighbor(folder: Path) -> Path:

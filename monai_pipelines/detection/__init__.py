@@ -1,5 +1,6 @@
 """Detectors of lesions in 2D and 3D images."""
 
+from monai_pipelines.detection.baseline import ThresholdBaseline
 from monai_pipelines.detection.boxes import Found, Target
 from monai_pipelines.detection.detector import Detector
 from monai_pipelines.detection.faster_rcnn import FasterRCNN
@@ -21,6 +22,7 @@ __all__ = [
     "RetinaNet",
     "SumOfLosses",
     "Target",
+    "ThresholdBaseline",
     "fuse",
     "roi_align",
 ]

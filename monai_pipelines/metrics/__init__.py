@@ -5,7 +5,7 @@ from monai_pipelines.metrics.boxes import Detections, Lesions
 from monai_pipelines.metrics.calibration import fit_temperature, reliability, temper
 from monai_pipelines.metrics.classification import classification_metrics, per_class_metrics, predicted_classes
 from monai_pipelines.metrics.detection import detection_metrics, image_roc_auc
-from monai_pipelines.metrics.froc import FrocCurve, froc, froc_curve
+from monai_pipelines.metrics.froc import FrocCurve, detection_hits, froc, froc_curve
 from monai_pipelines.metrics.intervals import mean_interval, metric_intervals, resampled_metrics
 from monai_pipelines.metrics.localisation import annotated_fraction, tile_auc
 from monai_pipelines.metrics.operating_point import choose_operating_threshold, sensitivity_at
@@ -26,6 +26,7 @@ __all__ = [
     "classification_metrics",
     "compare_predictions",
     "delong_test",
+    "detection_hits",
     "detection_metrics",
     "detection_precision_recall",
     "fit_temperature",

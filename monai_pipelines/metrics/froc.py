@@ -148,15 +148,52 @@ def tally(study: Study, iou: float | None) -> Tally:
         >>> tally(study, iou=0.5)
         Tally(best=array([0.5]), false_positive=array([False,  True]))
     """
+    detection, lesion = _hits(study, iou)
+    best = np.full(len(study.ignore), -np.inf)
+    np.maximum.at(best, lesion, study.score[detection])
+    false_positive = np.ones(len(study.score), dtype=bool)
+    false_positive[detection] = False
+    return Tally(best, false_positive)
+
+
+def detection_hits(
+    detections: Sequence[Detections],
+    lesions: Sequence[Lesions],
+    *,
+    iou: float | None = None,
+    num_classes: int = 1,
+) -> list[list[str]]:
+    """What each detection hits: ``lesion``, ``ignored`` (an ignored finding and no lesion) or ``none``.
+
+    Args:
+        detections, lesions, iou, num_classes: as in :func:`froc`.
+
+    Returns:
+        for each image its detections, in order.
+
+    Raises:
+        ValueError: as :func:`froc`.
+
+    Example:
+        >>> found = Detections([[1, 1, 9, 9], [40, 0, 48, 8]], [0.9, 0.6])
+        >>> detection_hits([found], [Lesions([[0, 0, 8, 8]])])
+        [['lesion', 'none']]
+    """
+    study = checked_study(detections, lesions, None, num_classes)
+    detection, lesion = _hits(study, iou)
+    hit = np.full(len(study.score), "none", dtype=object)
+    hit[detection] = "ignored"
+    hit[detection[~study.ignore[lesion]]] = "lesion"
+    return [hit[study.image == image].tolist() for image in range(len(detections))]
+
+
+def _hits(study: Study, iou: float | None) -> tuple[Indices, Indices]:
+    """Detection and lesion of each hit, ignored findings included."""
     if iou is not None and not 0 < iou <= 1:
         raise ValueError(f"froc: iou must lie above 0 and at most at 1, got {iou}")
     detection, lesion = study.pairs()
     hit = centers_inside(study, detection, lesion) if iou is None else overlaps(study, detection, lesion) >= iou
-    best = np.full(len(study.ignore), -np.inf)
-    np.maximum.at(best, lesion[hit], study.score[detection[hit]])
-    false_positive = np.ones(len(study.score), dtype=bool)
-    false_positive[detection[hit]] = False
-    return Tally(best, false_positive)
+    return detection[hit], lesion[hit]
 
 
 class Froc:

@@ -10,6 +10,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import torch
 from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -20,11 +21,15 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from monai_pipelines.chains import Chain, chain_file, did_you_mean, load_chain
+from monai_pipelines.data import read_image_boxes
 from monai_pipelines.declared import declared_path, list_declared
 from monai_pipelines.slides import Slide, Tiles
+from monai_pipelines.transforms.boxes import BOX_AFFINE, BOX_KEYS, edges_affine, find_box_affine, move_boxes
 from monai_pipelines.transforms.slide import ReadTilesd
 
 NUM_TILES = 25  # drawn of a slide
+BOX_COLOR = "#d55e00"
+NO_BOXES = np.zeros((0, 6))
 _TOP_LEVEL = re.compile(r"^(?P<name>\w+):\s*(?P<value>[^#]*?)\s*(?:\s#\s*(?P<comment>.*))?$")
 
 
@@ -53,13 +58,20 @@ def show_one(name: str) -> None:
             _print_steps(parser.get_parsed_content(entry), f"{entry}: ")
 
 
-def draw_chain(name: str, scan: str | PathLike[str], file: str | PathLike[str], **knobs: Any) -> None:
+def draw_chain(
+    name: str,
+    scan: str | PathLike[str],
+    file: str | PathLike[str],
+    boxes: str | PathLike[str] | None = None,
+    **knobs: Any,
+) -> None:
     """Draw what a chain makes of a file after each step: an image, two slices of a scan, tissue and tiles of a slide.
 
     Args:
         name: the chain.
         scan: what it loads: a scan, a 2D image or a slide.
         file: the picture.
+        boxes: file of boxes (`read_boxes`), of which those of the scan are drawn; slices go through the largest.
         knobs: of the chain.
 
     Raises:
@@ -72,31 +84,59 @@ def draw_chain(name: str, scan: str | PathLike[str], file: str | PathLike[str], 
             f"chain {name} starts with {first}, not with a file; draw one that loads, such as lung_ct or image2d"
         )
     data: Any = {chain.key: str(scan)}
-    drawn: list[tuple[str, Any, Any]] = []
+    if boxes is not None:
+        data |= _box_entries(read_image_boxes(scan, boxes))
+    drawn: list[tuple[str, Any, Any, Any]] = []
     for step, transform in chain.steps.items():
         if isinstance(transform, ReadTilesd):
             tiles = data[chain.key]
             data[chain.key] = tiles[np.linspace(0, len(tiles) - 1, min(len(tiles), NUM_TILES)).round().astype(int)]
         data = transform(data)
-        drawn.append((step, data[chain.key], data.get("lungs", data.get("tissue"))))
+        mask = data.get("lungs", data.get("tissue"))
+        drawn.append((step, data[chain.key], mask, _boxes_in(data, data[chain.key])))
     slide = isinstance(drawn[0][1], Slide)
     rows = 1 if slide or drawn[0][1].ndim == 3 else 2
     figure = Figure(figsize=(2.6 * len(drawn), 0.4 + 2.5 * rows), layout="constrained")
     axes = figure.subplots(rows, len(drawn), squeeze=False)
-    for column, (step, image, mask) in zip(axes.T, drawn, strict=True):
+    for column, (step, image, mask, found) in zip(axes.T, drawn, strict=True):
         if slide:
             text = _draw_slide(column[0], image, mask)
         else:
             text = f"{'x'.join(map(str, image.shape))} {str(image.dtype).removeprefix('torch.')}\n"
             if rows == 1:
                 text += _draw_image(column[0], np.asarray(image))
+                _draw_boxes(column[0], found[:, [1, 0, 3, 2]] - 0.5)
             else:
                 text += " x ".join(f"{v:.2g}" for v in image.pixdim) + " mm"
                 for axis, plane in zip(column, (2, 1), strict=True):
-                    _draw_plane(axis, image, mask, plane)
+                    _draw_plane(axis, image, mask, plane, found)
         column[0].set_title(f"{step}\n{text}", fontsize=9)
     with matplotlib.rc_context({"savefig.dpi": 130}):
         figure.savefig(file)
+
+
+def _box_entries(boxes: NDArray[np.float64]) -> dict[str, Any]:
+    """An item's entries for boxes of one class."""
+    return dict(zip(BOX_KEYS, (boxes, np.zeros(len(boxes), np.int64), np.zeros(len(boxes), bool)), strict=True))
+
+
+def _boxes_in(data: dict[str, Any], image: Any) -> NDArray[np.float64]:
+    """An item's boxes, edges in its image; before they are placed in it, by its affine."""
+    dims = image.ndim - 1 if isinstance(image, torch.Tensor) else 2
+    if "boxes" not in data:
+        return np.zeros((0, 2 * dims))
+    boxes = torch.as_tensor(data["boxes"])
+    if not isinstance(image, torch.Tensor) or boxes.shape[1] != 2 * dims:
+        raise ValueError(f"--boxes: boxes with {boxes.shape[1]} numbers do not fit {type(image).__name__} in {dims}D")
+    if BOX_AFFINE not in data:
+        boxes = move_boxes(boxes, torch.linalg.inv(find_box_affine(image)))
+    return boxes.double().numpy()
+
+
+def _draw_boxes(axis: Any, boxes: NDArray[np.float64]) -> None:
+    """Rectangles (N, 4): minima, then maxima, horizontal axis first."""
+    squares = [Rectangle((x, y), x_max - x, y_max - y) for x, y, x_max, y_max in boxes]
+    axis.add_collection(PatchCollection(squares, facecolor="none", edgecolor=BOX_COLOR, linewidth=0.9), autolim=False)
 
 
 def _draw_slide(axis: Any, found: Any, mask: Any) -> str:
@@ -152,14 +192,19 @@ def _draw_image(axis: Any, image: NDArray[Any]) -> str:
     return f"{low:.3g} to {high:.3g}"
 
 
-def _draw_plane(axis: Any, image: Any, mask: Any, normal: int) -> None:
-    """One slice through the middle, patient right on the viewer's left, the lungs outlined."""
+def _draw_plane(axis: Any, image: Any, mask: Any, normal: int, boxes: NDArray[np.float64] = NO_BOXES) -> None:
+    """One slice through the largest box or the middle, patient right on the viewer's left, the lungs outlined."""
     import nibabel as nib
 
     volume = nib.Nifti1Image(np.asarray(image[0], np.float32), image.affine.numpy())
     volume = nib.as_closest_canonical(volume)
     values, mm = volume.get_fdata(dtype=np.float32), volume.header.get_zooms()
+    to_shown = torch.from_numpy(np.linalg.inv(volume.affine) @ image.affine.numpy())
+    moved = move_boxes(torch.from_numpy(boxes), edges_affine(to_shown)).numpy()
     middle = values.shape[normal] // 2
+    if len(moved):
+        largest = moved[(moved[:, 3:] - moved[:, :3]).prod(axis=1).argmax()]
+        middle = int(np.clip((largest[normal] + largest[normal + 3]) / 2, 0, values.shape[normal] - 1))
     others = [a for a in range(3) if a != normal]
     low, high = (-1000, 400) if values.min() < -10 else (0, 1)
     edges = [volume.affine[a, 3] + np.array([-0.5, values.shape[a] - 0.5]) * mm[a] for a in others]
@@ -167,10 +212,14 @@ def _draw_plane(axis: Any, image: Any, mask: Any, normal: int) -> None:
     axis.imshow(values.take(middle, normal)[::-1].T, cmap="gray", vmin=low, vmax=high, origin="lower", extent=extent)
     axis.set_axis_off()
     axis.set_anchor("N")
+    cut = moved[(moved[:, normal] < middle + 1) & (moved[:, normal + 3] > middle)]
+    corners = [edges[k][0] + cut[:, a + end] * mm[a] for end in (0, 3) for k, a in enumerate(others)]
+    _draw_boxes(axis, np.stack(corners, axis=1))
     axis.text(0.03, 0.9, "R", color="white", fontsize=9, transform=axis.transAxes)
     if mask is not None:
         inside = nib.as_closest_canonical(nib.Nifti1Image(np.asarray(mask[0], np.uint8), mask.affine.numpy()))
-        at = np.linalg.inv(inside.affine) @ volume.affine @ np.array([s // 2 for s in values.shape] + [1.0])
+        place = [middle if a == normal else s // 2 for a, s in enumerate(values.shape)]
+        at = np.linalg.inv(inside.affine) @ volume.affine @ np.array([*place, 1.0])
         filled = np.asarray(inside.dataobj).take(int(np.clip(round(at[normal]), 0, inside.shape[normal] - 1)), normal)
         zooms = inside.header.get_zooms()
         grid = [inside.affine[a, 3] + np.arange(inside.shape[a]) * zooms[a] for a in others]

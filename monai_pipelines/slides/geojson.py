@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from monai_pipelines.atomic import atomic_write
 from monai_pipelines.errors import ScanError
 from monai_pipelines.privacy import failure
 
@@ -85,15 +86,42 @@ def write_geojson(
     if {*lengths.values()} != {len(corners)}:
         got = ", ".join(f"{length} of {name}" for name, length in lengths.items())
         raise ValueError(f"write_geojson: wanted values and colors for {len(corners)} tiles, got {got}")
-    features, side = [], level0_px
+    features = []
     for k, ((x, y), color) in enumerate(zip(corners, colors.tolist(), strict=True)):
-        ring = [[x, y], [x + side, y], [x + side, y + side], [x, y + side], [x, y]]
-        properties = {"objectType": "tile", "classification": {"name": classification}, "color": color}
-        properties["measurements"] = {name: float(f"{column[k]:.6g}") for name, column in columns.items()}
-        polygon = {"type": "Polygon", "coordinates": [ring]}
-        features.append({"type": "Feature", "geometry": polygon, "properties": properties})
-    text = json.dumps({"type": "FeatureCollection", "features": features}, separators=(",", ":"))
-    Path(file).write_text(text + "\n", encoding="utf-8")
+        box = (x, y, x + level0_px, y + level0_px)
+        measured = {name: column[k] for name, column in columns.items()}
+        features.append(rectangle("tile", box, classification, measured, color))
+    write_features(file, features)
+
+
+def rectangle(
+    kind: str, box: Sequence[float], classification: str, measured: Mapping[str, float], color: Sequence[int]
+) -> dict[str, Any]:
+    """A rectangle with measurements, as a feature for QuPath.
+
+    Args:
+        kind: QuPath's type of object, such as "tile" or "annotation".
+        box: x_min, y_min, x_max, y_max, pixels.
+        classification: its class.
+        measured: name -> value, kept to 6 digits.
+        color: RGB, 0..255.
+
+    Example:
+        >>> rectangle("annotation", (2, 1, 5, 9), "nodule", {"score": 0.9}, (255, 0, 0))["geometry"]["coordinates"]
+        [[[2, 1], [5, 1], [5, 9], [2, 9], [2, 1]]]
+    """
+    x_min, y_min, x_max, y_max = box
+    ring = [[x_min, y_min], [x_max, y_min], [x_max, y_max], [x_min, y_max], [x_min, y_min]]
+    properties = {"objectType": kind, "classification": {"name": classification}, "color": list(color)}
+    properties["measurements"] = {name: float(f"{value:.6g}") for name, value in measured.items()}
+    return {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}, "properties": properties}
+
+
+def write_features(file: str | PathLike[str], features: Sequence[Mapping[str, Any]]) -> None:
+    """Write features, such as those of `rectangle`, as a GeoJSON FeatureCollection."""
+    text = json.dumps({"type": "FeatureCollection", "features": list(features)}, separators=(",", ":"))
+    with atomic_write(file) as part:
+        part.write_text(text + "\n", encoding="utf-8")
 
 
 def _polygons(part: Any) -> Iterator[list[Ring]]:

@@ -101,7 +101,7 @@ def test_a_small_image_is_padded_at_the_end() -> None:
 def test_wrong_arguments() -> None:
     with pytest.raises(ValueError, match=r"wanted a size of 2 or 3 numbers above 0 and lesion_prob in 0..1, got \[8\]"):
         RandCropLesion([8])
-    with pytest.raises(ValueError, match="got .* and 2"):
+    with pytest.raises(ValueError, match=r"got .* and 2"):
         RandCropLesion([8, 8], lesion_prob=2)
     with pytest.raises(ValueError, match="RandCropLesion: min_visible is a share of a box"):
         RandCropLesion([8, 8], min_visible=30)
