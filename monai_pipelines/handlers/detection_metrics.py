@@ -21,6 +21,7 @@ from monai_pipelines.report.box_pictures import boxes_figure
 from monai_pipelines.transforms.boxes import BOX_AFFINE, boxes_to_original
 
 NUM_SHOWN = 4
+SHOWN_SCORE = 0.2
 _RULE = re.compile(r"false_positives=(\d+(?:\.\d+)?)")
 
 
@@ -69,7 +70,7 @@ class DetectionMetrics(EpochMetrics):
         self.found: list[Detections] = []
         self.lesions: list[Lesions] = []
         self._groups: list[Any] = []
-        self._shown: list[tuple[torch.Tensor, Target, Found]] = []
+        self._shown: list[tuple[torch.Tensor, Target, Found, Any]] = []
 
     def update(self, output: Any) -> None:
         """Nothing: an engine's batch has what is needed."""
@@ -79,9 +80,10 @@ class DetectionMetrics(EpochMetrics):
         self.found += in_source(output["pred"], batch)
         self.lesions += batch["lesions"]
         self._groups += [patient or name for patient, name in zip(batch["patient"], batch["name"], strict=True)]
-        for image, target, found in zip(output["image"], output["label"], output["pred"], strict=True):
+        rows = zip(output["image"], output["label"], output["pred"], batch[BOX_AFFINE], strict=True)
+        for image, target, found, affine in rows:
             if len(self._shown) < NUM_SHOWN and len(target.boxes):
-                self._shown.append((image.float().cpu(), _on_cpu(target), _on_cpu(found)))
+                self._shown.append((image.float().cpu(), _on_cpu(target), _on_cpu(found), affine))
 
     def compute(self) -> dict[str, float]:
         if not self.found:
@@ -116,9 +118,10 @@ class DetectionMetrics(EpochMetrics):
     def draw(self, writer: SummaryWriter, model: Model, epoch: int) -> None:
         """Some images with lesions: what is to be found, and what is found."""
         if self._shown:
-            images, targets, found = zip(*self._shown, strict=True)
-            titles = [""] * len(images)
-            writer.add_figure("boxes/validation", boxes_figure(images, targets, titles, found), epoch)
+            images, targets, found, affines = zip(*self._shown, strict=True)
+            likely = [_above(boxes, SHOWN_SCORE) for boxes in found]
+            figure = boxes_figure(images, targets, [""] * len(images), likely, affines if images[0].ndim == 4 else None)
+            writer.add_figure("boxes/validation", figure, epoch)
 
 
 class CollectDetections:
@@ -167,6 +170,10 @@ def _rate(rule: str) -> float:
     if found is None:
         raise ValueError(f"threshold_by: wanted false_positives=RATE (for each image and class), got {rule!r}")
     return float(found[1])
+
+
+def _above(found: Found, score: float) -> Found:
+    return Found(*(part[found.scores >= score] for part in found))
 
 
 def _on_cpu(boxes: Any) -> Any:

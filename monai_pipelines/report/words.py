@@ -126,9 +126,12 @@ def at_threshold(threshold: ArrayLike) -> str:
         'at the threshold 0.244'
         >>> at_threshold([0.5, 0.25])
         'at the thresholds 0.5, 0.25'
+        >>> at_threshold([0.5, None])
+        'at the thresholds 0.5, none'
     """
     values = np.ravel(threshold)
-    return f"at the threshold{'' if len(values) == 1 else 's'} {', '.join(f'{value:.3g}' for value in values)}"
+    shown = ["none" if value is None else f"{value:.3g}" for value in values]
+    return f"at the threshold{'' if len(values) == 1 else 's'} {', '.join(shown)}"
 
 
 def rule_words(rule: str | None, unit: str = "image") -> str | None:
