@@ -5,6 +5,7 @@ from monai_pipelines.handlers.detection_metrics import CollectDetections, Detect
 from monai_pipelines.handlers.epoch_metrics import ClassificationMetrics, EpochMetrics
 from monai_pipelines.handlers.guards import ClipGradients, StopOnNaN
 from monai_pipelines.handlers.training import TrackTraining, TrainingHandlers
+from monai_pipelines.handlers.viewer_files import WriteViewerFiles
 
 __all__ = [
     "ClassificationMetrics",
@@ -18,4 +19,5 @@ __all__ = [
     "StopOnNaN",
     "TrackTraining",
     "TrainingHandlers",
+    "WriteViewerFiles",
 ]

@@ -117,7 +117,7 @@ def write_geojson(folder: str | PathLike[str], rows: Sequence[Row], classes: Seq
         raise ValueError("write_geojson: wanted boxes in 2D, got 3D; use write_label_map for scans")
     kept = [row for row in rows if not row.get("skipped")]
     files: dict[str, Path] = {}
-    for row, name in zip(kept, _safe_names([str(row["image"]) for row in kept]), strict=True):
+    for row, name in zip(kept, file_names([str(row["image"]) for row in kept]), strict=True):
         features = []
         for (y_min, x_min, y_max, x_max), score, label in zip(*_arrays(row, 2), strict=True):
             box = [round(float(edge), 4) for edge in (x_min, y_min, x_max, y_max)]
@@ -289,7 +289,7 @@ def _is_shown(score: float, label: int, threshold: Sequence[float | None]) -> bo
     return lowest is not None and score >= lowest
 
 
-def _safe_names(names: Sequence[str]) -> list[str]:
+def file_names(names: Sequence[str]) -> list[str]:
     """Names for files, different also where upper and lower case are not."""
     taken: set[str] = set()
     safe = []

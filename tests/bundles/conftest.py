@@ -22,9 +22,9 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.utils import set_determinism
 
 from monai_pipelines import phantoms
-from monai_pipelines.data import medmnist_info
+from monai_pipelines.data import Cohort, medmnist_info
 from monai_pipelines.declared import declared_path, list_declared
-from monai_pipelines.metrics import classification_metrics
+from monai_pipelines.metrics import Detections, Lesions, classification_metrics, detection_metrics
 from tests.new_process import run_module
 from tests.personal_data import MARKER, find_in_folder, find_markers, mark_folder, put
 
@@ -195,6 +195,18 @@ CASES = {
         {"volume": lambda folder: _medmnist(folder, "organmnist3d")},
         unlike=("volume",),
     ),
+    "chest_xray_detection": Case(
+        lambda folder: phantoms.write_chest_xray_cohort(folder, 16, size=64, **QUIET).parent,
+        {"size": [64, 64], "batch_size": 4},
+        {"train": 25_829_110, "faster_rcnn": 26_671_190, "grid": 24_887_879, "demo": 1_345_221},
+        _spoil_images,
+    ),
+    "lung_nodule_ct_detection": Case(
+        _lung_ct,
+        {"spacing_mm": [6, 6, 6], "patch": [32, 32, 32], "batch_size": 2},
+        {"train": 7_432_270, "faster_rcnn": 11_596_374, "grid": 4_755_016, "demo": 521_287},
+        _spoil_lung_ct,
+    ),
     "histology_slide_classification": Case(
         _slides,
         {"batch_size": 4, "backbone_weights": str(WEIGHTS)},
@@ -214,6 +226,11 @@ class Bundle(NamedTuple):
 
     def config(self, *names: str) -> list[str]:
         return [str(self.root / "configs" / f"{name}.yaml") for name in names]
+
+    @property
+    def detects(self) -> bool:
+        """Whether its results are boxes."""
+        return self.name.endswith("_detection")
 
     @property
     def overlays(self) -> list[str]:
@@ -273,6 +290,34 @@ def check_metrics(folder: Path) -> dict[str, Any]:
     assert metrics["metrics"] == {name: None if np.isnan(v) else pytest.approx(v) for name, v in wanted.items()}
     assert metrics["num_images"] == len(rows)
     assert metrics["shortcuts"]
+    return metrics
+
+
+def check_detection(folder: Path, cohort: Cohort) -> dict[str, Any]:
+    """``metrics.json`` of a detector's evaluation, whose metrics are those of the boxes in ``predictions.csv``."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    boxes: dict[str, list[list[float]]] = {item["name"]: [] for item in cohort.test}
+    columns = {name: [] for name in boxes}
+    for row in read_rows(folder / "predictions.csv"):
+        if not row["score"]:
+            continue
+        if "space" in row:
+            (x, y, z), (x2, y2, z2) = ([float(row[f"{a}_{end}_mm"]) for a in "xyz"] for end in ("min", "max"))
+            box = [-x2, -y2, z, -x, -y, z2]
+        else:
+            box = [float(row[f"{a}_{end}"]) for end in ("min", "max") for a in "yx"]
+        boxes[row["image"]].append(box)
+        columns[row["image"]].append((float(row["score"]), cohort.classes.index(row["class"])))
+    found = [Detections(boxes[n], [s for s, _ in columns[n]], [k for _, k in columns[n]]) for n in boxes]
+    truth = [Lesions(item["boxes"], item["box_labels"], item["box_ignore"]) for item in cohort.test]
+    patients = [item["patient"] for item in cohort.test]
+    options = {"num_classes": len(cohort.classes), "num_resamples": 0}
+    wanted = detection_metrics(found, truth, patients, **options)["metrics"]
+    assert {name: metrics["metrics"][name] for name in wanted} == {
+        name: None if value is None else pytest.approx(value, abs=1e-4) for name, value in wanted.items()
+    }
+    assert metrics["num_images"] == len(cohort.test)
+    assert metrics["baseline"]
     return metrics
 
 

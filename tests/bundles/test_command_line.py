@@ -16,7 +16,19 @@ import torch
 from monai.bundle import ckpt_export, verify_metadata, verify_net_in_out
 
 from monai_pipelines.explain.scan import explain_scan
-from tests.bundles.conftest import Bundle, Demo, bundle_of, check_metrics, demo_of, options, read_rows, run_command
+from monai_pipelines.report import rebuild_report
+from monai_pipelines.report.words import at_threshold
+from tests.bundles.conftest import (
+    Bundle,
+    Demo,
+    bundle_of,
+    check_detection,
+    check_metrics,
+    demo_of,
+    options,
+    read_rows,
+    run_command,
+)
 from tests.personal_data import find_in_folder
 
 pytestmark = pytest.mark.slow
@@ -62,6 +74,9 @@ def test_evaluation_from_elsewhere(bundle: Bundle, demo: Demo, tmp_path: Path) -
     names = ["train", "demo", "tta"] if "tta" in bundle.overlays else ["train", "demo"]
     arguments = ["--bundle_root", str(bundle.root), *options(bundle, demo.data, run)]
     run_command(tmp_path, "run", "--run_id", "evaluate", "--config_file", str(bundle.config(*names)), *arguments)
+    if bundle.detects:
+        _check_detection(bundle, demo, run)
+        return
     assert {"report.html", "roc.png", "confusion_matrix.png"} <= {file.name for file in run.iterdir()}
     metrics, rows = check_metrics(run), read_rows(run / "predictions.csv")
     assert {row["split"] for row in rows} == {"test"}
@@ -71,6 +86,20 @@ def test_evaluation_from_elsewhere(bundle: Bundle, demo: Demo, tmp_path: Path) -
         _check_row(row, metrics["threshold"])
     if "tta" in names:
         assert min(float(row["spread"]) for row in rows) >= 0 < max(float(row["spread"]) for row in rows)
+
+
+def _check_detection(bundle: Bundle, demo: Demo, run: Path) -> None:
+    """What an evaluation of a detector leaves, and that its page is written again from the files alone."""
+    pages = ("report.html", "metrics.json", "predictions.csv", "froc.png", "precision_recall.png")
+    settings = {"bundle_root": str(bundle.root), "dataset_dir": str(demo.data), **bundle.case.small}
+    metrics = check_detection(run, bundle.parser("train", "demo", **settings).get_parsed_content("cohort"))
+    assert metrics["threshold"] == _stored_threshold(demo)
+    assert metrics["threshold_by"] == "false_positives=1"
+    before = {name: (run / name).read_bytes() for name in pages}
+    for name in pages:
+        (run / name).unlink()
+    rebuild_report(run)
+    assert {name: (run / name).read_bytes() for name in pages} == before
 
 
 def test_inference_lists_bad_images_and_one_image_is_explained_alike(
@@ -90,10 +119,15 @@ def test_inference_lists_bad_images_and_one_image_is_explained_alike(
     configs = str(bundle.config("inference", "demo"))
     result = run_command(tmp_path, "run", "--config_file", configs, "--bundle_root", str(bundle.root), *arguments)
     threshold = _stored_threshold(demo)
-    how = "" if threshold is None else f" at the threshold {threshold:.3g}"
+    how = "" if threshold is None else f" {at_threshold(threshold)}"
     assert f"{num_good} predicted{how}, {len(reasons)} skipped" in result.stdout
     rows = {row["image"]: row for row in read_rows(output / "predictions.csv")}
     assert len(rows) == num_good + len(reasons)
+    if bundle.detects:
+        assert all(reason in rows[name]["skipped"] for name, reason in reasons.items())
+        files = [*output.glob("geojson/*.geojson"), *output.glob("label_maps/*.nii.gz")]
+        assert len(files) == num_good
+        return
     for name, row in rows.items():
         if name in reasons:
             assert reasons[name] in row["skipped"]
@@ -120,6 +154,8 @@ def test_monais_own_checks_pass(bundle: Bundle, schema: dict[str, Any], tmp_path
     metadata = str(bundle.root / "configs" / "metadata.json")
     (tmp_path / "schema.json").write_text(json.dumps(schema))
     verify_metadata(meta_file=metadata, filepath=str(tmp_path / "schema.json"))
+    if bundle.detects:
+        return  # its network gives lists of boxes, MONAI's check wants a tensor
     image = bundle.metadata["network_data_format"]["inputs"]["image"]
     shape = [64] * len(image["spatial_shape"]) if image["type"] == "image" else image["spatial_shape"]
     (config,) = bundle.config("train")
@@ -128,6 +164,8 @@ def test_monais_own_checks_pass(bundle: Bundle, schema: dict[str, Any], tmp_path
 
 
 def test_export_gives_the_same_output(bundle: Bundle, demo: Demo, tmp_path: Path) -> None:
+    if bundle.detects:
+        pytest.skip("lists of boxes have no TorchScript")
     ckpt_export(
         "network_def",
         filepath=str(tmp_path / "model.ts"),
