@@ -278,10 +278,12 @@ def _write_scores(axes: Axes) -> None:
         if x1 < left or x0 > right or y1 < top or y0 > bottom:
             continue
         first, last = max(x0, left), min(x1, right)
-        at_left = (first + last) / 2 < (left + right) / 2
+        x = (first + last) / 2
+        third = 3 * (x - left) / (right - left)
+        side, x = ("left", first) if third < 1 else ("right", last) if third > 2 else ("center", x)
         style: Any = {"color": BOX_COLORS[str(patch.get_gid())], "fontsize": _SIZE, "bbox": back, "gid": "score"}
-        place = first if at_left else last, min(y1, bottom - 0.09 * (bottom - top))
-        axes.text(*place, text, ha="left" if at_left else "right", va="top", **style)
+        label = axes.text(x, min(y1, bottom - 0.09 * (bottom - top)), text, ha=side, va="top", clip_on=True, **style)
+        label.set_in_layout(False)
 
 
 def _scale_bar(axes: Axes, length: float, text: str) -> None:

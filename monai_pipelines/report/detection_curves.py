@@ -55,16 +55,16 @@ def froc_figure(
     axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}" if rate >= 1 else f"1/{1 / rate:g}"))
     for k, name in enumerate(classes):
         color, line = COLORS[k % len(COLORS)], _LINES[k // len(COLORS) % len(_LINES)]
-        own = results["per_class"][name]
-        if not own["num_lesions"]:
+        of_class = results["per_class"][name]
+        if not of_class["num_lesions"]:
             axes.plot([], [], color=color, linestyle=line, label=f"{plain(name, 24, 1)}: no lesions")
             continue
-        label = f"{plain(name, 24, 1)}: CPM {own['cpm']:.3f}"
+        label = f"{plain(name, 24, 1)}: CPM {of_class['cpm']:.3f}"
         axes.plot(*_steps(found, lesions, k, len(classes)), color=color, linestyle=line, linewidth=2.2, label=label)
         if len(classes) == 1:
             _draw_intervals(axes, results, color)
-        if own.get("sensitivity") is not None and results["threshold"] is not None:
-            point = max(own["false_positives_per_image"], _X[0]), own["sensitivity"]
+        if of_class.get("sensitivity") is not None and results["threshold"] is not None:
+            point = max(of_class["false_positives_per_image"], _X[0]), of_class["sensitivity"]
             axes.plot(*point, "o", color=color, markeredgecolor="black", markersize=8, clip_on=False, zorder=5)
     if results["threshold"] is not None:
         axes.plot([], [], "o", color="white", markeredgecolor="black", markersize=8, label="at the threshold")
@@ -93,14 +93,14 @@ def precision_recall_figure(
     axes = figure.subplots()
     for k, name in enumerate(classes):
         color, line = COLORS[k % len(COLORS)], _LINES[k // len(COLORS) % len(_LINES)]
-        own = results["per_class"][name]
-        if own["num_lesions"]:
-            label = f"{plain(name, 24, 1)}: AP50 {own['ap50']:.3f}"
+        of_class = results["per_class"][name]
+        if of_class["num_lesions"]:
+            label = f"{plain(name, 24, 1)}: AP50 {of_class['ap50']:.3f}"
             x, y = _envelope(found, lesions, k, len(classes))
             axes.plot(x, y, color=color, linestyle=line, linewidth=2.2, label=label, clip_on=False)
         else:
             axes.plot([], [], color=color, linestyle=line, label=f"{plain(name, 24, 1)}: no lesions")
-        if baseline is not None and own["num_lesions"]:
+        if baseline is not None and of_class["num_lesions"]:
             x, y = _envelope(baseline, lesions, k, len(classes))
             axes.plot(x, y, color=_baseline_color(k, classes), clip_on=False, **_BASELINE)
     if baseline is not None:
