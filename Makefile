@@ -4,13 +4,16 @@ INSTALLED := .venv/.installed
 
 BUNDLE ?= lung_ct_classification
 SEED ?= 0
-DEMO ?= runs/demo/$(BUNDLE)
+OVERLAY ?=
+DEMO ?= runs/demo/$(BUNDLE)$(if $(OVERLAY),-$(OVERLAY))
 
 CONFIGS := bundles/$(BUNDLE)/configs
 RUN_BUNDLE := $(PY) -m monai.bundle run --bundle_root bundles/$(BUNDLE)
 DATA := $(DEMO)/phantoms-$(SEED)
 TRAINED := --dataset_dir $(DATA) --output_dir $(DEMO) --seed $(SEED)
-TRAIN := $(CONFIGS)/train.yaml','$(CONFIGS)/demo.yaml
+AND := ','
+SMALL := $(CONFIGS)/demo.yaml$(if $(OVERLAY),$(AND)$(CONFIGS)/$(OVERLAY).yaml)
+TRAIN := $(CONFIGS)/train.yaml$(AND)$(SMALL)
 
 # What each demo is trained on, and what its inference gets.
 PHANTOMS_lung_ct_classification := lung-ct $(DATA) --patients 480 --matrix 128 --slice-mm 6
@@ -18,8 +21,11 @@ PHANTOMS_chest_xray_classification := chest-xray $(DATA) --patients 1000
 PHANTOMS_colorectal_histology_classification := histology-tiles $(DATA) --per-class 60
 PHANTOMS_fundus_classification := fundus $(DATA) --patients 200
 PHANTOMS_medmnist_classification := pathmnist $(DATA)
+PHANTOMS_lung_nodule_ct_detection := lung-ct $(DATA) --patients 120 --matrix 128 --slice-mm 5 --lesion-mm 12 30
+PHANTOMS_chest_xray_detection := chest-xray $(DATA) --patients 400
 PHANTOMS_histology_slide_classification := slides $(DATA) --slides 120
 IMAGES_lung_ct_classification := $(DATA)/scans
+IMAGES_lung_nodule_ct_detection := $(DATA)/scans
 IMAGES_medmnist_classification := $(DATA)/pathmnist.npz
 IMAGES_histology_slide_classification := $(DATA)-new/slides
 CACHE := $(if $(filter medmnist% histology_slide%,$(BUNDLE)),,--cache_dir $(DEMO)/cache)
@@ -38,7 +44,7 @@ endif
 demo: $(DATA)/.complete
 	$(RUN_BUNDLE) --config_file "['$(TRAIN)']" $(TRAINED) $(WITH_BACKBONE)
 	$(RUN_BUNDLE) --run_id evaluate --config_file "['$(TRAIN)']" $(TRAINED) $(WITH_BACKBONE)
-	$(RUN_BUNDLE) --config_file "['$(CONFIGS)/inference.yaml','$(CONFIGS)/demo.yaml']" --dataset_dir $(IMAGES) \
+	$(RUN_BUNDLE) --config_file "['$(CONFIGS)/inference.yaml$(AND)$(SMALL)']" --dataset_dir $(IMAGES) \
 		--output_dir $(DEMO)/inference --checkpoint $(DEMO)/best.pt $(CACHE) $(WITH_BACKBONE)
 	@echo
 	@echo "Report:       $(DEMO)/report.html"

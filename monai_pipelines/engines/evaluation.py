@@ -44,10 +44,6 @@ def evaluate(
     trained, predictions = evaluator.trained, evaluator.predictions
     if trained.model.detects:
         evaluator.run()
-        every = [{**row, "split": "test"} for row in predictions.rows]
-        for split in ("train", "validation", "test"):
-            every += [{**row, "split": split} for row in skipped_rows(getattr(datasets, split))]
-        write_detections(Path(output_dir) / "predictions.csv", every, *_shown(trained))
         baseline = _baseline(getattr(datasets.train, "dataset", datasets.train), datasets.test)
         return report_detection(output_dir, title, trained, predictions.rows, datasets, baseline=baseline, **options)
     features = CollectFeatures(trained.model.network)

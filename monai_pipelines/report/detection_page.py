@@ -17,6 +17,7 @@ from monai_pipelines.metrics.froc import RATES
 from monai_pipelines.report.detection_curves import band_words, froc_figure, precision_recall_figure, size_figure
 from monai_pipelines.report.detection_results import Thresholds, detection_results, found_in, lesions_in
 from monai_pipelines.report.figures import BOX_COLORS, best_epoch, history_figure, png_bytes
+from monai_pipelines.report.found_boxes import write_detections
 from monai_pipelines.report.page import DPI, page_template, run_once, sources
 from monai_pipelines.report.predictions import Row
 from monai_pipelines.report.results import plain_data
@@ -70,9 +71,9 @@ class DetectionEvaluation(Saved):
 
 
 def write_detection_report(output_dir: str | PathLike[str], evaluation: DetectionEvaluation) -> dict[str, Any]:
-    """Compute the metrics of a detector's evaluation, then write metrics, figures and one self-contained page.
+    """Compute the metrics of a detector's evaluation, then write boxes, metrics, figures and one self-contained page.
 
-    Files: ``metrics.json``, ``report.html``, which holds its pictures and needs no network, and the figures of the
+    Files: ``predictions.csv`` (:func:`monai_pipelines.report.found_boxes.write_detections`), ``metrics.json``, ``report.html``, which holds its pictures and needs no network, and the figures of the
     page: ``froc.png``, ``precision_recall.png``, ``size.png`` (with a threshold and lesions), ``history.png`` (with a
     history).
 
@@ -111,6 +112,10 @@ def write_detection_report(output_dir: str | PathLike[str], evaluation: Detectio
         "epoch": evaluation.epoch,
         "run": plain_data(dict(evaluation.run or {})),
     }
+    read = zip(evaluation.rows, found_in(evaluation.rows), lesions_in(evaluation.rows), strict=True)
+    rows = [{**row, "found": found, "lesions": lesions} for row, found, lesions in read]
+    every = [*rows, *evaluation.skipped]
+    write_detections(folder / "predictions.csv", every, list(evaluation.classes), evaluation.threshold)
     text = json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False)
     (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
     figures = {name: png_bytes(figure, DPI) for name, figure in _figures(evaluation, metrics).items()}

@@ -312,7 +312,8 @@ def check_detection(folder: Path, cohort: Cohort) -> dict[str, Any]:
     truth = [Lesions(item["boxes"], item["box_labels"], item["box_ignore"]) for item in cohort.test]
     patients = [item["patient"] for item in cohort.test]
     options = {"num_classes": len(cohort.classes), "num_resamples": 0}
-    wanted = detection_metrics(found, truth, patients, **options)["metrics"]
+    every = detection_metrics(found, truth, patients, **options)["metrics"]
+    wanted = {name: value for name, value in every.items() if not name.startswith("ap_")}  # of COCO's sizes
     assert {name: metrics["metrics"][name] for name in wanted} == {
         name: None if value is None else pytest.approx(value, abs=1e-4) for name, value in wanted.items()
     }
