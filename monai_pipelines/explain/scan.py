@@ -60,7 +60,7 @@ def explain_scan(
         file), ``fingerprint`` of the chain, ``epoch``, ``versions``.
 
     Raises:
-        ValueError: no run or bundle, more than one image, a bundle of slides, a class that there is not.
+        ValueError: no run or bundle, more than one image, a bundle of slides, a detector, a class that there is not.
         FileNotFoundError: no such checkpoint.
         RuntimeError: MONAI's, around that a file or folder of images is not there or empty.
         ChainMismatchError: the checkpoint was trained with another chain.
@@ -69,8 +69,10 @@ def explain_scan(
     config = inference_config(
         source, dataset_dir=str(image), **({} if checkpoint is None else {"checkpoint": str(checkpoint)})
     )
-    scan, shown = _read(config, image)
     model = config.get_parsed_content("model")
+    if model.detects:
+        raise ValueError(f"{source}: a detector, which draws its evidence itself: run the inference of its bundle")
+    scan, shown = _read(config, image)
     network, classes, multilabel = model.network.eval(), list(model.classes), model.multilabel
     trained = Trained(model, config.get_parsed_content("checkpoint"))
     decisions = trained.decisions

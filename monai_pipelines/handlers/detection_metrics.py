@@ -16,10 +16,12 @@ from torch.utils.tensorboard import SummaryWriter
 from monai_pipelines.detection import Found, Target
 from monai_pipelines.handlers.epoch_metrics import EpochMetrics
 from monai_pipelines.metrics import Detections, Lesions, choose_operating_threshold, detection_metrics
+from monai_pipelines.metrics.froc import RATES
 from monai_pipelines.model import Model
 from monai_pipelines.report.box_pictures import boxes_figure
 from monai_pipelines.transforms.boxes import BOX_AFFINE, boxes_to_original
 
+NAMES = (*(f"sensitivity_at_{rate:g}" for rate in RATES), "cpm", "ap", "ap50", "ap75", "image_roc_auc")
 NUM_SHOWN = 4
 SHOWN_SCORE = 0.2
 _RULE = re.compile(r"false_positives=(\d+(?:\.\d+)?)")
@@ -52,8 +54,9 @@ class MeanLosses(Metric):
 class DetectionMetrics(EpochMetrics):
     """Metrics of all boxes found in an epoch, in the coordinates of the source, where lesions that were cut off count.
 
-    Attached under any name it reports every metric of `monai_pipelines.metrics.detection_metrics`, without intervals;
-    what is undefined, as all but the false positives are in a data set without a lesion, is NaN.
+    Attached under any name it reports the sensitivities at the rates of false positives, CPM, AP, AP50, AP75 and the
+    image ROC AUC of `monai_pipelines.metrics.detection_metrics`; what is undefined, as in a data set without a lesion,
+    is NaN.
 
     Args:
         num_classes: of lesions.
@@ -88,16 +91,15 @@ class DetectionMetrics(EpochMetrics):
     def compute(self) -> dict[str, float]:
         if not self.found:
             raise NotComputableError("DetectionMetrics: wanted one batch or more, got none")
-        values = detection_metrics(
-            *(self.found, self.lesions, self._groups), num_classes=self.num_classes, num_resamples=0
-        )["metrics"]
-        return {name: math.nan if value is None else value for name, value in values.items()}
+        every = (self.found, self.lesions, self._groups)
+        values = detection_metrics(*every, num_classes=self.num_classes, num_resamples=0)["metrics"]
+        return {name: math.nan if values[name] is None else values[name] for name in NAMES}
 
     def completed(self, engine: Engine, name: str) -> None:
         engine.state.metrics.update(self.compute())
 
     def names(self, model: Model) -> list[str]:
-        return list(detection_metrics([Detections([], [])], [Lesions([])], num_resamples=0)["metrics"])
+        return list(NAMES)
 
     def check_rule(self, threshold_by: str, model: Model) -> None:
         _rate(threshold_by)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -107,7 +108,8 @@ def report_detection(
     tagged: dict[str, Any] = {f"{file.stem}/test": file.read_bytes() for file in files}
     tagged |= {f"findings/{Path(picture['file']).stem}": picture["content"] for picture in pictures}
     settings = metrics["run"].get("settings")
-    log_evaluation(folder / "tensorboard" / "evaluation", tagged, {}, [], metrics=metrics["metrics"], settings=settings)
+    shown = {name: value for name, value in metrics["metrics"].items() if not re.match(r"ap(?!50$|75$).", name)}
+    log_evaluation(folder / "tensorboard" / "evaluation", tagged, {}, [], metrics=shown, settings=settings)
     _print_beside(metrics, unit)
     logger.info("report: %s", folder / "report.html")
     return metrics

@@ -73,9 +73,9 @@ class DetectionEvaluation(Saved):
 def write_detection_report(output_dir: str | PathLike[str], evaluation: DetectionEvaluation) -> dict[str, Any]:
     """Compute the metrics of a detector's evaluation, then write boxes, metrics, figures and one self-contained page.
 
-    Files: ``predictions.csv`` (:func:`monai_pipelines.report.found_boxes.write_detections`), ``metrics.json``, ``report.html``, which holds its pictures and needs no network, and the figures of the
-    page: ``froc.png``, ``precision_recall.png``, ``size.png`` (with a threshold and lesions), ``history.png`` (with a
-    history).
+    Files: ``predictions.csv`` (:func:`monai_pipelines.report.found_boxes.write_detections`), ``metrics.json``,
+    ``report.html``, which holds its pictures and needs no network, and the figures of the page: ``froc.png``,
+    ``precision_recall.png``, ``size.png`` (with a threshold and lesions), ``history.png`` (with a history).
 
     Args:
         output_dir: folder, created if missing.

@@ -127,6 +127,8 @@ def test_inference_lists_bad_images_and_one_image_is_explained_alike(
         assert all(reason in rows[name]["skipped"] for name, reason in reasons.items())
         files = [*output.glob("geojson/*.geojson"), *output.glob("label_maps/*.nii.gz")]
         assert len(files) == num_good
+        with pytest.raises(ValueError, match="a detector, which draws its evidence itself"):
+            explain_scan(demo.run, next(source.iterdir()), tmp_path / "explained")
         return
     for name, row in rows.items():
         if name in reasons:
