@@ -62,9 +62,10 @@ def make_loader(
     """
     order = {"batch_size": batch_size}
     if sampling is not None:
-        order = loader_order(
-            dataset.num_lesions if sampling == "lesions" else dataset.labels, sampling, batch_size, seed
-        )
+        if sampling == "lesions" and not hasattr(dataset, "num_lesions"):
+            raise ValueError("make_loader: sampling 'lesions' wants a data set of a detector; use weighted or balanced")
+        labels = dataset.num_lesions if sampling == "lesions" else dataset.labels
+        order = loader_order(labels, sampling, batch_size, seed)
     cuda = torch.cuda.is_available()
     collate = getattr(dataset, "collate", collate_batches)
     return DataLoader(dataset, **order, num_workers=num_workers if cuda else 0, pin_memory=cuda, collate_fn=collate)

@@ -8,9 +8,10 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
 from monai_pipelines import load_chain
-from monai_pipelines.data import DetectionSplits, PrepareDetection, make_loader, read_detection_cohort
+from monai_pipelines.data import ArrayDataset, DetectionSplits, PrepareDetection, make_loader, read_detection_cohort
 from monai_pipelines.data.box_dataset import DetectionDataset, LesionPatches
 from monai_pipelines.data.split import Cohort
 from monai_pipelines.transforms import RandCropLesiond
@@ -121,3 +122,8 @@ def test_wrong_arguments(cohort: Cohort) -> None:
         DetectionDataset(cohort.train, load_chain("lung_ct_detection", steps={"boxes": None}, **CHAIN))
     with pytest.raises(ValueError, match="num_patches must be 1 or more, got 0"):
         LesionPatches(_dataset(cohort), None, 0)
+
+
+def test_sampling_by_lesions_is_for_detectors() -> None:
+    with pytest.raises(ValueError, match="sampling 'lesions' wants a data set of a detector"):
+        make_loader(ArrayDataset(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), [0, 1, 0, 1]), 2, "lesions")
