@@ -198,13 +198,13 @@ CASES = {
     "chest_xray_detection": Case(
         lambda folder: phantoms.write_chest_xray_cohort(folder, 16, size=64, **QUIET).parent,
         {"size": [64, 64], "batch_size": 4},
-        {"train": 25_829_110, "faster_rcnn": 26_671_190, "grid": 24_887_879, "demo": 1_345_221},
+        {"train": 25_829_110, "faster_rcnn": 26_671_190, "grid": 24_887_879, "demo": 1_346_666},
         _spoil_images,
     ),
     "lung_nodule_ct_detection": Case(
         _lung_ct,
         {"spacing_mm": [6, 6, 6], "patch": [32, 32, 32], "batch_size": 2},
-        {"train": 7_432_270, "faster_rcnn": 11_596_374, "grid": 4_755_016, "demo": 521_287},
+        {"train": 7_432_270, "faster_rcnn": 11_596_374, "grid": 4_755_016, "demo": 533_397},
         _spoil_lung_ct,
     ),
     "histology_slide_classification": Case(
