@@ -103,6 +103,8 @@ def test_show_bundle_tells_its_own_numbers(command: Command, name: str) -> None:
         "fundus": "fundus",
         "colorectal_histology": "histology_tile",
         "histology_slide": "slide_tiles",
+        "lung_nodule_ct_detection": "lung_ct_detection",
+        "chest_xray_detection": "xray_detection",
     }
     chain = chains.get(name.removesuffix("_classification"), "image2d")
     assert re.search(f" (chain|preprocessing): {chain}, fingerprint", out)
@@ -133,7 +135,7 @@ def test_show_users_own_chain(command: Command, tmp_path: Path) -> None:
         ),
         (
             ["show", "nosuch"],
-            "xray, xray_detection; bundles: chest_xray_classification, colorectal_histology_classification, fundus",
+            "xray, xray_detection; bundles: chest_xray_classification, chest_xray_detection, colorectal_histology_",
         ),
         (["show", "lung_ct_clasification"], "no chain or bundle 'lung_ct_clasification' (did you mean 'lung_ct_class"),
         (["show", "lung_ct", "--input", "lost", "--picture", "a.png"], "lost: no such file or folder"),
