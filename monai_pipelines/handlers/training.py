@@ -27,7 +27,7 @@ class TrainingHandlers:
             and the key metric are.
         output_dir: folder of the run.
         lr_scheduler: of the trainer's optimizer.
-        interval: epochs from validation to validation.
+        interval: epochs from validation to validation; the last epoch has one, too.
         clip_norm: largest norm of the gradient; None does not clip.
         resume: go on from the run's ``last.pt``.
         options: of `Checkpoints`: ``patience``, ``split``, ``threshold_by``, ``calibrate``.
@@ -50,7 +50,9 @@ class TrainingHandlers:
         self.checkpoints = Checkpoints(output_dir, validator, lr_scheduler, history, **options)
 
     def attach(self, engine: Any) -> None:
-        ValidationHandler(self.interval, self.validator).attach(engine)
+        validation = ValidationHandler(self.interval, self.validator)
+        validation.attach(engine)
+        engine.add_event_handler(Events.EPOCH_COMPLETED(event_filter=self._is_left_over), validation)
         bar = ProgressBar(persist=False, ncols=80, disable=None)  # None: no bar where no terminal shows it
         bar.attach(engine, output_transform=lambda output: {"loss": float(output["loss"].detach())})
         StopOnNaN().attach(engine)
@@ -62,6 +64,10 @@ class TrainingHandlers:
         self.checkpoints.attach(engine)
         if self.resume:
             self.checkpoints.resume(engine)
+
+    def _is_left_over(self, engine: Any, epoch: int) -> bool:
+        """Whether an epoch is the last, and the interval leaves it out."""
+        return epoch == engine.state.max_epochs and bool(epoch % self.interval)
 
     def schedule(self, engine: Any) -> None:
         if not isinstance(self.lr_scheduler, ReduceLROnPlateau):

@@ -16,8 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monai_pipelines.atomic import atomic_write
-from monai_pipelines.data.box_files import FORMS
-from monai_pipelines.data.box_scans import scan_grid
 from monai_pipelines.errors import ScanError
 from monai_pipelines.metrics import Detections, Lesions, detection_hits
 from monai_pipelines.slides import rectangle, write_features
@@ -66,6 +64,8 @@ def write_detections(
 
     def present(*names: str) -> list[str]:
         return [name for name in names if any(row.get(name) is not None for row in rows)]
+
+    from monai_pipelines.data.box_files import FORMS  # here, as the package of it imports torch
 
     box_columns = FORMS["corners"] if dims == 2 else (*FORMS["corners_mm"], "space", *_CENTER)
     columns = ["image", *present("patient", "split"), "class", "score", *box_columns]
@@ -172,6 +172,8 @@ def write_label_map(
     _check("write_label_map", [row], classes, threshold)
     if np.shape(found.boxes)[0] and _dims([row]) != 3:
         raise ValueError("write_label_map: wanted boxes in RAS mm (N, 6), got 2D; use write_geojson for images")
+    from monai_pipelines.data.box_scans import scan_grid
+
     grid = scan_grid(Path(scan))
     if grid is None:
         raise ScanError(scan, "its header cannot be read; wanted a CT as DICOM, NIfTI, NRRD or MHA")

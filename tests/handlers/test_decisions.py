@@ -119,9 +119,15 @@ def test_no_decision_without_a_rule_or_a_validation_or_a_class(make_run: MakeRun
 
     make_run(max_epochs=1, calibrate=False).trainer.run()
     assert stored("threshold") == stored("threshold_by") == stored("temperature") == [None, None]
-    make_run(max_epochs=3, val_interval=2, threshold_by="youden").trainer.run()
-    assert [isinstance(threshold, float) for threshold in stored("threshold")] == [True, False]
-    assert [isinstance(temperature, float) for temperature in stored("temperature")] == [True, False]
+    run = make_run(max_epochs=3, val_interval=2, threshold_by="youden")
+    unvalidated = []
+    run.trainer.add_event_handler(
+        Events.EPOCH_STARTED(once=2), lambda: unvalidated.append(torch.load(tmp_path / "last.pt"))
+    )
+    run.trainer.run()
+    assert (unvalidated[0]["epoch"], unvalidated[0]["threshold"], unvalidated[0]["temperature"]) == (1, None, None)
+    assert [isinstance(threshold, float) for threshold in stored("threshold")] == [True, True]
+    assert [isinstance(temperature, float) for temperature in stored("temperature")] == [True, True]
     healthy = [item for item in scans(8, 2) if item["label"] == 0]
     make_run(max_epochs=1, threshold_by="youden", val_data=healthy, key_metric="loss").trainer.run()
     assert stored("threshold") == stored("threshold_by") == [None, None]

@@ -76,7 +76,8 @@ def _trained(classes, multilabel=False, **decisions):
     """As `monai_pipelines.runs.Trained`, without a checkpoint."""
     nothing = dict.fromkeys(("epoch", "split", "temperature", "threshold", "threshold_by"))
     return SimpleNamespace(
-        model=SimpleNamespace(classes=classes, multilabel=multilabel), decisions=Decisions(**{**nothing, **decisions})
+        model=SimpleNamespace(classes=classes, multilabel=multilabel, detects=False),
+        decisions=Decisions(**{**nothing, **decisions}),
     )
 
 
