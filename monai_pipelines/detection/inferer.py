@@ -114,6 +114,9 @@ class DetectionEnsembleInferer(Inferer):
 
     Attributes:
         members: networks and their temperatures, which a detector has none of; empty until set.
+
+    Raises:
+        ValueError: no members.
     """
 
     def __init__(self, inferer: DetectionInferer) -> None:
@@ -122,6 +125,8 @@ class DetectionEnsembleInferer(Inferer):
         self.members: list[tuple[torch.nn.Module, float | None]] = []
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Found]:
+        if not self.members:
+            raise ValueError("DetectionEnsembleInferer: wanted members, got none (set them to networks)")
         views = [self.inferer(inputs, member, *args, **kwargs) for member, _ in self.members]
         return [fuse(of_image, self.inferer.max_iou, self.inferer.num_boxes) for of_image in zip(*views, strict=True)]
 

@@ -11,21 +11,14 @@ from ignite.engine import Engine, Events
 from monai_pipelines.networks import last_linear
 
 
-class CollectPredictions:
-    """Collect ``{"image", "patient", "label", "prob"}`` of every image, as the report takes them.
-
-    Needs decollated output (MONAI's default) whose ``pred`` holds probabilities (C,).
-
-    Args:
-        inferer: one with an attribute ``spread`` (`TestTimeInferer`, `DropoutInferer`, `EnsembleInferer`) adds it to
-            each row. So does ``verdict`` of an image that was chosen or repaired (`LoadCT`).
+class CollectRows:
+    """Base of the handlers that collect a row for each image of an evaluation.
 
     Attributes:
         rows: one for each image, in order.
     """
 
-    def __init__(self, inferer: Any = None) -> None:
-        self.inferer = inferer
+    def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
 
     def attach(self, engine: Engine) -> None:
@@ -34,6 +27,25 @@ class CollectPredictions:
 
     def _reset(self, engine: Engine) -> None:
         self.rows = []
+
+    def __call__(self, engine: Any) -> None:
+        """Add the rows of a batch."""
+        raise NotImplementedError
+
+
+class CollectPredictions(CollectRows):
+    """Collect ``{"image", "patient", "label", "prob"}`` of every image, as the report takes them.
+
+    Needs decollated output (MONAI's default) whose ``pred`` holds probabilities (C,).
+
+    Args:
+        inferer: one with an attribute ``spread`` (`TestTimeInferer`, `DropoutInferer`, `EnsembleInferer`) adds it to
+            each row. So does ``verdict`` of an image that was chosen or repaired (`LoadCT`).
+    """
+
+    def __init__(self, inferer: Any = None) -> None:
+        super().__init__()
+        self.inferer = inferer
 
     def __call__(self, engine: Any) -> None:
         spread = getattr(self.inferer, "spread", None)

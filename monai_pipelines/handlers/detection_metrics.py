@@ -8,20 +8,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Engine
 from ignite.exceptions import NotComputableError
 from ignite.metrics import Metric
 from torch.utils.tensorboard import SummaryWriter
 
 from monai_pipelines.detection import Found, Target
+from monai_pipelines.handlers.collect import CollectRows
 from monai_pipelines.handlers.epoch_metrics import EpochMetrics
 from monai_pipelines.metrics import Detections, Lesions, choose_operating_threshold, detection_metrics
-from monai_pipelines.metrics.froc import RATES
+from monai_pipelines.metrics.detection import MAIN_METRICS
 from monai_pipelines.model import Model
 from monai_pipelines.report.box_pictures import boxes_figure
 from monai_pipelines.transforms.boxes import BOX_AFFINE, boxes_to_original
 
-NAMES = (*(f"sensitivity_at_{rate:g}" for rate in RATES), "cpm", "ap", "ap50", "ap75", "image_roc_auc")
 NUM_SHOWN = 4
 SHOWN_SCORE = 0.2
 _RULE = re.compile(r"false_positives=(\d+(?:\.\d+)?)")
@@ -93,13 +93,13 @@ class DetectionMetrics(EpochMetrics):
             raise NotComputableError("DetectionMetrics: wanted one batch or more, got none")
         every = (self.found, self.lesions, self._groups)
         values = detection_metrics(*every, num_classes=self.num_classes, num_resamples=0)["metrics"]
-        return {name: math.nan if values[name] is None else values[name] for name in NAMES}
+        return {name: math.nan if values[name] is None else values[name] for name in MAIN_METRICS}
 
     def completed(self, engine: Engine, name: str) -> None:
         engine.state.metrics.update(self.compute())
 
     def names(self, model: Model) -> list[str]:
-        return list(NAMES)
+        return list(MAIN_METRICS)
 
     def check_rule(self, threshold_by: str, model: Model) -> None:
         _rate(threshold_by)
@@ -126,24 +126,11 @@ class DetectionMetrics(EpochMetrics):
             writer.add_figure("boxes/validation", figure, epoch)
 
 
-class CollectDetections:
+class CollectDetections(CollectRows):
     """Collect ``{"image", "patient", "lesions", "found", "verdict"}`` of every image, as the report takes them.
 
     Boxes are in the coordinates of the source; without lesions in the data there are neither these nor patients.
-
-    Attributes:
-        rows: one for each image, in order.
     """
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-
-    def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.STARTED, self._reset)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
-
-    def _reset(self, engine: Engine) -> None:
-        self.rows = []
 
     def __call__(self, engine: Any) -> None:
         batch = engine.state.batch

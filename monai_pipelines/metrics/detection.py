@@ -14,6 +14,9 @@ from monai_pipelines.metrics.class_summary import summary
 from monai_pipelines.metrics.froc import RATES, Froc
 from monai_pipelines.metrics.roc_auc import Ranking, ranking_metrics
 
+MAIN_METRICS = (*(f"sensitivity_at_{rate:g}" for rate in RATES), "cpm", "ap", "ap50", "ap75", "image_roc_auc")
+"""Of those of `detection_metrics`, without the AP at every IoU and size."""
+
 
 def detection_metrics(
     detections: Sequence[Detections],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -16,10 +15,11 @@ from rich.table import Column, Table
 
 from monai_pipelines.data import patients_known
 from monai_pipelines.data.overlap import audit_splits
+from monai_pipelines.metrics.detection import MAIN_METRICS
 from monai_pipelines.metrics.froc import RATES
 from monai_pipelines.report.detection_page import DetectionEvaluation, write_detection_report
 from monai_pipelines.report.detection_pictures import finding_pictures
-from monai_pipelines.report.detection_results import Thresholds, plain_found, plain_row
+from monai_pipelines.report.detection_results import AT_THRESHOLD, Thresholds, plain_found, plain_row
 from monai_pipelines.report.tensorboard import log_evaluation
 from monai_pipelines.report.words import at_threshold, detection_words
 from monai_pipelines.runs import Trained
@@ -108,7 +108,7 @@ def report_detection(
     tagged: dict[str, Any] = {f"{file.stem}/test": file.read_bytes() for file in files}
     tagged |= {f"findings/{Path(picture['file']).stem}": picture["content"] for picture in pictures}
     settings = metrics["run"].get("settings")
-    shown = {name: value for name, value in metrics["metrics"].items() if not re.match(r"ap(?!50$|75$).", name)}
+    shown = {name: metrics["metrics"].get(name) for name in (*MAIN_METRICS, *AT_THRESHOLD)}
     log_evaluation(folder / "tensorboard" / "evaluation", tagged, {}, [], metrics=shown, settings=settings)
     _print_beside(metrics, unit)
     logger.info("report: %s", folder / "report.html")

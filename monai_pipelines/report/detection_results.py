@@ -152,9 +152,8 @@ def edges(boxes: NDArray[Any]) -> NDArray[np.float64]:
     For a lesion given by its center and diameter this is the diameter.
     """
     root = np.sqrt if boxes.shape[1] == 4 else np.cbrt
-    size: NDArray[np.float64] = root(volumes(boxes)).round(
-        6
-    )  # a box of center and diameter has noise in the last digits
+    # rounded, as a box of center and diameter has noise in the last digits
+    size: NDArray[np.float64] = root(volumes(boxes)).round(6)
     return size
 
 
