@@ -134,8 +134,8 @@ class DetectionEnsembleInferer(Inferer):
 def fuse(views: Sequence[Found], min_iou: float = 0.5, num_boxes: int = 100) -> Found:
     """Boxes of several views of one image, such as flipped copies or networks, by weighted box fusion.
 
-    Boxes of a class that overlap become their mean, weighted by score; its score is the sum of theirs over the number
-    of views, at most their mean, so what only some views find counts less.
+    Boxes of a class that overlap become their mean, weighted by score. Its score is the mean over the views of the
+    highest score that each gives it, 0 where a view does not find it.
 
     Args:
         views: what is found in each.
@@ -149,8 +149,10 @@ def fuse(views: Sequence[Found], min_iou: float = 0.5, num_boxes: int = 100) -> 
         >>> fused.boxes, fused.scores
         (tensor([[0., 0., 4., 5.]]), tensor([0.5000]))
 
-    Reference: Solovyev et al., Weighted boxes fusion, Image and Vision Computing, 2021.
+    Reference: Solovyev et al., Weighted boxes fusion, Image and Vision Computing, 2021, whose score is the mean over
+    all boxes: there a lesion counts less if one view finds it twice.
     """
+    view_of = torch.cat([torch.full_like(found.labels, view) for view, found in enumerate(views)])
     boxes, scores, labels = (torch.cat(parts) for parts in zip(*views, strict=True))
     members: list[list[int]] = []
     means = torch.empty(0, boxes.shape[1], device=boxes.device)
@@ -168,7 +170,10 @@ def fuse(views: Sequence[Found], min_iou: float = 0.5, num_boxes: int = 100) -> 
             members.append([index])
             classes.append(label)
             means = torch.cat([means, boxes[index : index + 1]])
-    fused = torch.stack([scores[group].sum() / max(len(views), len(group)) for group in members]) if members else scores
+    highest = scores.new_zeros(len(members), len(views))
+    for row, group in zip(highest, members, strict=True):
+        row.scatter_reduce_(0, view_of[group], scores[group], "amax")
+    fused = highest.mean(1)
     kept = fused.argsort(descending=True, stable=True)[:num_boxes]
     return Found(means[kept], fused[kept], torch.tensor(classes, dtype=labels.dtype, device=labels.device)[kept])
 
