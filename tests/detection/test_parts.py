@@ -184,6 +184,14 @@ def test_fusion_by_hand() -> None:
     assert len(fuse([nothing, nothing]).boxes) == 0
 
 
+def test_weak_neighbors_in_one_view_do_not_lower_a_fused_score() -> None:
+    weak = torch.tensor([[0.0, 0, 10, 6], [0.0, 0, 6, 10]])
+    one, two = (Found(torch.tensor([[0.0, 0, 10, 10]]), torch.tensor([s]), torch.tensor([0])) for s in (0.9, 0.7))
+    more = Found(torch.cat([one.boxes, weak]), torch.tensor([0.9, 0.1, 0.1]), torch.zeros(3, dtype=torch.long))
+    assert fuse([more, two], min_iou=0.5).scores.tolist() == pytest.approx([0.8])
+    assert fuse([one, two], min_iou=0.5).scores.tolist() == pytest.approx([0.8])
+
+
 @pytest.mark.parametrize("arguments", [{"overlap": 1}, {"overlap": -0.1}, {"window": [8, 0]}])
 def test_wrong_arguments_of_the_inferer(arguments: dict) -> None:
     with pytest.raises(ValueError, match=r"wanted overlap in 0\.\.1 and a window above 0"):
