@@ -26,6 +26,7 @@ FORMS = {
     "center_mm": ("x_mm", "y_mm", "z_mm", "diameter_mm"),
     "corners_mm": ("x_min_mm", "y_min_mm", "z_min_mm", "x_max_mm", "y_max_mm", "z_max_mm"),
 }
+LUNA16 = {"seriesuid": "image", "coordx": "x_mm", "coordy": "y_mm", "coordz": "z_mm"}  # LPS
 KNOWN = ("image", "class", "ignore", "space", *(column for form in FORMS.values() for column in form))
 MAX_XML_BYTES = 2**20
 _YES, _NO = ("1", "true", "yes"), ("", "0", "false", "no")
@@ -93,7 +94,8 @@ def read_boxes(source: str | PathLike[str], space: str | None = None) -> BoxTabl
     - CSV: ``image``, ``class`` (optional: all are "lesion"), ``ignore`` (optional: 1, true or yes) and either edges in
       pixels, ``x_min, y_min, x_max, y_max`` or ``x, y, width, height``, or world mm, ``x_mm, y_mm, z_mm, diameter_mm``
       or ``x_min_mm, y_min_mm, z_min_mm, x_max_mm, y_max_mm, z_max_mm``, with ``space`` (RAS or LPS). 0 is the outer
-      edge of the first pixel. A row without numbers names an image without a lesion.
+      edge of the first pixel. A row without numbers names an image without a lesion. Or as LUNA16 has them, in LPS:
+      ``seriesuid, coordX, coordY, coordZ, diameter_mm``.
     - COCO JSON (``.json``): ``bbox`` is x, y, width, height; ``iscrowd`` means ignore.
     - Pascal VOC: an ``.xml``, or a folder of them, one for each image, or one for each slice of DICOM scans, named
       after its SOPInstanceUID. Its pixels count from 1 and ``xmax`` belongs to the box; ``difficult`` means ignore.
@@ -137,7 +139,11 @@ def is_uid(image: str) -> bool:
 
 
 def _read_csv(path: Path, space: str | None) -> BoxTable:
-    rows = read_rows(path, needed=("image",), known=KNOWN)
+    rows = read_rows(path, needed=(), known=(*KNOWN, *LUNA16))
+    if "seriesuid" in rows[0]:
+        rows, space = [{LUNA16.get(column, column): value for column, value in row.items()} for row in rows], "LPS"
+    elif "image" not in rows[0]:
+        read_rows(path, needed=("image",), known=KNOWN)  # raises, with the column that may be meant
     columns = rows[0].keys()
     forms = [name for name, form in FORMS.items() if columns >= set(form)]
     if len(forms) != 1:

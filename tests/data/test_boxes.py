@@ -178,6 +178,14 @@ def test_world_boxes(head: str, row: str, tmp_path: Path) -> None:
     assert table.rows[0].box == (6, -24, 26, 14, -16, 34)
 
 
+def test_annotations_of_luna16(tmp_path: Path) -> None:
+    file = tmp_path / "annotations.csv"
+    file.write_text("seriesuid,coordX,coordY,coordZ,diameter_mm\n1.3.6.1.4.1,-128.7,-175.3,-298.4,5.6\n")
+    [row] = read_boxes(file).rows
+    assert row.image == "1.3.6.1.4.1"
+    np.testing.assert_allclose(row.box, [125.9, 172.5, -301.2, 131.5, 178.1, -295.6])
+
+
 def test_world_boxes_must_lie_in_their_scan(tmp_path: Path) -> None:
     """A box in LPS that is called RAS lies elsewhere."""
     affine = nib.affines.from_matvec(np.diag([2.0, 2, 3]), [50, 60, -40])
