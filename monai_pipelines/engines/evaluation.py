@@ -53,6 +53,7 @@ def evaluate(
         *(output_dir, title, trained, predictions.rows, datasets),
         features=features.features,
         explanations=[handler for handler in evaluator.handlers if hasattr(handler, "pictures")],
+        evidence_peak=next((h.evidence_peak for h in evaluator.handlers if hasattr(h, "evidence_peak")), None),
         **options,
     )
 

@@ -8,22 +8,20 @@ from typing import Any, Literal, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from scipy.stats import rankdata
 
 from monai_pipelines.report.figures import plain
+from monai_pipelines.report.pictures import bar_mm, scale_bar
 
 Scale = Literal["mean", "rank"]
 
 _COLUMNS = 8  # tiles in a row of the sheet
 _DRAWN_PX = 1500  # of a thumbnail: larger ones are shrunk
 _COLORMAP = mpl.colormaps["RdYlBu_r"]
-_OUTLINE = [withStroke(linewidth=3, foreground="white")]
 
 
 class _Heat(NamedTuple):
@@ -97,7 +95,7 @@ def attention_figure(
         axes.set_title(name, fontsize=11)
         axes.spines[:].set_color("#d0d7de")
         if slide_mpp is not None:
-            scale_bar(axes, 1000 / (slide_mpp * downsample))
+            scale_bar(axes, bar_mm((width - 0.5) * slide_mpp * downsample / 1000), 1000 / (slide_mpp * downsample))
     if title:
         figure.suptitle(plain(title, 90, lines=1), fontsize=12, weight="bold")
     return figure
@@ -183,20 +181,3 @@ def _painted(
         total[y0:y1, x0:x1] += value
         count[y0:y1, x0:x1] += 1
     return np.ma.masked_where(count == 0, total / np.maximum(count, 1))
-
-
-def scale_bar(axes: Axes, pixels_per_mm: float) -> None:
-    """Draw a bar of 1, 2 or 5 times a power of ten mm, a tenth to a quarter of the width, in the lower left corner."""
-    right, bottom = axes.get_xlim()[1], axes.get_ylim()[0]
-    wanted_mm = 0.25 * right / pixels_per_mm
-    power = 10.0 ** math.floor(math.log10(wanted_mm))
-    length_mm = power * max(step for step in (1, 2, 5) if step * power <= wanted_mm)
-    x, y = 0.03 * right, bottom - 0.03 * right
-    axes.plot(
-        [x, x + length_mm * pixels_per_mm],
-        [y, y],
-        color="black",
-        linewidth=3,
-        path_effects=[withStroke(linewidth=5, foreground="white")],
-    )
-    axes.text(x, y - 0.012 * right, f"{length_mm:g} mm", fontsize=10, va="bottom", path_effects=_OUTLINE)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from monai_pipelines.data import collate_batches
 from monai_pipelines.explain.maps import METHODS, Explanation, explain_class, explained_classes
-from monai_pipelines.explain.overlay import cell_mm, overlay_figure
+from monai_pipelines.explain.overlay import cell_mm, overlay_figure, peak
 from monai_pipelines.explain.stages import stages
 from monai_pipelines.handlers import CollectPredictions
 from monai_pipelines.metrics import predicted_classes, uncertainty
@@ -138,6 +138,12 @@ class ExplainImages:
             "cases": cases,
         }
         logger.info("explanations: %d, in %s", len(cases), self.folder)
+
+    def evidence_peak(self, item: dict[str, Any], class_index: int) -> tuple[int, ...] | None:
+        """Voxel with the most evidence for a class; None without any, or without a method."""
+        if self.method is None:
+            return None
+        return peak(item["image"], self._explain(item, class_index, self.method).map)
 
     def _choose(
         self, prob: NDArray[np.float64], predicted: NDArray[Any], labels: list[Any]

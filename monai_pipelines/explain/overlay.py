@@ -11,10 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
-from monai_pipelines.explain.attention import scale_bar
 from monai_pipelines.explain.maps import Explanation
 from monai_pipelines.report.figures import plain
-from monai_pipelines.report.pictures import default_voxel, planes, shown_pixels
+from monai_pipelines.report.pictures import bar_mm, default_voxel, planes, scale_bar, shown_pixels
 from monai_pipelines.report.words import METHODS
 
 _COLORMAP = "plasma"
@@ -53,7 +52,7 @@ def overlay_figure(
         raise ValueError(
             f"overlay_figure: wanted an image of the map's size {explanation.map.shape}, got {tuple(image.shape[1:])}"
         )
-    at, volume = _peak(image, explanation.map), len(image.shape) == 4
+    at, volume = peak(image, explanation.map), len(image.shape) == 4
     if at is not None:
         text = f"Evidence for {class_name}{'' if predicted else ' (not predicted)'}"
     else:
@@ -97,8 +96,8 @@ def _by(sides: Iterable[float]) -> str:
     return " x ".join(f"{value:.3g}" for value in sides)
 
 
-def _peak(image: Any, map_: NDArray[np.float32]) -> tuple[int, ...] | None:
-    """Index of the map's maximum, in a volume outside the background; None if the map is 0 there."""
+def peak(image: Any, map_: NDArray[np.float32]) -> tuple[int, ...] | None:
+    """Index of the maximum of an image's map, in a volume outside the background; None if the map is 0 there."""
     values = map_
     if map_.ndim == 3:
         volume = np.asarray(image)[0]
@@ -146,7 +145,7 @@ def _volume(image: Any, map_: NDArray[np.float32], at: Sequence[int], heading: s
             else:
                 axes.set_title(plane.name, fontsize=11)
             if hasattr(image, "affine"):
-                scale_bar(axes, 1)
+                scale_bar(axes, bar_mm(min(x, y)))
     rows[1, 1].set_title(heading, fontsize=11)
     _color_bar(figure, drawn, rows[1])
     return figure

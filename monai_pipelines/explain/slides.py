@@ -117,15 +117,16 @@ class ExplainSlides:
         return [(self._caption(drawn), png_pixels(drawn.file.read_bytes())) for drawn in chosen]
 
     def _caption(self, drawn: _Drawn) -> str:
-        _, _, label, prob = drawn.prediction
+        outcome = self._outcome(drawn.prediction)
+        return outcome if drawn.tile_auc is None else f"{outcome}, tile AUC {drawn.tile_auc:.2f}"
+
+    def _outcome(self, prediction: _Prediction) -> str:
+        """True class, if known, and predicted class with its probability."""
+        _, _, label, prob = prediction
         model, threshold = self.trained.model, self.trained.decisions.threshold
         guess = int(np.argmax(prob) if model.multilabel else predicted_classes([prob], threshold)[0])
-        parts = [f"predicted: {self.classes[guess]}, {prob[guess]:.2f}"]
-        if label is not None:
-            parts.insert(0, f"true: {self.classes[label]}")
-        if drawn.tile_auc is not None:
-            parts.append(f"tile AUC {drawn.tile_auc:.2f}")
-        return ", ".join(parts)
+        predicted = f"predicted: {self.classes[guess]}, {prob[guess]:.2f}"
+        return predicted if label is None else f"true: {self.classes[label]}, {predicted}"
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self._reset)
@@ -189,7 +190,9 @@ class ExplainSlides:
         rows: list[dict[str, Any]] = []
         values: dict[str, NDArray[Any]] = {}
         for k, (branch, attention) in enumerate(zip(branches, prediction.attention, strict=True)):
-            title = f"{prediction.name}: attention for {branch}" if branch else prediction.name
+            title = f"{prediction.name}: {self._outcome(prediction)}"
+            if branch:
+                title = f"{title}; attention for {branch}"
             suffix = re.sub(r"[^\w.-]+", "-", f"_{branch}") if branch else ""
             file = folder / f"heatmap{suffix}.png"
             figure = attention_figure(

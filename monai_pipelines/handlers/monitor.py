@@ -20,6 +20,7 @@ from monai_pipelines.report.box_pictures import boxes_figure
 from monai_pipelines.report.figures import history_figure
 from monai_pipelines.report.pictures import images_figure
 from monai_pipelines.report.predictions import class_name
+from monai_pipelines.report.words import OF_ORDERED_CLASSES
 from monai_pipelines.runs.folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -81,13 +82,13 @@ class Monitor:
 
     def epoch(self, engine: Any) -> None:
         epoch = engine.state.epoch
-        train = _numbers(engine.state.metrics)
+        train = self._numbers(engine.state.metrics)
         record: dict[str, Any] = {"epoch": epoch, "lr": self.learning_rate, "train": train}
         if epoch == 1:
             self.writers["train"].add_custom_scalars(_layout(train))
         self.writers["train"].add_scalar("learning_rate", self.learning_rate, epoch)
         if self.validator.state.epoch == epoch:
-            record["val"] = _numbers(self.validator.state.metrics)
+            record["val"] = self._numbers(self.validator.state.metrics)
             self.validator.epoch_metrics.draw(self.writers["validation"], self.validator.model, epoch)
         for split, name in (("train", "train"), ("val", "validation")):
             for metric, value in record.get(split, {}).items():
@@ -105,6 +106,11 @@ class Monitor:
         ]
         logger.info("epoch %d/%d: %s", epoch, engine.state.max_epochs, ", ".join(parts))
 
+    def _numbers(self, metrics: dict[str, Any]) -> dict[str, float | None]:
+        """Without those of ordered classes, unless one is the key metric."""
+        hidden = {*OF_ORDERED_CLASSES} - {self.validator.key_metric}
+        return {n: float(v) if math.isfinite(float(v)) else None for n, v in metrics.items() if n not in hidden}
+
     def _input(self, images: list[torch.Tensor], labels: Any) -> Figure:
         """Images as the network sees them, with their classes or boxes."""
         if self.validator.model.detects:
@@ -116,10 +122,6 @@ class Monitor:
             history_figure(self.history, self.validator.key_metric).savefig(self.output_dir / "history.png", dpi=120)
         for writer in self.writers.values():
             writer.close()
-
-
-def _numbers(metrics: dict[str, Any]) -> dict[str, float | None]:
-    return {name: float(v) if math.isfinite(float(v)) else None for name, v in metrics.items()}
 
 
 def _layout(metrics: Iterable[str]) -> dict[str, dict[str, list[Any]]]:

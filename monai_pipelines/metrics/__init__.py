@@ -9,7 +9,7 @@ from monai_pipelines.metrics.froc import FrocCurve, detection_hits, froc, froc_c
 from monai_pipelines.metrics.intervals import mean_interval, metric_intervals, resampled_metrics
 from monai_pipelines.metrics.localisation import annotated_fraction, tile_auc
 from monai_pipelines.metrics.operating_point import choose_operating_threshold, sensitivity_at
-from monai_pipelines.metrics.paired import compare_predictions, delong_test
+from monai_pipelines.metrics.paired import compare_detections, compare_predictions, delong_test
 from monai_pipelines.metrics.shortcut import shortcut_baseline, shortcut_baselines
 from monai_pipelines.metrics.threshold import check_rule, choose_threshold, net_benefit
 from monai_pipelines.metrics.uncertainty import referral_table, risk_coverage, uncertainty
@@ -24,6 +24,7 @@ __all__ = [
     "choose_operating_threshold",
     "choose_threshold",
     "classification_metrics",
+    "compare_detections",
     "compare_predictions",
     "delong_test",
     "detection_hits",

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from monai_pipelines.metrics.average_precision import IOUS, MAX_DETECTIONS, AveragePrecision, Sizes
 from monai_pipelines.metrics.boxes import Array, Detections, Indices, Lesions, Study, checked_study
-from monai_pipelines.metrics.class_summary import summary
+from monai_pipelines.metrics.class_summary import ClassMetrics, summary
 from monai_pipelines.metrics.froc import RATES, Froc
 from monai_pipelines.metrics.roc_auc import Ranking, ranking_metrics
 
@@ -55,14 +55,7 @@ def detection_metrics(
         (5, 1.0, 1.0, 1.0)
     """
     study = checked_study(detections, lesions, groups, num_classes, num_images)
-    parts = [
-        summary(metrics, study.num_groups, num_resamples, seed)
-        for metrics in (
-            Froc(study, iou, RATES),
-            AveragePrecision(study, IOUS, sizes, MAX_DETECTIONS),
-            _ImageRocAuc(study),
-        )
-    ]
+    parts = [summary(metrics, study.num_groups, num_resamples, seed) for metrics in metrics_of_study(study, iou, sizes)]
     of_class = study.num_lesions().sum(axis=1).tolist()
     return {
         "num_images": len(study.group),
@@ -77,6 +70,11 @@ def detection_metrics(
             _merged([part["per_class_intervals"][k] for part in parts]) for k in range(num_classes)
         ],
     }
+
+
+def metrics_of_study(study: Study, iou: float | None = None, sizes: Sizes | None = None) -> tuple[ClassMetrics, ...]:
+    """All of `detection_metrics`, as functions of the weights of patients."""
+    return Froc(study, iou, RATES), AveragePrecision(study, IOUS, sizes, MAX_DETECTIONS), _ImageRocAuc(study)
 
 
 def image_roc_auc(

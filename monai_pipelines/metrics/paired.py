@@ -11,8 +11,12 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtr, stdtrit
 from scipy.stats import norm, rankdata
 
+from monai_pipelines.metrics.boxes import Detections, Lesions, checked_study
+from monai_pipelines.metrics.class_summary import ClassMetrics
 from monai_pipelines.metrics.classification import classification_metrics
-from monai_pipelines.metrics.intervals import resampled_metrics
+from monai_pipelines.metrics.confusion_counts import mean_of_defined
+from monai_pipelines.metrics.detection import metrics_of_study
+from monai_pipelines.metrics.intervals import over_resamples, resampled_metrics
 from monai_pipelines.metrics.weighted import group_indices
 
 _ROUNDING = 1e-12
@@ -83,6 +87,65 @@ def compare_predictions(
         },
         "delong": [delong_test(positive[:, k], scores[0][:, k], scores[1][:, k], groups)._asdict() for k in classes],
     }
+
+
+def compare_detections(
+    found_a: Sequence[Detections],
+    found_b: Sequence[Detections],
+    lesions: Sequence[Lesions],
+    groups: Sequence[Hashable] | None = None,
+    *,
+    num_classes: int = 1,
+    num_resamples: int = 2000,
+    seed: int = 0,
+) -> dict[str, dict[str, float]]:
+    """Differences between two detectors in all metrics on the same images, as those of :func:`compare_predictions`.
+
+    Args:
+        found_a, found_b: of the detectors, one for each image.
+        lesions: of each image.
+        groups: patient of each image; None: one image per patient.
+        num_classes: labels are 0..C-1.
+        num_resamples, seed: of the bootstrap.
+
+    Returns:
+        each metric of :func:`detection_metrics` -> ``a``, ``b``, ``difference`` (B - A), ``low``, ``high`` and ``p``;
+        NaN where undefined.
+
+    Raises:
+        ValueError: as :func:`froc`.
+
+    Example:
+        >>> lesions = [Lesions([[0, 0, 8, 8]]), Lesions([])] * 20
+        >>> good = [Detections([[1, 0, 9, 8]], [0.9]), Detections([[40, 0, 48, 8]], [0.3])] * 20
+        >>> bad = [Detections([[1, 0, 9, 8]], [0.2 + 0.1 * (k % 3)]) for k in range(40)]
+        >>> cpm = compare_detections(bad, good, lesions, num_resamples=200)["cpm"]
+        >>> cpm["b"], cpm["low"] > 0
+        (1.0, True)
+    """
+    a, b = (checked_study(found, lesions, groups, num_classes) for found in (found_a, found_b))
+    num = a.num_groups
+    differences = {}
+    for metrics_a, metrics_b in zip(metrics_of_study(a), metrics_of_study(b), strict=True):
+        (values_a, boot_a), (values_b, boot_b) = (
+            _with_resamples(metrics, num, num_resamples, seed) for metrics in (metrics_a, metrics_b)
+        )
+        for name, in_a in values_a.items():
+            in_b = values_b[name]
+            differences[name] = {"a": in_a, "b": in_b, **_difference(in_b - in_a, boot_b[name] - boot_a[name], num)}
+    return differences
+
+
+def _with_resamples(
+    metrics: ClassMetrics, num_groups: int, num_resamples: int, seed: int
+) -> tuple[dict[str, float], dict[str, NDArray[np.float64]]]:
+    """Means over the classes: of the data, and of each resample."""
+    values = metrics(np.ones((num_groups, 1)))
+    parts = over_resamples(metrics, num_groups, num_resamples, seed)
+    return (
+        {name: float(mean_of_defined(of_class)[0]) for name, of_class in values.items()},
+        {name: mean_of_defined(np.concatenate([part[name] for part in parts], axis=1)) for name in values},
+    )
 
 
 def _difference(value: float, resamples: NDArray[np.float64], num_groups: int) -> dict[str, float]:

@@ -6,7 +6,7 @@ import base64
 import json
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,21 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from monai_pipelines.metrics import compare_predictions
+from monai_pipelines.metrics import compare_detections, compare_predictions
+from monai_pipelines.metrics.detection import MAIN_METRICS
+from monai_pipelines.metrics.froc import RATES
+from monai_pipelines.report.detection_results import found_in, lesions_in
 from monai_pipelines.report.figures import COLORS, GRAY, png_bytes, tidy
 from monai_pipelines.report.page import page_template
+from monai_pipelines.report.predictions import Row
 from monai_pipelines.report.results import plain_data
-from monai_pipelines.report.words import LOWER_IS_BETTER, described_metrics, rule_words
+from monai_pipelines.report.words import (
+    LOWER_IS_BETTER,
+    OF_ORDERED_CLASSES,
+    described_metrics,
+    detection_words,
+    rule_words,
+)
 from monai_pipelines.runs.folder import RunFolder
 
 DECIDE_FIRST = (
@@ -33,27 +43,32 @@ def compare_runs(
 ) -> dict[str, Any]:
     """Compare two evaluated runs on the images that both predicted, matched by name.
 
-    See :func:`monai_pipelines.metrics.compare_predictions`, which resamples whole patients.
+    See :func:`monai_pipelines.metrics.compare_predictions` and, of detectors,
+    :func:`monai_pipelines.metrics.compare_detections`, which resample whole patients.
 
     Args:
         run_a, run_b: folders of runs, each with ``metrics.json`` and ``predictions.csv``.
         out: folder for ``comparison.json`` and ``comparison.html``; None writes nothing.
 
     Returns:
-        the content of ``comparison.json``: ``command``; ``runs``: ``a`` and ``b``, each with ``folder``, ``title``,
-        ``unit``, ``classes``, ``seed``, ``fingerprint``, ``num_networks``, ``threshold``, ``threshold_by``,
-        ``num_images`` and ``num_only`` (images missing from the other run); ``unit``, ``multilabel``, ``num_images``
-        (in common), ``num_patients`` (None if unknown); ``metrics`` of `compare_predictions`, each with ``better``: "a"
-        or "b" if the interval excludes 0, else None; ``delong``: class -> the test of its ROC AUC.
+        the content of ``comparison.json``: ``command``; ``task``; ``main_metric`` (ROC AUC, or CPM of detectors);
+        ``runs``: ``a`` and ``b``, each with ``folder``, ``task``, ``key_metric``, ``title``, ``unit``, ``classes``,
+        ``seed``, ``fingerprint``, ``num_networks``, ``threshold``, ``threshold_by``, ``num_images`` and ``num_only``
+        (images missing from the other run); ``unit``, ``multilabel``, ``num_images`` (in common), ``num_patients``
+        (None if unknown); ``metrics`` of the comparison, each with ``better``: "a" or "b" if the interval excludes 0,
+        else None; ``delong``: class -> the test of its ROC AUC, of classifiers.
 
     Raises:
         FileNotFoundError: a folder that is not an evaluated run.
-        ValueError: runs with different classes, labels or patients, or without a common image.
+        ValueError: runs with different tasks, classes, labels or patients, or without a common image.
     """
     a, b = _read_run(run_a), _read_run(run_b)
+    if a["task"] != b["task"]:
+        raise ValueError(f"compare: wanted runs of one task, got {a['task']} in A and {b['task']} in B")
     if a["classes"] != b["classes"]:
         raise ValueError(f"compare: wanted runs of the same classes, got {a['classes']} in A and {b['classes']} in B")
     rows_a, rows_b = a.pop("rows"), b.pop("rows")
+    hidden = {*OF_ORDERED_CLASSES} - {a["key_metric"], b["key_metric"]}
     names = [name for name in rows_a if name in rows_b]
     if not names:
         raise ValueError(
@@ -67,28 +82,26 @@ def compare_runs(
                 f"compare: {len(different)} of {len(names)} images have another {key} in B than in A, such as "
                 f"{different[0]}: evaluate both with the same table"
             )
-    label = np.array([rows_a[name]["label"].split("|") for name in names], dtype=np.int64)
     patients = [rows_a[name]["patient"] or rows_b[name]["patient"] for name in names]
     groups = [patient or name for patient, name in zip(patients, names, strict=True)]
-    tests = compare_predictions(
-        np.array([rows_a[name]["prob"] for name in names]),
-        np.array([rows_b[name]["prob"] for name in names]),
-        label if label.shape[1] > 1 else label[:, 0],
-        groups,
-        a["threshold"],
-        b["threshold"],
-    )
+    compared = _compare_detectors if a["task"] == "detection" else _compare_classifiers
+    tests = compared([rows_a[name] for name in names], [rows_b[name] for name in names], groups, a, b)
     options = [] if out is None else ["--out", str(out)]
     result: dict[str, Any] = plain_data(
         {
             "command": shlex.join(["python", "-m", "monai_pipelines", "compare", str(run_a), str(run_b), *options]),
             "runs": {key: {**run, "num_only": run["num_images"] - len(names)} for key, run in (("a", a), ("b", b))},
+            "task": a["task"],
+            "main_metric": "cpm" if a["task"] == "detection" else "roc_auc",
             "unit": a["unit"],
-            "multilabel": label.shape[1] > 1,
             "num_images": len(names),
             "num_patients": len(set(groups)) if any(patients) else None,
-            "metrics": {name: {**row, "better": better(name, row)} for name, row in tests["metrics"].items()},
-            "delong": dict(zip(a["classes"][-len(tests["delong"]) :], tests["delong"], strict=True)),
+            **tests,
+            "metrics": {
+                name: {**row, "better": better(name, row)}
+                for name, row in tests["metrics"].items()
+                if name not in hidden
+            },
         }
     )
     if out is not None:
@@ -100,33 +113,49 @@ def compare_runs(
     return result
 
 
+def _compare_classifiers(
+    rows_a: Sequence[Row], rows_b: Sequence[Row], groups: Sequence[str], a: Row, b: Row
+) -> dict[str, Any]:
+    label = np.array([row["label"].split("|") for row in rows_a], dtype=np.int64)
+    multilabel = label.shape[1] > 1
+    tests = compare_predictions(
+        np.array([row["prob"] for row in rows_a]),
+        np.array([row["prob"] for row in rows_b]),
+        label if multilabel else label[:, 0],
+        groups,
+        a["threshold"],
+        b["threshold"],
+    )
+    delong = dict(zip(a["classes"][-len(tests["delong"]) :], tests["delong"], strict=True))
+    return {"multilabel": multilabel, "metrics": tests["metrics"], "delong": delong}
+
+
+def _compare_detectors(
+    rows_a: Sequence[Row], rows_b: Sequence[Row], groups: Sequence[str], a: Row, b: Row
+) -> dict[str, Any]:
+    metrics = compare_detections(
+        *(found_in(rows_a), found_in(rows_b), lesions_in(rows_a), groups), num_classes=len(a["classes"])
+    )
+    return {"multilabel": False, "metrics": {name: metrics[name] for name in MAIN_METRICS}, "delong": {}}
+
+
 def _read_run(path: str | PathLike[str]) -> dict[str, Any]:
-    """A run and its scored ``rows``: image -> ``label`` (as written), ``patient``, ``prob``."""
+    """A run and its scored ``rows``: image -> ``label``, ``patient``, and ``prob`` or ``found`` and ``lesions``."""
     folder = RunFolder(path)
-    metrics = folder.metrics or {}
-    if metrics.get("task", "classification") != "classification":
-        raise ValueError(f"compare: {path}: wanted the run of a classifier, got one with the task {metrics['task']}")
     for name in ("metrics.json", "predictions.csv"):
         if not (folder.path / name).is_file():
             inside = next(folder.path.glob("*/metrics.json"), None)
             hint = f"did you mean {inside.parent}?" if inside else "evaluate it first"
             raise FileNotFoundError(f"compare: {path}: wanted the folder of an evaluated run, found no {name}; {hint}")
-    evaluation = folder.evaluation or {}
-    classes = list(metrics["classes"])
-    rows: dict[str, dict[str, Any]] = {}
-    for line in folder.predictions():
-        if line["skipped"] or not line.get("label"):
-            continue
-        if line["image"] in rows:
-            raise ValueError(
-                f"compare: {path}/predictions.csv: {line['image']} occurs twice, so runs cannot be matched"
-            )
-        prob = [float(line[f"prob_{name}"]) for name in classes]
-        rows[line["image"]] = {"label": line["label"], "patient": line.get("patient", ""), "prob": prob}
+    metrics, evaluation = folder.metrics or {}, folder.evaluation or {}
+    classes, task = list(metrics["classes"]), evaluation.get("task", "classification")
+    rows = _detected(evaluation) if task == "detection" else _predicted(folder, classes)
     if not rows:
-        raise ValueError(f"compare: {path}: no scored image in predictions.csv, none has a label")
+        raise ValueError(f"compare: {path}: no scored image, none has a label")
     return {
         "folder": str(path),
+        "task": task,
+        "key_metric": evaluation.get("key_metric"),
         "title": evaluation.get("title", folder.path.name),
         "unit": evaluation.get("unit", "image"),
         "seed": metrics["run"].get("seed"),
@@ -137,6 +166,32 @@ def _read_run(path: str | PathLike[str]) -> dict[str, Any]:
         "classes": classes,
         "num_images": len(rows),
         "rows": rows,
+    }
+
+
+def _predicted(folder: RunFolder, classes: Sequence[str]) -> dict[str, dict[str, Any]]:
+    rows: dict[str, dict[str, Any]] = {}
+    for line in folder.predictions():
+        if line["skipped"] or not line.get("label"):
+            continue
+        if line["image"] in rows:
+            raise ValueError(
+                f"compare: {folder.path}/predictions.csv: {line['image']} occurs twice, so runs cannot be matched"
+            )
+        prob = [float(line[f"prob_{name}"]) for name in classes]
+        rows[line["image"]] = {"label": line["label"], "patient": line.get("patient", ""), "prob": prob}
+    return rows
+
+
+def _detected(evaluation: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    return {
+        row["image"]: {
+            "label": [row["lesions"][name] for name in ("boxes", "labels", "ignore")],
+            "patient": row.get("patient") or "",
+            "found": row["found"],
+            "lesions": row["lesions"],
+        }
+        for row in evaluation["rows"]
     }
 
 
@@ -160,6 +215,8 @@ def write_comparison(file: str | PathLike[str], result: Mapping[str, Any]) -> No
 def compared_metrics(result: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     """Name and description of each compared metric, in the order of reports."""
     metrics = described_metrics(result["unit"], result["multilabel"])
+    if result["task"] == "detection":
+        metrics = detection_words(result["unit"], RATES)
     return {name: metrics[name] for name in metrics if name in result["metrics"]}
 
 
@@ -190,7 +247,9 @@ def verdict(result: Mapping[str, Any]) -> list[str]:
 
 
 def rules_differ(result: Mapping[str, Any]) -> str | None:
-    """A warning if the thresholds of the two models were chosen by different rules, else None."""
+    """A warning if the thresholds of two classifiers were chosen by different rules, else None."""
+    if result["task"] == "detection":
+        return None
     rules = [
         rule_words(run["threshold_by"]) or ("none, 0.5" if run["threshold"] is None else "unknown")
         for run in result["runs"].values()

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from monai_pipelines.metrics import Detections, Lesions, detection_metrics, sensitivity_at
+from monai_pipelines.metrics import Detections, Lesions, compare_detections, detection_metrics, sensitivity_at
 from monai_pipelines.metrics.average_precision import Sizes
 from monai_pipelines.metrics.boxes import checked_study, volumes
 from monai_pipelines.metrics.froc import tally
 from monai_pipelines.report.predictions import Row
-from monai_pipelines.report.results import by_value, plain_data
+from monai_pipelines.report.results import by_value, differences_of, plain_data
 
 EDGES_MM = (6.0, 10.0, 20.0)
 NUM_RESAMPLES = 2000
@@ -65,7 +65,8 @@ def detection_results(
         ``sensitivity`` and ``false_positives_per_image``; ``outcomes`` (``hit``, ``miss``, ``false_alarm``: their
         number at the threshold, with all classes together; None without one);
         ``sizes``: band -> ``low`` and ``high`` (None: no end), ``unit``, ``num_lesions``, ``num_found``,
-        ``sensitivity`` and its ``interval``, all classes together; ``baseline`` (``name`` and ``metrics``);
+        ``sensitivity`` and its ``interval``, all classes together; ``baseline`` (``name``, ``metrics``, and
+        ``differences`` of the model from it: metric -> ``difference`` and ``interval``);
         ``subgroups`` (column -> value -> ``num_images``, ``num_lesions``, ``metrics``, ``intervals``).
         Undefined values are None.
 
@@ -105,7 +106,7 @@ def detection_results(
             **{name: computed[name] for name in ("metrics", "intervals", "per_class", "per_class_intervals")},
             "outcomes": kinds and {kind: kinds.count(kind) for kind in ("hit", "miss", "false_alarm")},
             "sizes": _by_size(rows, threshold, bands, len(classes)),
-            "baseline": baseline and _baseline(baseline, lesions, bands, len(classes)),
+            "baseline": baseline and _baseline(baseline, rows, bands, len(classes)),
             "subgroups": {
                 column: by_value(rows, column, partial(_group, classes=classes, threshold=threshold))
                 for column in subgroups
@@ -250,12 +251,13 @@ def _group(rows: Sequence[Row], classes: Sequence[str], threshold: Thresholds | 
     return {"num_images": len(rows), **{name: computed[name] for name in ("num_lesions", "metrics", "intervals")}}
 
 
-def _baseline(
-    baseline: Mapping[str, Any], lesions: Sequence[Lesions], bands: Sizes, num_classes: int
-) -> dict[str, Any]:
-    found = [Detections(**row) for row in baseline["rows"]]
+def _baseline(baseline: Mapping[str, Any], rows: Sequence[Row], bands: Sizes, num_classes: int) -> dict[str, Any]:
+    found, lesions = [Detections(**row) for row in baseline["rows"]], lesions_in(rows)
     result = detection_metrics(found, lesions, sizes=bands, num_classes=num_classes, num_resamples=0)
-    return {"name": baseline["name"], "metrics": result["metrics"]}
+    compared = compare_detections(
+        *(found, found_in(rows), lesions, _patients(rows)), num_classes=num_classes, num_resamples=NUM_RESAMPLES
+    )
+    return {"name": baseline["name"], "metrics": result["metrics"], "differences": differences_of(compared)}
 
 
 def _by_size(rows: Sequence[Row], threshold: Thresholds | None, bands: Sizes, num_classes: int) -> dict[str, Any]:

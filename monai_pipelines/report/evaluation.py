@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ def report_evaluation(
     key_metric: str = "roc_auc",
     subgroups: Sequence[str] = (),
     explanations: Sequence[Any] = (),
+    evidence_peak: Callable[[Any, int], Sequence[int] | None] | None = None,
 ) -> dict[str, Any]:
     """Write the report of predictions on the test set, with shortcut baselines fitted on the training set.
 
@@ -74,6 +75,8 @@ def report_evaluation(
         subgroups: columns of the table, such as scanner or sex; metrics are reported for each of their values.
         explanations: of where the network looked, such as `ExplainSlides`: each with ``results`` (plain data) and
             ``pictures``: (caption, image (3, h, w) uint8).
+        evidence_peak: (item, class index) -> voxel with the most evidence for a class, where mistakes in volumes are
+            cut; None: at the default slices.
 
     Returns:
         the content of ``metrics.json``.
@@ -111,7 +114,8 @@ def report_evaluation(
     splits = {"train": train, "validation": datasets.validation, "test": test}
     skipped = [{**row, "split": split} for split, dataset in splits.items() for row in skipped_rows(dataset)]
     num = NUM_VOLUMES if pixels.ndim == 5 else NUM_IMAGES
-    samples, mistakes = _samples(test, classes, num), _mistakes(test, rows, label, classes, decisions.threshold, num)
+    samples = _samples(test, classes, num)
+    mistakes, peaks = _mistakes(test, rows, label, classes, decisions.threshold, num, evidence_peak)
     logger.info("placing %d %ss by t-SNE", len(shown), unit)
     points = {"raw_pixels": pixels.reshape(len(pixels), -1), "trained_features": learnt[shown]}
     components = {name: found for name, values in points.items() if (found := principal_components(values)) is not None}
@@ -135,7 +139,7 @@ def report_evaluation(
         splits={split: class_table(dataset.data, classes) for split, dataset in splits.items()},
         audit=audit_splits(splits),
         samples=_pictures("sample", samples),
-        mistakes=_pictures("mistake", mistakes),
+        mistakes=_pictures("mistake", mistakes, at=peaks),
         embeddings={name: png_bytes(figure, DPI) for name, figure in embeddings.items()},
         explanations=[
             {"results": part.results, "pictures": _pictures(f"looked-{k}", part.pictures, SIDE_LOOKED)}
@@ -240,9 +244,11 @@ def _mistakes(
     classes: Sequence[str],
     threshold: Threshold,
     num: int,
-) -> Pictures:
+    evidence_peak: Callable[[Any, int], Sequence[int] | None] | None,
+) -> tuple[Pictures, list[Sequence[int] | None]]:
+    """Captions and images, and the voxels with the most evidence for the wrong class, or for the class missed."""
     prob = np.array([row["prob"] for row in rows])
-    pictures = []
+    pictures, peaks = [], []
     for row, k in confident_mistakes(prob, label, num, threshold):
         if label.ndim == 1:
             caption = f"true: {classes[label[row]]}\npredicted: {classes[k]}, {prob[row, k]:.2f}"
@@ -250,12 +256,21 @@ def _mistakes(
                 caption += f"\u00a0\u00b1\u00a0{rows[row]['spread']:.2f}"
         else:
             caption = f"{'missed' if label[row, k] else 'false alarm'}: {classes[k]}, {prob[row, k]:.2f}"
-        pictures.append((f"{caption}\n{dataset.data[row]['name']}", dataset[row]["image"]))
-    return pictures
+        item = dataset[row]
+        pictures.append((f"{caption}\n{dataset.data[row]['name']}", item["image"]))
+        volume = evidence_peak is not None and len(item["image"].shape) == 4
+        peaks.append(evidence_peak(item, k) if evidence_peak and volume else None)
+    return pictures, peaks
 
 
-def _pictures(name: str, pictures: Pictures, side: int = 192) -> list[dict[str, Any]]:
-    return [picture(f"{name}-{k}", caption, image, side) for k, (caption, image) in enumerate(pictures)]
+def _pictures(
+    name: str, pictures: Pictures, side: int = 192, at: Sequence[Sequence[int] | None] | None = None
+) -> list[dict[str, Any]]:
+    voxels = at or [None] * len(pictures)
+    return [
+        picture(f"{name}-{k}", caption, image, side, voxel)
+        for k, ((caption, image), voxel) in enumerate(zip(pictures, voxels, strict=True))
+    ]
 
 
 def skipped_rows(dataset: Any) -> list[dict[str, Any]]:

@@ -144,6 +144,8 @@ def history_figure(history: Sequence[Mapping[str, Any]], key_metric: str = "roc_
                 axes.plot(epochs, curves[part, name], color=color, marker=marker, markersize=3, label=title)
         if best is not None:
             axes.axvline(best, color=GRAY, linestyle="--", linewidth=1.2, label=f"Best epoch: {best}")
+        if name == "loss" and _spans_decades(np.concatenate([curves["train", name], curves["val", name]])):
+            axes.set_yscale("log")
         if name != "lr" and name not in LOWER_IS_BETTER:
             axes.set_ylim(0 if axes.dataLim.y0 >= 0 else None, 1.02)
         axes.set_title(titles.get(name, name), fontsize=12)
@@ -170,6 +172,12 @@ def best_epoch(history: Sequence[Mapping[str, Any]], key_metric: str = "roc_auc"
     cost = np.nan_to_num(values if key_metric in LOWER_IS_BETTER else -values, nan=np.inf)
     loss = np.nan_to_num(_series(history, "val", "loss"), nan=np.inf)
     return int(history[int(np.lexsort((loss, cost))[0])]["epoch"])
+
+
+def _spans_decades(values: np.ndarray) -> bool:
+    """Whether a few values far above the others would flatten them on a linear axis."""
+    finite = values[np.isfinite(values)]
+    return len(finite) > 0 and finite.min() > 0 and finite.max() > 5 * np.median(finite)
 
 
 def _series(history: Sequence[Mapping[str, Any]], part: str, name: str) -> np.ndarray:

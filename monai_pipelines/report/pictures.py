@@ -101,18 +101,22 @@ def shown_pixels(images: Sequence[Any]) -> list[NDArray[np.uint8]]:
     return [((array - low) * scale).round().astype(np.uint8) for array in arrays]
 
 
-def slices_figure(images: Sequence[Any], titles: Sequence[str]) -> Figure:
+def slices_figure(
+    images: Sequence[Any], titles: Sequence[str], at: Sequence[Sequence[int] | None] | None = None
+) -> Figure:
     """Draw an axial, a coronal and a sagittal slice of each volume in radiological convention.
 
     The patient's right is on the viewer's left, anterior (axial) and head (coronal, sagittal) are up, and the sagittal
     slice faces left. Axial and coronal slices are central, the sagittal one is in the middle of the right half (the
-    midline has no lung). First channel, gray from the volume's minimum to its maximum. The orientation is known for
-    MetaTensors only: of other volumes all three slices are central, named by axes, and without letters R, A and S.
+    midline has no lung). First channel, gray from the volume's minimum to its maximum, with a scale bar. The
+    orientation is known for MetaTensors only: of other volumes all three slices are central, named by axes, and without
+    letters R, A and S and scale bar.
 
     Args:
         images: up to 8 volumes (C, X, Y, Z): MetaTensors in RAS with their ``pixdim``, or arrays and tensors of
             isotropic voxels.
         titles: one line for each volume.
+        at: voxel of each volume through which to cut it instead; None: as above.
 
     Raises:
         ValueError: no volumes, more than 8, an unsupported shape, or a wrong number of titles.
@@ -133,17 +137,39 @@ def slices_figure(images: Sequence[Any], titles: Sequence[str]) -> Figure:
     figure = Figure(figsize=(width * columns, (max(y, z) * scale + above) * rows), layout="constrained")
     figure.set_facecolor("white")
     parts = np.ravel(figure.subfigures(rows, columns, squeeze=False))
-    for part, image, title in zip(parts, images, titles, strict=False):
+    for part, image, title, voxel in zip(parts, images, titles, at or [None] * len(images), strict=False):
         x, y, _ = _extent_mm(image)
         volume = np.asarray(image)[0]
         if title:
             part.suptitle(plain(title, 60), fontsize=12, weight="bold")
         panels = part.subplots(1, 3, width_ratios=[x, x, y])
-        for axes, plane in zip(panels, planes(image, volume, default_voxel(image)), strict=True):
+        for axes, plane in zip(panels, planes(image, volume, voxel or default_voxel(image)), strict=True):
             plane.draw(axes, cmap="gray", vmin=float(volume.min()), vmax=float(volume.max()))
             axes.set_title(plane.name, fontsize=11)
             plane.mark_sides(axes)
+            if hasattr(image, "affine"):
+                scale_bar(axes, bar_mm(min(x, y)))
     return figure
+
+
+def bar_mm(width_mm: float) -> float:
+    """Length of a scale bar: 1, 2 or 5 times a power of ten mm, a tenth to a quarter of a width.
+
+    Example:
+        >>> bar_mm(300)
+        50.0
+    """
+    power = 10.0 ** math.floor(math.log10(width_mm / 4))
+    return power * max(step for step in (1, 2, 5) if step * power <= width_mm / 4)
+
+
+def scale_bar(axes: Axes, length_mm: float, pixels_per_mm: float = 1.0) -> None:
+    """Draw a bar of a length in the lower left corner."""
+    right, bottom = axes.get_xlim()[1], axes.get_ylim()[0]
+    x, y = 0.03 * right, bottom - 0.03 * right
+    outline, halo = ([withStroke(linewidth=width, foreground="white")] for width in (5, 3))
+    axes.plot([x, x + length_mm * pixels_per_mm], [y, y], color="black", linewidth=3, path_effects=outline)
+    axes.text(x, y - 0.012 * right, f"{length_mm:g} mm", fontsize=10, va="bottom", path_effects=halo)
 
 
 class Plane(NamedTuple):

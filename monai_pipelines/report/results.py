@@ -13,6 +13,7 @@ from sklearn.metrics import confusion_matrix, multilabel_confusion_matrix
 
 from monai_pipelines.metrics import (
     classification_metrics,
+    compare_predictions,
     metric_intervals,
     net_benefit,
     per_class_metrics,
@@ -55,6 +56,8 @@ def evaluation_results(
         ``num_images``, ``num_patients``, ``num_wrong``, ``classes``, ``threshold``, ``threshold_by``;
         ``metrics``, ``intervals`` (metric -> interval), ``metrics_at_half`` (at 0.5, where the threshold changes any);
         ``shortcut`` (metrics of the baseline with the highest ROC AUC), ``shortcut_name``, ``shortcuts`` (of each);
+        ``differences`` (metric -> ``difference`` of the model from the shortcut and its ``interval``, by
+        :func:`monai_pipelines.metrics.compare_predictions`; empty without a shortcut);
         ``per_class``, ``per_class_intervals`` (class -> metric -> interval);
         ``confusion_matrix`` (rows true, columns predicted; multi-label: a 2 x 2 matrix for each class);
         ``subgroups`` (column -> value -> ``num_images``, ``num_patients``, ``classes`` (name -> count), ``metrics``,
@@ -85,6 +88,10 @@ def evaluation_results(
     at_half = None if threshold is None else plain_data(classification_metrics(prob, label, 0.5))
     shortcuts = {name: plain_data(classification_metrics(p, label)) for name, p in shortcut_probs(scored).items()}
     strongest = max(shortcuts, key=lambda name: shortcuts[name]["roc_auc"] or -math.inf, default=None)
+    differences = {}
+    if strongest:
+        shortcut = shortcut_probs(scored)[strongest]
+        differences = compare_predictions(shortcut, prob, label, _patients(scored), None, threshold)["metrics"]
     predicted = predicted_classes(prob, threshold, multilabel)
     wrong = (predicted != label).mean(axis=1) if multilabel else (predicted != label).astype(float)
     matrix = multilabel_confusion_matrix if multilabel else confusion_matrix
@@ -112,6 +119,7 @@ def evaluation_results(
         "shortcut": shortcuts[strongest] if strongest else None,
         "shortcut_name": strongest,
         "shortcuts": shortcuts,
+        "differences": differences_of(differences),
         "per_class": dict(zip(classes, per_class_metrics(prob, label, threshold), strict=True)),
         "per_class_intervals": dict(zip(classes, intervals.per_class, strict=True)),
         "confusion_matrix": matrix(label, predicted, labels=range(num)),
@@ -230,6 +238,22 @@ def confident_mistakes(
         classes, certain = predicted, np.where(predicted == truth, -1.0, scores[np.arange(len(scores)), predicted])
     order = [int(row) for row in np.argsort(-certain, kind="stable")[:num] if certain[row] >= 0]
     return [(row, int(classes[row])) for row in order]
+
+
+def differences_of(compared: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, Any]]:
+    """``difference`` and its ``interval`` [low, high] (None: undefined) of each compared metric.
+
+    Example:
+        >>> differences_of({"roc_auc": {"a": 0.5, "b": 0.75, "difference": 0.25, "low": 0.1, "high": 0.4, "p": 0.01}})
+        {'roc_auc': {'difference': 0.25, 'interval': [0.1, 0.4]}}
+    """
+    return {
+        name: {
+            "difference": row["difference"],
+            "interval": None if math.isnan(row["low"]) else [row["low"], row["high"]],
+        }
+        for name, row in compared.items()
+    }
 
 
 def plain_data(value: Any) -> Any:

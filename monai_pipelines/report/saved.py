@@ -141,7 +141,7 @@ class Evaluation(Saved):
         }
 
 
-def picture(name: str, caption: str, image: Any, side: int = 192) -> dict[str, Any]:
+def picture(name: str, caption: str, image: Any, side: int = 192, at: Sequence[int] | None = None) -> dict[str, Any]:
     """An image for the page.
 
     Args:
@@ -150,10 +150,11 @@ def picture(name: str, caption: str, image: Any, side: int = 192) -> dict[str, A
         image: 2D (C, H, W), as `monai_pipelines.report.pictures.images_figure` takes it, or a volume (C, X, Y, Z),
             drawn as three slices.
         side: a 2D image's longest side in pixels, at most.
+        at: voxel through which a volume is cut; None: as `slices_figure` does.
 
     Returns:
         ``caption``, ``file`` (in the run's folder), ``content``, ``volume``, ``anatomical`` (a volume that is known to
-        lie in RAS), ``small`` (shown pixel by pixel).
+        lie in RAS), ``small`` (shown pixel by pixel), ``at`` (as given).
 
     Example:
         >>> import numpy as np
@@ -161,7 +162,9 @@ def picture(name: str, caption: str, image: Any, side: int = 192) -> dict[str, A
         'pictures/sample-0.png'
     """
     volume = len(image.shape) == 4
-    kind, content = ("png", png_bytes(slices_figure([image], [""]), dpi=110)) if volume else thumbnail(image, side)
+    kind, content = (
+        ("png", png_bytes(slices_figure([image], [""], [at]), dpi=110)) if volume else thumbnail(image, side)
+    )
     return {
         "caption": caption,
         "file": f"pictures/{name}.{kind}",
@@ -169,6 +172,7 @@ def picture(name: str, caption: str, image: Any, side: int = 192) -> dict[str, A
         "volume": volume,
         "anatomical": volume and hasattr(image, "affine"),
         "small": kind == "png" and not volume,
+        "at": None if at is None else list(at),
     }
 
 

@@ -27,6 +27,7 @@ METRICS = {
     "f1": ("F1", "harmonic mean of precision and sensitivity"),
     "mcc": ("MCC", "Matthews correlation of predicted and true class; 0 is guessing, 1 perfect"),
     "kappa": ("Cohen's kappa", "agreement with the labels beyond chance; 0 is chance, 1 perfect"),
+    "kappa_quadratic": ("Quadratic kappa", "the same for ordered classes: a mistake counts by its squared distance"),
     "brier": ("Brier score", "mean squared error of the probabilities; 0 is perfect"),
     "ece": ("Calibration error (ECE)", "mean gap between predicted probability and observed frequency; 0 is perfect"),
     "log_loss": ("Log loss", "penalizes confident mistakes most; 0 is perfect"),
@@ -42,10 +43,11 @@ GROUPS = {
     "ranking": ("roc_auc", "roc_auc_micro", "average_precision", "average_precision_micro"),
     "prediction": (
         *("balanced_accuracy", "accuracy", "recall", "specificity", "precision", "npv"),
-        *("f1", "mcc", "kappa"),
+        *("f1", "mcc", "kappa", "kappa_quadratic"),
     ),
     "probability": ("brier", "ece", "log_loss"),
 }
+OF_ORDERED_CLASSES = ("kappa_quadratic",)  # shown only as the key metric: whoever names it has ordered classes
 LOWER_IS_BETTER = ("loss", *GROUPS["probability"])
 DETECTION = {
     "cpm": ("CPM", "mean sensitivity at 1/8, 1/4, 1/2, 1, 2, 4 and 8 false positives per {per}"),

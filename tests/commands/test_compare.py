@@ -11,9 +11,13 @@ import numpy as np
 import pytest
 
 from monai_pipelines.commands.compare import compare
-from monai_pipelines.metrics import classification_metrics, compare_predictions
-from monai_pipelines.report import write_predictions
+from monai_pipelines.metrics import classification_metrics, compare_detections, compare_predictions
+from monai_pipelines.report import rebuild_report, write_predictions
 from monai_pipelines.report.comparison import compare_runs
+from monai_pipelines.report.detection_page import DetectionEvaluation
+from monai_pipelines.report.detection_results import plain_row
+from monai_pipelines.runs.folder import RunFolder
+from tests.metrics.detection_studies import clustered_images
 from tests.report.pages import page_of
 
 CLASSES = ("healthy", "ill")
@@ -64,7 +68,7 @@ def test_metrics_are_those_of_the_predictions(tmp_path: Path, capsys: pytest.Cap
     assert result["runs"]["b"] == {
         **{"folder": str(b), "title": "Better", "unit": "scan", "seed": 3, "fingerprint": "f00d"},
         **{"threshold": None, "num_images": 40, "num_only": 0, "classes": [*CLASSES]},
-        **{"num_networks": 1, "threshold_by": None},
+        **{"num_networks": 1, "threshold_by": None, "task": "classification", "key_metric": None},
     }
     assert (result["metrics"]["roc_auc"]["better"], result["metrics"]["brier"]["better"]) == ("b", "b")
     auc = result["metrics"]["roc_auc"]
@@ -122,9 +126,33 @@ def test_multilabel_and_many_classes(tmp_path: Path, capsys: pytest.CaptureFixtu
         for k in range(2)
     ]
     result, printed = _compare(capsys, *many, tmp_path / "out")
+    assert "kappa_quadratic" not in result["metrics"]  # the classes have no order
     assert result["delong"]["effusion"]["p"] is None  # has no image
     assert "ROC AUC of effusion" not in printed
     assert page_of(tmp_path / "out", "comparison.html").value("roc_auc", row="effusion", of="a") is None
+
+
+def test_detectors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = clustered_images(0, num_patients=30)
+    rng = np.random.default_rng(1)
+    noisy = [found._replace(scores=rng.random(len(found.scores))) for found in study.detections]
+    for name, detections in (("a", noisy), ("b", study.detections)):
+        rows = [
+            plain_row({"image": f"{k}.nii", "patient": f"p{patient}", "found": found, "lesions": lesions})
+            for k, (found, lesions, patient) in enumerate(zip(detections, study.lesions, study.patients, strict=True))
+        ]
+        (tmp_path / name).mkdir()
+        DetectionEvaluation("Nodules", rows, ["nodule"], unit="scan").save(tmp_path / name)
+        rebuild_report(tmp_path / name)
+    result, printed = _compare(capsys, tmp_path / "a", tmp_path / "b", tmp_path / "out")
+    expected = compare_detections(noisy, study.detections, study.lesions, study.patients)["cpm"]
+    assert result["metrics"]["cpm"] == {**expected, "better": "b"}
+    assert result["metrics"]["cpm"]["a"] == RunFolder(tmp_path / "a").metrics["metrics"]["cpm"]
+    assert "B is better in" in printed
+    assert not result["delong"]
+    assert page_of(tmp_path / "out", "comparison.html").value("cpm", of="b") == expected["b"]
+    with pytest.raises(ValueError, match="wanted runs of one task, got classification in A and detection in B"):
+        compare_runs(_run(tmp_path / "classifier", _rows()), tmp_path / "a")
 
 
 def test_runs_that_cannot_be_compared(tmp_path: Path) -> None:

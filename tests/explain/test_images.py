@@ -74,6 +74,15 @@ def _run(dataset: Any, folder: Path, classes: int, dims: int = 2, **options: Any
     return handler
 
 
+def test_peak_of_the_evidence_in_a_volume(tmp_path: Path) -> None:
+    images = _images([[0.0, 0.0]], dims=3)
+    images[0, 0, 1, 5, 2] = 1.0
+    dataset = _Items(images, None)
+    handler = _run(dataset, tmp_path, 2, dims=3, multilabel=True)
+    assert handler.evidence_peak(dataset[0], 1) == (1, 5, 2)
+    assert _run(dataset, tmp_path, 2, dims=3, method=None).evidence_peak(dataset[0], 1) is None
+
+
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Arguments of the figures, which are not drawn."""

@@ -168,7 +168,7 @@ def test_everything_of_real_slides(dataset: _Slides, tmp_path: Path, monkeypatch
                 assert np.abs(tile - wanted).max() <= 4
         assert captions[0].startswith(f"{attention.max() * len(attention):.3g}\u00d7")
         assert ("annotated" in captions[0]) == (k > 0)
-        assert title == f"a/{k}.tif (tiles of 32 \u00b5m)"
+        assert title == f"a/{k}.tif: {explain.pictures[k][0].partition(', tile AUC')[0]} (tiles of 32 \u00b5m)"
     assert len(least) == 4
     caption, picture = explain.pictures[1]
     assert caption.startswith("true: tumour, predicted: tumour, 0.73, tile AUC 0.")
@@ -205,7 +205,8 @@ def test_maps_of_a_former_network_are_removed(dataset: _Slides, tmp_path: Path, 
 def test_figures_get_the_place_of_the_tiles(dataset: _Slides, tmp_path: Path, drawn: SimpleNamespace) -> None:
     _evaluate(dataset, tmp_path, scale="rank")
     for k, (image, downsample, coords, side, attention, mpp, title, scale, outlines) in enumerate(drawn.heat[3:]):
-        assert (image.shape, downsample, side, mpp, title, scale) == ((40, 48, 3), 16, SIDE, MPP, f"a/{k}.tif", "rank")
+        assert (image.shape, downsample, side, mpp, scale) == ((40, 48, 3), 16, SIDE, MPP, "rank")
+        assert title.startswith(f"a/{k}.tif: true: ")
         assert coords is dataset.items[k]["coords"]
         assert attention == pytest.approx(dataset.attention(k), rel=1e-4)  # nothing of the padding
         assert len(outlines) == (k > 0)
@@ -267,7 +268,8 @@ def test_features_of_other_tools(
     assert "a/0.tif: no attention drawn" in caplog.text
     assert [row["name"] for row in _rows(tmp_path)] == ["a/1.tif", "a/2.tif"]
     image, downsample, *_, mpp, title, _, _ = drawn.heat[0]
-    assert (image.shape, image.min(), downsample, mpp, title) == ((80, 96, 3), 255, SIDE / 16, None, "a/1.tif")
+    assert (image.shape, image.min(), downsample, mpp) == ((80, 96, 3), 255, SIDE / 16, None)
+    assert title == "a/1.tif: true: tumour, predicted: tumour, 0.73"
     assert explain.results["num_slides"] == 2
 
 

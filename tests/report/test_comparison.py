@@ -36,7 +36,8 @@ def result() -> dict[str, Any]:
     return {
         "command": "python -m monai_pipelines compare a b",
         "runs": {key: {**run, "num_images": 50, "num_only": 0} for key in ("a", "b")},
-        **{"unit": "scan", "multilabel": False, "num_images": 50, "num_patients": 25},
+        **{"task": "classification", "main_metric": "roc_auc", "unit": "scan", "multilabel": False},
+        **{"num_images": 50, "num_patients": 25},
         "metrics": {name: _row(difference, name=name) for name, difference in metrics.items()},
         "delong": {"ill": test},
     }

@@ -12,7 +12,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from monai_pipelines.metrics import Detections, Lesions
 from monai_pipelines.report import DetectionEvaluation, detection, detection_page, detection_pictures, rebuild_report
-from monai_pipelines.report.comparison import compare_runs
 from monai_pipelines.report.detection import lesion_table, report_detection
 from monai_pipelines.report.detection_results import detection_results, plain_row
 from monai_pipelines.report.index import write_index
@@ -212,7 +211,7 @@ def test_tensorboard_has_curves_pictures_and_metrics(written):
     assert events.Scalars("metrics/cpm")[0].value == pytest.approx(written[1]["metrics"]["cpm"])
 
 
-def test_the_index_lists_detection_runs_apart_and_compare_refuses_them(written, tmp_path):
+def test_the_index_lists_detection_runs_apart(written, tmp_path):
     shutil.copytree(written[0], tmp_path / "lesions")
     classifier = tmp_path / "classes"
     classifier.mkdir()
@@ -227,8 +226,6 @@ def test_the_index_lists_detection_runs_apart_and_compare_refuses_them(written, 
         assert page.value(name, row="lesions") == metrics["metrics"][name]
         assert page.cell(name, row="lesions").interval == metrics["intervals"].get(name)
     assert page.value("baseline", row="lesions") == metrics["baseline"]["metrics"]["cpm"]
-    with pytest.raises(ValueError, match=r"compare: .*lesions: wanted the run of a classifier, got .* detection"):
-        compare_runs(tmp_path / "lesions", tmp_path / "lesions")
 
 
 def test_images_of_one_class(tmp_path, monkeypatch):

@@ -102,6 +102,12 @@ def test_history_panels_hold_train_and_validation():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["Training", "Validation", "Best epoch: 3"]
 
 
+@pytest.mark.parametrize(("first", "scale"), [(2.0, "linear"), (400.0, "log")])
+def test_an_epoch_far_above_the_others_does_not_flatten_them(first, scale):
+    history = [{"epoch": k, "train": {"loss": 1 / k}, "val": {"loss": first if k == 1 else 0.5}} for k in range(1, 9)]
+    assert history_figure(history).axes[0].get_yscale() == scale
+
+
 def test_history_of_another_key_metric_has_its_panel():
     history = [{"epoch": k, "train": {"loss": 1.0}, "val": {"mcc": -0.5, "brier": 0.1 * k}} for k in (1, 2)]
     panels = {axes.get_title(): axes for axes in history_figure(history, "mcc").axes}

@@ -72,7 +72,8 @@ def test_full_report(tmp_path, monkeypatch):
         assert (cell.value, cell.interval) == (stored["metrics"]["roc_auc"], stored["intervals"]["roc_auc"])
         assert page.value("roc_auc", of="shortcut", section=section) == stored["shortcut"]["roc_auc"]
         gain = stored["metrics"]["roc_auc"] - stored["shortcut"]["roc_auc"]
-        assert page.value("roc_auc", of="difference", section=section) == pytest.approx(gain)
+        cell = page.cell("roc_auc", of="difference", section=section)
+        assert (cell.value, cell.interval) == (pytest.approx(gain), stored["differences"]["roc_auc"]["interval"])
     assert page.value("num_unlabelled") == 1
     assert page.value("best_epoch", of="roc_auc") == 3
     assert page.notes == {"beats-shortcut", "no-threshold", "not-calibrated", "no-subgroups", "no-audit"} | {
@@ -98,7 +99,7 @@ def test_contents_link_to_the_sections(tmp_path):
 def test_every_metric_is_shown_once(tmp_path):
     for num, rows in ((2, make_rows()), (3, make_rows(num_classes=3))):
         stored, page = report_of(tmp_path, rows, ["a", "b", "c"][:num])
-        assert sorted(stored["metrics"].keys() - {"kappa_quadratic"}) == sorted(
+        assert sorted(stored["metrics"]) == sorted(
             name for group in GROUPS.values() for name in group if name in stored["metrics"]
         )
         for name in described_metrics("image", multilabel=False):
@@ -180,6 +181,27 @@ def test_model_below_the_shortcut(tmp_path):
     assert "below-shortcut" in page.notes
     assert "beats-shortcut" not in page.notes
     assert 'class="note warn" data-note="below-shortcut"' in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_gain_over_the_shortcut_that_may_be_chance(tmp_path):
+    prob, shortcut = [0.1, 0.2, 0.3, 0.7, 0.8, 0.9], [0.1, 0.2, 0.6, 0.5, 0.8, 0.9]
+    rows = [
+        {"image": f"{k}.nii", "label": k // 3, "prob": [1 - p, p], "shortcut_prob": {"color": [1 - s, s]}}
+        for k, (p, s) in enumerate(zip(prob, shortcut, strict=True))
+    ]
+    stored, page = report_of(tmp_path, rows)
+    gain = stored["differences"]["roc_auc"]
+    assert gain["difference"] == pytest.approx(1 / 9)
+    assert gain["interval"][0] < 0 < gain["interval"][1]
+    assert "no-clear-gain" in page.notes
+    assert not {"beats-shortcut", "below-shortcut"} & page.notes
+
+
+@pytest.mark.parametrize(("key_metric", "shown"), [("roc_auc", 0), ("kappa_quadratic", 1)])
+def test_quadratic_kappa_is_for_ordered_classes(tmp_path, key_metric, shown):
+    _, page = report_of(tmp_path, make_rows(num_classes=3), ["none", "mild", "severe"], key_metric=key_metric)
+    assert (tmp_path / "metrics.json").read_text(encoding="utf-8").count('"kappa_quadratic"') == 2 * shown
+    assert len(page.find("kappa_quadratic", section="metrics")) == shown
 
 
 def test_absent_class_is_null_and_na(tmp_path):

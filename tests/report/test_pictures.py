@@ -79,7 +79,8 @@ def test_slices_follow_the_radiological_convention():
     axial, coronal, sagittal = (np.asarray(axes.images[0].get_array()) for axes in figure.axes)
     assert (axial.shape, coronal.shape, sagittal.shape) == ((6, 8), (4, 8), (4, 6))
     assert (axial[0, 0], coronal[0, 0], sagittal[0, 0]) == (1, 2, 3)
-    assert [[text.get_text() for text in axes.texts] for axes in figure.axes] == [["R", "A"], ["R", "S"], ["A", "S"]]
+    texts = [[text.get_text() for text in axes.texts] for axes in figure.axes]
+    assert texts == [["R", "A", "1 mm"], ["R", "S", "1 mm"], ["A", "S", "1 mm"]]
     assert [axes.get_title() for axes in figure.axes] == ["Axial", "Coronal", "Sagittal"]
 
 
@@ -96,6 +97,20 @@ def test_slices_keep_the_voxel_size():
     image = _meta(np.random.default_rng(0).random((1, 8, 6, 4)), (1.0, 2.0, 5.0))
     extents = [axes.images[0].get_extent() for axes in slices_figure([image], ["t"]).axes]
     assert extents == [[0, 8, 12, 0], [0, 8, 20, 0], [0, 12, 20, 0]]
+
+
+def test_slices_through_a_voxel():
+    volume = torch.rand(1, 8, 6, 4)
+    drawn = _drawn(slices_figure([_meta(volume)] * 2, ["t", "u"], [(1, 2, 3), None]))
+    for got, wanted in zip(drawn[:3], (volume[0, :, :, 3], volume[0, :, 2], volume[0, 1]), strict=True):
+        np.testing.assert_array_equal(got, wanted.flip(0, 1).T)
+    np.testing.assert_array_equal(drawn[3], volume[0, :, :, 2].flip(0, 1).T)
+
+
+def test_scale_bars_of_a_figure_have_one_length():
+    figure = slices_figure([_meta(np.zeros((1, 64, 24, 40)), (5.0, 5.0, 5.0))], ["t"])
+    assert [float(np.ptp(axes.lines[0].get_xdata())) for axes in figure.axes] == [20, 20, 20]
+    assert [axes.texts[-1].get_text() for axes in figure.axes] == ["20 mm"] * 3
 
 
 @pytest.mark.parametrize("num", [1, 2, 3, 8])
