@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,15 @@ from monai_pipelines.errors import ChainMismatchError
 CHAINS = list_declared("transforms")
 IMAGE_CHAINS = ["image2d", "xray", "fundus", "histology_tile"]
 
-IMAGE_KNOBS = {"keys": "photo", "size": [96, 80], "fit": "crop", "fill": 0.5, "mean": 0.25, "std": 0.75}
+IMAGE_KNOBS = {
+    "keys": "photo",
+    "mask_keys": "mask",
+    "size": [96, 80],
+    "fit": "crop",
+    "fill": 0.5,
+    "mean": 0.25,
+    "std": 0.75,
+}
 KNOBS: dict[str, dict[str, Any]] = {  # another value for each
     "image2d": {**IMAGE_KNOBS, "channels": 1},
     "xray": IMAGE_KNOBS,
@@ -45,6 +54,7 @@ KNOBS: dict[str, dict[str, Any]] = {  # another value for each
     },
     "lung_ct": {
         "keys": "scan",
+        "mask_keys": ["lobes", "nodules"],
         "size": [96, 96, 96],
         "spacing_mm": [1, 1, 2],
         "margin_mm": 5,
@@ -55,6 +65,7 @@ KNOBS: dict[str, dict[str, Any]] = {  # another value for each
     },
     "lung_ct_detection": {
         "keys": "scan",
+        "mask_keys": ["lobes", "nodules"],
         "spacing_mm": [1, 1, 2],
         "size": [96, 96, 96],
         "window_hu": [-1000, 401],
@@ -62,6 +73,7 @@ KNOBS: dict[str, dict[str, Any]] = {  # another value for each
     },
     "xray_detection": {
         "keys": "photo",
+        "mask_keys": "mask",
         "size": [64, 64],
         "fit": "crop",
         "fill": 0.5,
@@ -70,7 +82,8 @@ KNOBS: dict[str, dict[str, Any]] = {  # another value for each
         "min_visible": 0.5,
     },
     "augment_ct": {
-        "keys": ["image", "mask"],
+        "keys": "scan",
+        "mask_keys": "mask",
         "rotation_deg": 11,
         "rotation_prob": 0.4,
         "scale": [0.8, 1.1],
@@ -94,7 +107,8 @@ KNOBS: dict[str, dict[str, Any]] = {  # another value for each
         "noise_prob": 0.1,
     },
     "augment_image2d": {
-        "keys": ["photo"],
+        "keys": "photo",
+        "mask_keys": "mask",
         "flip_prob": 0.5,
         "rotate90_prob": 0.75,
         "rotation_deg": 11,
@@ -141,11 +155,12 @@ def test_fingerprint_changes_with_every_knob(name: str) -> None:
 
 @pytest.mark.parametrize("name", CHAINS)
 def test_fingerprint_of_a_part_changes_with_the_knobs_of_its_steps_only(name: str) -> None:
-    users = {  # knob -> the steps whose declaration names it
-        knob: {step for step, declared in _declared(name)["steps"].items() if f'"@{knob}"' in json.dumps(declared)}
-        for knob in KNOBS[name]
-    }
     names = _chain(name).step_names
+    declared = {step: json.dumps(arguments) for step, arguments in _declared(name)["steps"].items()}
+    users = {  # knob -> the steps whose declaration names it
+        knob: {step for step in declared if re.search(rf"@{knob}\b", declared[step])} for knob in KNOBS[name]
+    }
+    users = {knob: steps for knob, steps in users.items() if steps <= set(names)}  # without knobs that add a step
     for number, step in enumerate(names):
         for knob, steps in users.items():
             same = {
