@@ -18,6 +18,7 @@ from PIL import Image
 from monai_pipelines import Chain, load_chain
 from monai_pipelines.declared import declared_path, list_declared
 from monai_pipelines.errors import ChainMismatchError
+from tests.transforms.contract_rows import chest
 
 CHAINS = list_declared("transforms")
 IMAGE_CHAINS = ["image2d", "xray", "fundus", "histology_tile"]
@@ -263,3 +264,61 @@ def test_added_step_is_run_described_and_compared() -> None:
         chain.then("features", len, {"weights": "cd", "size": [1, 2]}).check_same(more.describe())
     with pytest.raises(ValueError, match="step 'features' exists already"):
         more.then("features", len, {})
+
+
+# ---- sums
+
+
+def test_sum_does_one_after_the_other() -> None:
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 30, 40)).astype(np.uint8))
+    fixed, random = load_chain("image2d", size=[20, 24]), load_chain("augment_image2d", rotation_prob=1)
+    both = fixed.until("normalize") + random + fixed.since("normalize")
+    random.set_random_state(3)  # type: ignore[attr-defined]
+    wanted = fixed.since("normalize")(random(fixed.until("normalize")(image)))
+    random.set_random_state(3)  # type: ignore[attr-defined]
+    assert torch.equal(both(image).as_tensor(), wanted.as_tensor())
+    description = both.describe()
+    assert description["name"] == "image2d + augment_image2d + image2d"
+    assert description["steps"] == {
+        **fixed.until("normalize").describe()["steps"],
+        **random.describe()["steps"],
+        **fixed.since("normalize").describe()["steps"],
+    }
+    assert description["knobs"]["rotation_deg"] == 10
+    assert (description["knobs"]["fill"], description["knobs"]["fill_2"]) == (0, "border")
+    assert both.until("spatial").fingerprint() == fixed.until("normalize").fingerprint()
+    assert pickle.loads(pickle.dumps(both)).fingerprint() == both.fingerprint()
+
+
+def test_names_of_both_parts_get_a_number() -> None:
+    tile, augment = load_chain("histology_tile").until("normalize"), load_chain("augment_image2d")
+    both = tile + augment + augment
+    assert both.step_names == (
+        *("load", "measure", "stain", "resize", "spatial", "color", "stain_2", "spatial_2", "color_2", "stain_3"),
+    )
+    assert tuple(both.describe()["steps"]) == both.step_names
+
+
+def test_sum_of_a_scan_works_at_once() -> None:
+    out = (load_chain("lung_ct", size=[16, 16, 16]) + load_chain("augment_ct"))(chest())
+    assert out.shape == (1, 16, 16, 16)
+
+
+def test_sum_wants_chains_of_one_key() -> None:
+    with pytest.raises(ValueError, match=r"image2d \+ augment_image2d: wanted one key, got 'photo' and 'image'"):
+        load_chain("image2d", keys="photo") + load_chain("augment_image2d")
+    with pytest.raises(TypeError):
+        load_chain("image2d") + [len]  # type: ignore[operator]
+
+
+def test_printed_chain_has_name_knobs_and_steps() -> None:
+    head, knobs, *steps = str(load_chain("xray_detection", size=[64, 48])).splitlines()
+    assert head == "Chain xray_detection"
+    assert "size=[64, 48], fit='pad'" in knobs
+    assert [line.split() for line in steps[-4:]] == [
+        ["load", "LoadXrayd"],
+        ["resize", "ResizeImaged"],
+        ["boxes", "PlaceBoxesd"],
+        ["normalize", "NormalizeImaged"],
+    ]
+    assert str(load_chain("augment_ct")).startswith("RandomChain augment_ct\n")

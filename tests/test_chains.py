@@ -212,6 +212,20 @@ def test_bare_input(user_chain: Path, tmp_path: Path) -> None:
         load_chain("lung_ct")(tmp_path / "nothing")
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("lung_ct", np.zeros((1, 8, 8, 8)), r"volume: ndarray has no affine"),
+        ("xray", np.zeros((8, 8)), r"image: wanted \(1 or 3, H, W\)"),
+        ("slide_tiles", np.zeros((3, 8, 8)), "slide: wanted its path, got ndarray"),
+        ("augment_ct", "scan.nii", r"scan.nii: RandSpatial3D wants a volume .*, got str; load it first: load_chain"),
+    ],
+)
+def test_what_a_chain_cannot_begin_with_is_an_error(name: str, value: Any, message: str) -> None:
+    with pytest.raises(ScanError, match=message):
+        load_chain(name)(value)
+
+
 def test_bare_input_has_the_key_of_the_chain(user_chain: Path) -> None:
     chain = load_chain(user_chain, keys="scan")
     assert chain.key == "scan"

@@ -105,7 +105,7 @@ def _read_picture(path: str | PathLike[str]) -> NDArray[Any]:
     """Classes of the pixels (H, W) of a picture, upright."""
     try:
         with Image.open(Path(path)) as picture:
-            values = np.asarray(ImageOps.exif_transpose(picture))
+            values = np.array(ImageOps.exif_transpose(picture))
     except Exception as error:
         raise ScanError(path, f"unreadable mask ({type(error).__name__}); save it as PNG") from None
     if values.ndim == 3 and (values[..., :1] == values[..., :3]).all():

@@ -95,12 +95,12 @@ class RandStepd(RandomizableTransform, MapTransform):
         keys = list(self.key_iterator(d))
         if keys:
             self.randomize(d[keys[0]])
+        if len({self._extent(d[key]) for key in keys}) > 1:
+            raise ValueError(
+                f"{type(self).__name__}: all keys share one draw and so need one size, got "
+                + ", ".join(f"{k} {tuple(d[k].shape)}" for k in keys)
+            )
         for key in keys:
-            if self._extent(d[key]) != self._extent(d[keys[0]]):
-                raise ValueError(
-                    f"{type(self).__name__}: all keys share one draw and so need one size, got "
-                    + ", ".join(f"{k} {tuple(d[k].shape)}" for k in keys)
-                )
             d[key] = self._step(key, d[key])
         return d
 

@@ -110,7 +110,7 @@ def _decoded(image: str | PathLike[str] | NdarrayOrTensor, channels: Literal[1, 
     if values.dtype != torch.uint8 and not (values.is_floating_point() and low >= 0 and high <= 1):
         got = f"{values.dtype}, {low:g} to {high:g}"
         raise ScanError("image", f"wanted uint8, or floating point in [0, 1], got {got}; scale it first")
-    pixels = np.array((values if values.dtype == torch.uint8 else values.float()).permute(1, 2, 0), order="C")
+    pixels = (values if values.dtype == torch.uint8 else values.float()).permute(1, 2, 0).contiguous().numpy()
     return DecodedImage(with_channels(pixels, channels), "other")
 
 
