@@ -35,8 +35,8 @@ class Chain(MapTransform, InvertibleTransform):
     a tensor) it transforms that value and returns the result.
 
     MONAI takes every `Compose` in a list of transforms for random, and caches nothing from there on. A chain of fixed
-    steps is therefore none: `CacheDataset` and its kin cache all of it, in a list, in a `Compose` or alone. A chain
-    with random steps is a `RandomChain`, whatever it is made by.
+    steps is therefore no `Compose`: caching datasets cache all of it, in a list, in a `Compose` or alone. With random
+    steps, ``Chain(...)`` returns a `RandomChain`.
 
     Args:
         steps: name -> transform, in order.
@@ -74,7 +74,8 @@ class Chain(MapTransform, InvertibleTransform):
     def __add__(self, other: Chain) -> Chain:
         """This chain followed by another, such as an augmentation, as one flat chain.
 
-        Names of steps and knobs that both have get a number in the second, except knobs of the same value.
+        Names of steps and knobs that both have get a number in the second, except knobs of the same value. Steps are
+        shared, not copied: seed the sum, not its parts.
 
         Raises:
             ValueError: chains of different keys.
@@ -218,7 +219,7 @@ class Chain(MapTransform, InvertibleTransform):
         Example:
             >>> chain = load_chain("image2d", size=(8, 8))
             >>> image = chain(torch.zeros(3, 20, 30, dtype=torch.uint8))
-            >>> chain.inverse(MetaTensor(image > 0).copy_meta_from(image)).shape
+            >>> chain.inverse(image > 0).shape  # has the image's trace, as a network's output often does
             torch.Size([3, 20, 30])
         """
         if isinstance(data, list):
@@ -241,8 +242,9 @@ class Chain(MapTransform, InvertibleTransform):
 class RandomChain(Chain, Compose):  # type: ignore[misc]
     """A `Chain` with random steps: a `monai.transforms.Compose`, of which caching datasets cache the fixed beginning.
 
-    In the workers of any `torch.utils.data.DataLoader` it draws anew: each worker and epoch differs, by the seed of the
-    loader (``torch.manual_seed`` or its ``generator``) and, if given, that of `set_random_state`.
+    In the workers of any `torch.utils.data.DataLoader` each worker and epoch draws differently, by the seed of the
+    loader (``torch.manual_seed`` or its ``generator``) and, if given, that of `set_random_state`. In the main process
+    `set_random_state` and MONAI's ``set_determinism`` count, as for all of MONAI's transforms.
     """
 
     def __init__(self, steps: Mapping[str, Callable], description: dict[str, Any], key: str = "image") -> None:
@@ -265,7 +267,7 @@ class RandomChain(Chain, Compose):  # type: ignore[misc]
         return Compose.__call__(self, data, *args, **kwargs)
 
 
-_in_this_worker = count()  # of chains without a seed, so that two of them differ
+_in_this_worker = count()  # chains without a seed, so that two equal ones draw differently
 
 
 def load_chain(name: str | Path, steps: Mapping[str, Any] | None = None, **knobs: Any) -> Chain:

@@ -19,7 +19,7 @@ OFF_AXIS = 0.5  # voxels: the largest error, anywhere in the volume, of taking n
 class FixedSpatial(InvertibleTransform):
     """Base of the fixed steps that move pixels.
 
-    A result has the trace that MONAI's `Invertd` follows (``applied_operations``). It holds the grid of the input, not
+    Formula: voxel v of the input shows the result at ``result_affine^-1 input_affine v``. A result has the trace that MONAI's `Invertd` follows (``applied_operations``). It holds the grid of the input, not
     the arguments of the step, so that any object of the class can invert it, also in another process.
     """
 
@@ -86,8 +86,10 @@ class NoWayBack(InvertibleTransform):
     """Base of steps whose results cannot be brought back, so that MONAI's `Invertd` does not pass over them."""
 
     def inverse(self, data: Any) -> Any:
-        """Raises:
-        ValueError: always.
+        """Not possible.
+
+        Raises:
+            ValueError: always.
         """
         raise ValueError(
             f"{type(self).__name__} has no inverse; bring results back through a chain without it, on images that were "

@@ -28,7 +28,7 @@ class PlaceMask(FixedSpatial):
     must be those of the scan, in any order and direction. Every other mask has the rows and columns, or voxels, of the
     image as it was before this package's steps moved it.
 
-    Args of the call:
+    Args:
         img: (C, H, W) or (C, X, Y, Z), with its affine and trace.
         mask: path, array or tensor (C, ...). A picture has one channel; the indices of a palette are its values.
 
