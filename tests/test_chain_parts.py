@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,20 @@ from PIL import Image
 from monai_pipelines import Chain, load_chain
 from monai_pipelines.declared import declared_path, list_declared
 from monai_pipelines.errors import ChainMismatchError
+from tests.transforms.contract_rows import chest
 
 CHAINS = list_declared("transforms")
 IMAGE_CHAINS = ["image2d", "xray", "fundus", "histology_tile"]
 
-IMAGE_KNOBS = {"keys": "photo", "size": [96, 80], "fit": "crop", "fill": 0.5, "mean": 0.25, "std": 0.75}
+IMAGE_KNOBS = {
+    "keys": "photo",
+    "mask_keys": "mask",
+    "size": [96, 80],
+    "fit": "crop",
+    "fill": 0.5,
+    "mean": 0.25,
+    "std": 0.75,
+}
 KNOBS: dict[str, dict[str, Any]] = {  # another value for each
     "image2d": {**IMAGE_KNOBS, "channels": 1},
     "xray": IMAGE_KNOBS,
@@ -45,6 +55,7 @@ KNOBS: dict[str, dict[str, Any]] = {  # another value for each
     },
     "lung_ct": {
         "keys": "scan",
+        "mask_keys": ["lobes", "nodules"],
         "size": [96, 96, 96],
         "spacing_mm": [1, 1, 2],
         "margin_mm": 5,
@@ -55,6 +66,7 @@ KNOBS: dict[str, dict[str, Any]] = {  # another value for each
     },
     "lung_ct_detection": {
         "keys": "scan",
+        "mask_keys": ["lobes", "nodules"],
         "spacing_mm": [1, 1, 2],
         "size": [96, 96, 96],
         "window_hu": [-1000, 401],
@@ -62,6 +74,7 @@ KNOBS: dict[str, dict[str, Any]] = {  # another value for each
     },
     "xray_detection": {
         "keys": "photo",
+        "mask_keys": "mask",
         "size": [64, 64],
         "fit": "crop",
         "fill": 0.5,
@@ -70,7 +83,8 @@ KNOBS: dict[str, dict[str, Any]] = {  # another value for each
         "min_visible": 0.5,
     },
     "augment_ct": {
-        "keys": ["image", "mask"],
+        "keys": "scan",
+        "mask_keys": "mask",
         "rotation_deg": 11,
         "rotation_prob": 0.4,
         "scale": [0.8, 1.1],
@@ -94,7 +108,8 @@ KNOBS: dict[str, dict[str, Any]] = {  # another value for each
         "noise_prob": 0.1,
     },
     "augment_image2d": {
-        "keys": ["photo"],
+        "keys": "photo",
+        "mask_keys": "mask",
         "flip_prob": 0.5,
         "rotate90_prob": 0.75,
         "rotation_deg": 11,
@@ -141,11 +156,12 @@ def test_fingerprint_changes_with_every_knob(name: str) -> None:
 
 @pytest.mark.parametrize("name", CHAINS)
 def test_fingerprint_of_a_part_changes_with_the_knobs_of_its_steps_only(name: str) -> None:
-    users = {  # knob -> the steps whose declaration names it
-        knob: {step for step, declared in _declared(name)["steps"].items() if f'"@{knob}"' in json.dumps(declared)}
-        for knob in KNOBS[name]
-    }
     names = _chain(name).step_names
+    declared = {step: json.dumps(arguments) for step, arguments in _declared(name)["steps"].items()}
+    users = {  # knob -> the steps whose declaration names it
+        knob: {step for step in declared if re.search(rf"@{knob}\b", declared[step])} for knob in KNOBS[name]
+    }
+    users = {knob: steps for knob, steps in users.items() if steps <= set(names)}  # without knobs that add a step
     for number, step in enumerate(names):
         for knob, steps in users.items():
             same = {
@@ -248,3 +264,61 @@ def test_added_step_is_run_described_and_compared() -> None:
         chain.then("features", len, {"weights": "cd", "size": [1, 2]}).check_same(more.describe())
     with pytest.raises(ValueError, match="step 'features' exists already"):
         more.then("features", len, {})
+
+
+# ---- sums
+
+
+def test_sum_does_one_after_the_other() -> None:
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 30, 40)).astype(np.uint8))
+    fixed, random = load_chain("image2d", size=[20, 24]), load_chain("augment_image2d", rotation_prob=1)
+    both = fixed.until("normalize") + random + fixed.since("normalize")
+    random.set_random_state(3)  # type: ignore[attr-defined]
+    wanted = fixed.since("normalize")(random(fixed.until("normalize")(image)))
+    random.set_random_state(3)  # type: ignore[attr-defined]
+    assert torch.equal(both(image).as_tensor(), wanted.as_tensor())
+    description = both.describe()
+    assert description["name"] == "image2d + augment_image2d + image2d"
+    assert description["steps"] == {
+        **fixed.until("normalize").describe()["steps"],
+        **random.describe()["steps"],
+        **fixed.since("normalize").describe()["steps"],
+    }
+    assert description["knobs"]["rotation_deg"] == 10
+    assert (description["knobs"]["fill"], description["knobs"]["fill_2"]) == (0, "border")
+    assert both.until("spatial").fingerprint() == fixed.until("normalize").fingerprint()
+    assert pickle.loads(pickle.dumps(both)).fingerprint() == both.fingerprint()
+
+
+def test_names_of_both_parts_get_a_number() -> None:
+    tile, augment = load_chain("histology_tile").until("normalize"), load_chain("augment_image2d")
+    both = tile + augment + augment
+    assert both.step_names == (
+        *("load", "measure", "stain", "resize", "spatial", "color", "stain_2", "spatial_2", "color_2", "stain_3"),
+    )
+    assert tuple(both.describe()["steps"]) == both.step_names
+
+
+def test_sum_of_a_scan_works_at_once() -> None:
+    out = (load_chain("lung_ct", size=[16, 16, 16]) + load_chain("augment_ct"))(chest())
+    assert out.shape == (1, 16, 16, 16)
+
+
+def test_sum_wants_chains_of_one_key() -> None:
+    with pytest.raises(ValueError, match=r"image2d \+ augment_image2d: wanted one key, got 'photo' and 'image'"):
+        load_chain("image2d", keys="photo") + load_chain("augment_image2d")
+    with pytest.raises(TypeError):
+        load_chain("image2d") + [len]  # type: ignore[operator]
+
+
+def test_printed_chain_has_name_knobs_and_steps() -> None:
+    head, knobs, *steps = str(load_chain("xray_detection", size=[64, 48])).splitlines()
+    assert head == "Chain xray_detection"
+    assert "size=[64, 48], fit='pad'" in knobs
+    assert [line.split() for line in steps[-4:]] == [
+        ["load", "LoadXrayd"],
+        ["resize", "ResizeImaged"],
+        ["boxes", "PlaceBoxesd"],
+        ["normalize", "NormalizeImaged"],
+    ]
+    assert str(load_chain("augment_ct")).startswith("RandomChain augment_ct\n")

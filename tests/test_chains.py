@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -47,7 +48,8 @@ def _declared(name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", CHAINS)
 def test_declared_chain_is_flat_named_and_plain(name: str) -> None:
     chain, declared = load_chain(name), _declared(name)
-    assert chain.step_names == tuple(declared["steps"]) == tuple(chain.steps)
+    always = tuple(step for step, arguments in declared["steps"].items() if "_disabled_" not in arguments)
+    assert chain.step_names == always == tuple(chain.steps)
     assert list(chain.transforms) == list(chain.steps.values())
     assert not any(isinstance(step, Compose) for step in chain.transforms)
     description = chain.describe()
@@ -62,7 +64,7 @@ def test_declared_chain_is_flat_named_and_plain(name: str) -> None:
 def test_every_knob_is_used_by_a_step(name: str) -> None:
     declared = _declared(name)
     steps = json.dumps(declared["steps"])
-    assert [knob for knob in declared if knob != "steps" and f'"@{knob}"' not in steps] == []
+    assert [knob for knob in declared if knob != "steps" and not re.search(rf"@{knob}\b", steps)] == []
 
 
 def test_description_has_every_argument_given_or_by_default(user_chain: Path) -> None:
@@ -208,6 +210,20 @@ def test_bare_input(user_chain: Path, tmp_path: Path) -> None:
         assert torch.equal(chain(bare), wanted)
     with pytest.raises(ScanError):  # a path goes to the loader
         load_chain("lung_ct")(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("lung_ct", np.zeros((1, 8, 8, 8)), r"volume: ndarray has no affine"),
+        ("xray", np.zeros((8, 8)), r"image: wanted \(1 or 3, H, W\)"),
+        ("slide_tiles", np.zeros((3, 8, 8)), "slide: wanted its path, got ndarray"),
+        ("augment_ct", "scan.nii", r"scan.nii: RandSpatial3D wants a volume .*, got str; load it first: load_chain"),
+    ],
+)
+def test_what_a_chain_cannot_begin_with_is_an_error(name: str, value: Any, message: str) -> None:
+    with pytest.raises(ScanError, match=message):
+        load_chain(name)(value)
 
 
 def test_bare_input_has_the_key_of_the_chain(user_chain: Path) -> None:

@@ -14,7 +14,10 @@ from monai_pipelines.declared import declared_path, list_declared
 def show(
     name: Annotated[str | None, typer.Argument(help="A chain or bundle, by name or path; none lists all.")] = None,
     input: Annotated[Path | None, typer.Option(help="A scan or image to run the chain on.")] = None,
-    picture: Annotated[Path | None, typer.Option(help="Draw what each step does to --input here (PNG).")] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(help="Draw what each step, or eight draws, make of --input (PNG)."),
+    ] = None,
     boxes: Annotated[Path | None, typer.Option(help="Boxes to draw: CSV, COCO or VOC, by the name of --input.")] = None,
     knob: Annotated[list[str] | None, typer.Option(help="Of the chain drawn, as name=value; repeatable.")] = None,
 ) -> None:
@@ -44,7 +47,7 @@ def _list_all() -> None:
     chains = Table("chain", "steps", title="Chains: load_chain(name)")
     for name in list_declared("transforms"):
         steps = yaml.safe_load((declared_path("transforms") / f"{name}.yaml").read_text(encoding="utf-8"))["steps"]
-        chains.add_row(name, ", ".join(steps))
+        chains.add_row(name, ", ".join(step for step in steps if "_disabled_" not in steps[step]))
     bundles = Table(
         "bundle", "configs", title="Bundles: python -m monai.bundle run --bundle_root ROOT --config_file ..."
     )

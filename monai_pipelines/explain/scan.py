@@ -17,14 +17,13 @@ from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from scipy.ndimage import affine_transform
 
-from monai_pipelines.chains import did_you_mean
-from monai_pipelines.explain.maps import Explanation, explain_class, explained_classes
+from monai_pipelines.chains import Chain, did_you_mean
+from monai_pipelines.explain.maps import explain_class, explained_classes
 from monai_pipelines.explain.overlay import cell_mm, overlay_figure, resolution
 from monai_pipelines.metrics import predicted_classes
 from monai_pipelines.runs import Trained, inference_config
-from monai_pipelines.slides import Slide
+from monai_pipelines.transforms import LoadSlided
 from monai_pipelines.versions import library_versions
 
 
@@ -72,7 +71,7 @@ def explain_scan(
     model = config.get_parsed_content("model")
     if model.detects:
         raise ValueError(f"{source}: a detector, which draws its evidence itself: run the inference of its bundle")
-    scan, shown = _read(config, image)
+    chain, shown = _read(config, image)
     network, classes, multilabel = model.network.eval(), list(model.classes), model.multilabel
     trained = Trained(model, config.get_parsed_content("checkpoint"))
     decisions = trained.decisions
@@ -104,7 +103,7 @@ def explain_scan(
         "cell_px": list(explanation.cell_px),
         "cell_mm": cell_mm(shown, explanation),
         "resolution": resolution(shown, explanation),
-        "map": _write_map(folder, explanation, scan, shown),
+        "map": _write_map(folder, explanation.map, chain, shown),
         "fingerprint": model.chain.fingerprint(),
         "epoch": decisions.epoch,
         "versions": library_versions(),
@@ -117,8 +116,8 @@ def explain_scan(
     return summary
 
 
-def _read(config: ConfigParser, image: str | PathLike[str]) -> tuple[MetaTensor | None, Any]:
-    """The file as it is read, None where images lie in an array, and what the chain makes of it before the batch."""
+def _read(config: ConfigParser, image: str | PathLike[str]) -> tuple[Chain | None, Any]:
+    """The chain before the batch, None where images lie in an array, and what it makes of the file."""
     if "data" not in config:
         dataset = config.get_parsed_content("dataset")
         if len(dataset) != 1:
@@ -127,41 +126,30 @@ def _read(config: ConfigParser, image: str | PathLike[str]) -> tuple[MetaTensor 
     items = config.get_parsed_content("data")
     if len(items) != 1:
         raise ValueError(f"{image}: wanted one image, got {len(items)}, as {items[0]['name']}; name that one")
-    load, *rest = config.get_parsed_content("preprocessing").steps.values()
-    item = load({"image": items[0]["image"]})
-    scan = item["image"]
-    if isinstance(scan, Slide):
+    chain = config.get_parsed_content("preprocessing")
+    if isinstance(next(iter(chain.steps.values())), LoadSlided):
         raise ValueError(
             f"{image}: a slide; the inference of its bundle draws where the network looked, as maps of attention "
             "(docs/README.md of the bundle)"
         )
-    for step in rest:
-        item = step(item)
-    return scan, item["image"]
+    return chain, chain(items[0]["image"])
 
 
-def _write_map(folder: Path, explanation: Explanation, scan: MetaTensor | None, shown: Any) -> str:
+def _write_map(folder: Path, map_: NDArray[np.float32], chain: Chain | None, shown: Any) -> str:
     """Write the map on the grid of the file; its name."""
-    values = explanation.map if scan is None else _on_grid(explanation.map, shown, scan)
-    if values.ndim == 2:
-        Image.fromarray((255 * values).round().astype(np.uint8)).save(folder / "map.png")
+    values = MetaTensor(torch.from_numpy(map_)[None])
+    if chain is not None:
+        values = chain.inverse(values.copy_meta_from(shown))
+    if map_.ndim == 2:
+        Image.fromarray((255 * values[0].numpy()).round().astype(np.uint8)).save(folder / "map.png")
         return "map.png"
-    affine = np.eye(4) if scan is None else np.asarray(scan.affine, float)
-    volume = nib.Nifti1Image(values, affine)
+    affine = values.affine.numpy()
+    volume = nib.Nifti1Image(values[0].numpy(), affine)
     volume.set_sform(affine, code=1)  # scanner
     volume.set_qform(affine, code=1)
     volume.header.set_xyzt_units("mm")
     nib.save(volume, folder / "map.nii.gz")
     return "map.nii.gz"
-
-
-def _on_grid(map_: NDArray[np.float32], shown: MetaTensor, scan: MetaTensor) -> NDArray[np.float32]:
-    """The map at the pixels of the scan, linear; 0 where the network saw nothing of it."""
-    dims = map_.ndim
-    to_map = (np.linalg.inv(np.asarray(shown.affine, float)) @ np.asarray(scan.affine, float))[:dims]
-    bordered = np.pad(map_, 1, mode="edge")  # half of the outer pixels lies beyond their centers
-    size = tuple(scan.shape[1:])
-    return affine_transform(bordered, to_map[:, :dims], to_map[:, -1] + 1, output_shape=size, order=1, cval=0)
 
 
 def _print(summary: dict[str, Any], folder: Path) -> None:

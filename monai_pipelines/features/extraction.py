@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from monai.bundle import ConfigParser
 from monai.networks import nets
+from monai.transforms import Randomizable
 from numpy.typing import NDArray
 from rich.progress import Progress
 from torch import nn
@@ -329,7 +330,8 @@ class _TileStream(IterableDataset):
                 close_slides()
 
     def _slide(self, index: int, item: Mapping[str, Any]) -> Iterator[tuple[int, str, Any]]:
-        self.plan.set_random_state(seed=zlib.crc32(item["name"].encode()))
+        if isinstance(self.plan, Randomizable):
+            self.plan.set_random_state(seed=zlib.crc32(item["name"].encode()))
         planned = self.plan({"image": item["image"], "mpp": item.get("mpp")})
         source = slide_source(item)
         tiles, tissue = planned["image"], planned["tissue"]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from monai.transforms import Randomizable
 from rich.progress import track
 from torch.utils.data import Dataset
 
@@ -70,7 +71,7 @@ class TileBags(UsableItems):
 
     def _item(self, index: int) -> Item:
         item, tiles = self.data[index], self._results[index]
-        if not self.redraw:
+        if not self.redraw and isinstance(self.draw, Randomizable):
             self.draw.set_random_state(seed=zlib.crc32(item["name"].encode()))
         bag = self.draw(tiles)
         meta = {key: bag.meta[key] for key in ("coords", "level0_px", "tile_px", "mpp", "slide_mpp")}

@@ -15,6 +15,7 @@ from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from monai.bundle import ConfigParser
+from monai.data import MetaTensor
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
@@ -25,9 +26,15 @@ from monai_pipelines.data import read_image_boxes
 from monai_pipelines.declared import declared_path, list_declared
 from monai_pipelines.slides import Slide, Tiles
 from monai_pipelines.transforms.boxes import BOX_AFFINE, BOX_KEYS, edges_affine, find_box_affine, move_boxes
+from monai_pipelines.transforms.random import RandStepd
 from monai_pipelines.transforms.slide import ReadTilesd
 
 NUM_TILES = 25  # drawn of a slide
+NUM_DRAWS = 8  # of an augmentation
+PREPARATION: dict[int, tuple[dict[str, Any], tuple[int | None, ...]]] = {  # by dimensions: a chain, and planes to draw
+    2: ({"name": "image2d", "fit": "pad", "steps": {"normalize": None}}, (None,)),
+    3: ({"name": "lung_ct", "no_lungs": "flag"}, (2, 1)),
+}
 BOX_COLOR = "#d55e00"
 NO_BOXES = np.zeros((0, 6))
 _TOP_LEVEL = re.compile(r"^(?P<name>\w+):\s*(?P<value>[^#]*?)\s*(?:\s#\s*(?P<comment>.*))?$")
@@ -67,6 +74,8 @@ def draw_chain(
 ) -> None:
     """Draw what a chain makes of a file after each step: an image, two slices of a scan, tissue and tiles of a slide.
 
+    Of an augmentation, which starts from what `image2d` or `lung_ct` makes of the file, the original and eight draws.
+
     Args:
         name: the chain.
         scan: what it loads: a scan, a 2D image or a slide.
@@ -75,14 +84,18 @@ def draw_chain(
         knobs: of the chain.
 
     Raises:
-        ValueError: a chain that starts from what is loaded already.
+        ValueError: another chain that starts from what is loaded already, or boxes for an augmentation.
     """
     chain = load_chain(name, **knobs)
-    first = type(next(iter(chain.steps.values()))).__name__
-    if not first.startswith("Load"):
-        raise ValueError(
-            f"chain {name} starts with {first}, not with a file; draw one that loads, such as lung_ct or image2d"
-        )
+    first = next(iter(chain.steps.values()))
+    if isinstance(first, RandStepd) and first.step.spatial_dims in PREPARATION:
+        if boxes is not None:
+            raise ValueError(f"chain {name} places no boxes; draw them with lung_ct_detection or xray_detection")
+        _draw_augmentation(chain, first.step.spatial_dims, scan, file)
+        return
+    if not type(first).__name__.startswith("Load"):
+        start = f"chain {name} starts with {type(first).__name__}, not with a file"
+        raise ValueError(f"{start}; draw one that loads, such as lung_ct or image2d")
     data: Any = {chain.key: str(scan)}
     if boxes is not None:
         data |= _box_entries(read_image_boxes(scan, boxes))
@@ -111,6 +124,30 @@ def draw_chain(
                 for axis, plane in zip(column, (2, 1), strict=True):
                     _draw_plane(axis, image, mask, plane, found)
         column[0].set_title(f"{step}\n{text}", fontsize=9)
+    with matplotlib.rc_context({"savefig.dpi": 130}):
+        figure.savefig(file)
+
+
+def _draw_augmentation(chain: Chain, dims: int, scan: str | PathLike[str], file: str | PathLike[str]) -> None:
+    """The prepared file and `NUM_DRAWS` random changes of it, three to a row, a scan by two slices each."""
+    prepare, planes = PREPARATION[dims]
+    original = load_chain(**prepare)(str(scan))
+    chain.set_random_state(0)  # type: ignore[attr-defined]
+    images = {"original": original}
+    for number in range(1, NUM_DRAWS + 1):
+        drawn = torch.as_tensor(chain(original)).as_subclass(torch.Tensor)
+        images[f"draw {number}"] = MetaTensor(drawn, affine=original.affine)  # the voxels as a network gets them
+    columns = 3 * len(planes)
+    figure = Figure(figsize=(2.6 * columns, 2.8 * len(images) / 3), layout="constrained")
+    axes = figure.subplots(len(images) // 3, columns).reshape(-1, len(planes))
+    for pair, (title, image) in zip(axes, images.items(), strict=True):
+        for axis, plane in zip(pair, planes, strict=True):
+            if plane is None:
+                _draw_image(axis, np.asarray(image))
+            else:
+                _draw_plane(axis, image, None, plane, side=title == "original")
+        pair[0].set_title(title, fontsize=10, loc="left")
+    figure.suptitle(f"{chain.describe()['name']}, seed 0, after {prepare['name']}", fontsize=10)
     with matplotlib.rc_context({"savefig.dpi": 130}):
         figure.savefig(file)
 
@@ -192,7 +229,9 @@ def _draw_image(axis: Any, image: NDArray[Any]) -> str:
     return f"{low:.3g} to {high:.3g}"
 
 
-def _draw_plane(axis: Any, image: Any, mask: Any, normal: int, boxes: NDArray[np.float64] = NO_BOXES) -> None:
+def _draw_plane(
+    axis: Any, image: Any, mask: Any, normal: int, boxes: NDArray[np.float64] = NO_BOXES, side: bool = True
+) -> None:
     """One slice through the largest box or the middle, patient right on the viewer's left, the lungs outlined."""
     import nibabel as nib
 
@@ -215,7 +254,8 @@ def _draw_plane(axis: Any, image: Any, mask: Any, normal: int, boxes: NDArray[np
     cut = moved[(moved[:, normal] < middle + 1) & (moved[:, normal + 3] > middle)]
     corners = [edges[k][0] + cut[:, a + end] * mm[a] for end in (0, 3) for k, a in enumerate(others)]
     _draw_boxes(axis, np.stack(corners, axis=1))
-    axis.text(0.03, 0.9, "R", color="white", fontsize=9, transform=axis.transAxes)
+    if side:
+        axis.text(0.03, 0.9, "R", color="white", fontsize=9, transform=axis.transAxes)
     if mask is not None:
         inside = nib.as_closest_canonical(nib.Nifti1Image(np.asarray(mask[0], np.uint8), mask.affine.numpy()))
         place = [middle if a == normal else s // 2 for a, s in enumerate(values.shape)]

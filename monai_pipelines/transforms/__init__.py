@@ -25,6 +25,7 @@ from monai_pipelines.transforms.image2d.resize import ResizeImage, ResizeImaged
 from monai_pipelines.transforms.image2d.retina import CropRetina, CropRetinad
 from monai_pipelines.transforms.image2d.spatial import RandSpatial2D, RandSpatial2Dd
 from monai_pipelines.transforms.image2d.stain import NormalizeStain, NormalizeStaind, RandStain, RandStaind
+from monai_pipelines.transforms.masks import PlaceMask, PlaceMaskd
 from monai_pipelines.transforms.slide.load import LoadSlide, LoadSlided, ReadTiles, ReadTilesd
 from monai_pipelines.transforms.slide.tiles import RandSampleTiles, RandSampleTilesd, TileSlide, TileSlided
 from monai_pipelines.transforms.slide.tissue import SegmentTissue, SegmentTissued
@@ -52,6 +53,8 @@ __all__ = [
     "NormalizeStaind",
     "PlaceBoxes",
     "PlaceBoxesd",
+    "PlaceMask",
+    "PlaceMaskd",
     "RandBrightness3D",
     "RandBrightness3Dd",
     "RandColor2D",

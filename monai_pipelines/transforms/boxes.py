@@ -9,15 +9,16 @@ scans, and edges of the stored, upright image's pixels in 2D.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor
-from monai.transforms import MapTransform, Transform
-from monai.utils import convert_to_tensor
+from monai.transforms import InvertibleTransform, MapTransform, Transform
+from monai.utils import convert_to_tensor, ensure_tuple, ensure_tuple_rep
 from torch import Tensor
 
+from monai_pipelines.transforms.inverse import NoWayBack
 from monai_pipelines.transforms.random import RandStep, RandStepd
 
 BOX_KEYS = ("boxes", "box_labels", "box_ignore")
@@ -201,7 +202,7 @@ class PlaceBoxes(Transform):
         return clip_boxes(move_boxes(boxes, to_tensor), box_labels, box_ignore, size, self.min_visible)
 
 
-class PlaceBoxesd(MapTransform):
+class PlaceBoxesd(MapTransform, InvertibleTransform):
     """`PlaceBoxes` for dictionaries.
 
     ``boxes``, ``box_labels`` and ``box_ignore`` of an item are placed in its image; an item without them, such as one
@@ -233,9 +234,20 @@ class PlaceBoxesd(MapTransform):
                 d |= dict(zip(BOX_KEYS, placed, strict=True))
         return d
 
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Boxes, such as predictions, back in the source by the item's ``box_affine``, which it loses."""
+        d = dict(data)
+        if BOX_KEYS[0] in d:
+            d[BOX_KEYS[0]] = boxes_to_original(d[BOX_KEYS[0]], d.pop(BOX_AFFINE))
+        return d
+
 
 class RandSpatial(RandStep):
     """Base of the random steps that move voxels, and boxes with them."""
+
+    mode: str
+    fill: str | float
+    moves_masks = False  # keeps their values and dtype
 
     @abstractmethod
     def to_input(self, shape: Sequence[int]) -> Tensor:
@@ -245,11 +257,17 @@ class RandSpatial(RandStep):
         """Where the last draws moved boxes, (N, 2 d), of the image no. ``number`` of a batch; not clipped."""
         return move_boxes(boxes, torch.linalg.inv(edges_affine(self.to_input(shape)[number])))
 
+    def _unit(self, values: Tensor) -> Tensor:
+        return values if self.moves_masks else super()._unit(values)
 
-class RandSpatiald(RandStepd):
+
+class RandSpatiald(RandStepd, NoWayBack):
     """Base of their twins: ``boxes``, ``box_labels``, ``box_ignore`` and ``box_affine``, if there, follow the image.
 
     In a batch the first three are lists with an entry for each image, and ``box_affine`` is (B, d + 1, d + 1).
+
+    ``mode`` is one for all keys, or one for each: there "nearest" is for masks, which keep their values and dtype and
+    get 0, instead of the image's value, outside.
     """
 
     step: RandSpatial
@@ -257,12 +275,25 @@ class RandSpatiald(RandStepd):
     def __init__(
         self,
         keys: KeysCollection,
-        step: RandSpatial,
-        allow_missing_keys: bool = False,
-        min_visible: float = MIN_VISIBLE,
+        kind: Callable[..., RandSpatial],
+        mode: str | Sequence[str],
+        allow_missing_keys: bool,
+        min_visible: float,
+        **knobs: Any,
     ) -> None:
-        super().__init__(keys, step, allow_missing_keys)
+        keys = ensure_tuple(keys)
+        steps = [kind(mode=m, **knobs) for m in ensure_tuple_rep(mode, len(keys))]
+        super().__init__(keys, steps[0], allow_missing_keys)
+        self.steps = dict(zip(keys, steps, strict=True))
         self.min_visible = checked_share(type(self).__name__, min_visible)
+        for step in [] if isinstance(mode, str) else [step for step in steps if step.mode == "nearest"]:
+            step.moves_masks = True
+            step.fill = step.fill if isinstance(step.fill, str) else 0.0
+
+    def _step(self, key: Hashable, img: NdarrayOrTensor) -> Tensor:
+        step = self.steps[key]
+        step.draws = self.step.draws
+        return step(img, randomize=False)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = super().__call__(data)

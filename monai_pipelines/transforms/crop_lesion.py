@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from monai_pipelines.transforms.boxes import BOX_AFFINE, BOX_KEYS, MIN_VISIBLE, checked_share, clip_boxes
+from monai_pipelines.transforms.inverse import NoWayBack
 
 
 class RandCropLesion(RandomizableTransform):
@@ -102,7 +103,7 @@ class RandCropLesion(RandomizableTransform):
         return (patch, *clip_boxes(moved, *placed[1:], self.size, self.min_visible))
 
 
-class RandCropLesiond(RandomizableTransform, MapTransform):
+class RandCropLesiond(RandomizableTransform, MapTransform, NoWayBack):
     """`RandCropLesion` for dictionaries: ``boxes``, ``box_labels``, ``box_ignore`` and ``box_affine`` follow the image.
 
     Args:

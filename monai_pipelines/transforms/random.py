@@ -15,6 +15,8 @@ from monai.transforms import MapTransform, RandomizableTransform
 from monai.utils import convert_to_tensor
 from torch import Tensor
 
+from monai_pipelines.errors import ScanError
+
 CHUNK_BYTES = 2**23  # of floating-point pixels: about the size of a CPU's cache
 
 
@@ -51,6 +53,9 @@ class RandStep(RandomizableTransform):
 
     def randomize(self, data: NdarrayOrTensor) -> None:
         """Draw for each volume of `data`."""
+        if not isinstance(data, (np.ndarray, Tensor)):
+            reason = f"{type(self).__name__} wants {self.wanted}, got {type(data).__name__}"
+            raise ScanError(str(data), f"{reason}; load it first: load_chain(...) + this chain")
         lead = data.ndim - self.spatial_dims
         if lead not in (1, 2):
             raise ValueError(f"{type(self).__name__}: wanted {self.wanted}, got shape {tuple(data.shape)}")
@@ -90,12 +95,12 @@ class RandStepd(RandomizableTransform, MapTransform):
         keys = list(self.key_iterator(d))
         if keys:
             self.randomize(d[keys[0]])
+        if len({self._extent(d[key]) for key in keys}) > 1:
+            raise ValueError(
+                f"{type(self).__name__}: all keys share one draw and so need one size, got "
+                + ", ".join(f"{k} {tuple(d[k].shape)}" for k in keys)
+            )
         for key in keys:
-            if self._extent(d[key]) != self._extent(d[keys[0]]):
-                raise ValueError(
-                    f"{type(self).__name__}: all keys share one draw and so need one size, got "
-                    + ", ".join(f"{k} {tuple(d[k].shape)}" for k in keys)
-                )
             d[key] = self._step(key, d[key])
         return d
 
@@ -133,7 +138,7 @@ class RandImage(RandStep):
 
     def _fill(self, batch: Tensor, draws: Sequence[Any], changed: Sequence[int], size: Sequence[int]) -> Tensor:
         """Write the `changed` images, a chunk at a time, and the others into one new tensor (B, C, *size)."""
-        dtype = torch.float32 if batch.dtype == torch.uint8 else batch.dtype
+        dtype = self._unit(batch[:0]).dtype
         out = _empty((*batch.shape[:2], *size), dtype, batch.device)
         for i in set(range(len(batch))).difference(changed):
             out[i] = self._unit(self._keep(batch[i], draws[i]))

@@ -140,8 +140,13 @@ def test_show_users_own_chain(command: Command, tmp_path: Path) -> None:
         (["show", "lung_ct_clasification"], "no chain or bundle 'lung_ct_clasification' (did you mean 'lung_ct_class"),
         (["show", "lung_ct", "--input", "lost", "--picture", "a.png"], "lost: no such file or folder"),
         (
-            ["show", "augment_ct", "--input", "lost", "--picture", "a.png"],
-            "starts with RandSpatial3Dd, not with a file",
+            ["show", "own.yaml", "--input", "lost", "--picture", "a.png"],
+            "starts with WindowHUd, not with a file; draw one that loads, such as lung_ct or image2d",
+        ),
+        (["show", "augment_ct", "--input", "lost", "--picture", "a.png"], "lost: no such file or folder"),
+        (
+            ["show", "augment_image2d", "--input", "s", "--picture", "a.png", "--boxes", "b.csv"],
+            "places no boxes; draw them with lung_ct_detection or xray_detection",
         ),
         (["show", "lung_ct", "--input", "s", "--picture", "a.png", "--knob", "sise=9"], "did you mean 'size'?"),
         (["phantoms", "lung-ct", "new", "--lesion-mm", "40", "20"], "lesion_mm must rise"),
@@ -153,6 +158,9 @@ def test_errors_are_told_in_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "something").touch()
+    (tmp_path / "own.yaml").write_text(
+        "steps:\n  window: {_target_: monai_pipelines.transforms.WindowHUd, keys: image}\n"
+    )
     status, out, err = command(*arguments)
     assert status == 1
     assert out == ""
@@ -305,6 +313,30 @@ def test_picture_of_a_chain_of_images(
     assert step == "normalize"
     height, width = matplotlib.image.imread(picture).shape[:2]
     assert width > 2 * height
+
+
+@pytest.mark.parametrize("name", ["augment_image2d", "augment_ct"])
+def test_picture_of_an_augmentation(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scan: Path, name: str
+) -> None:
+    """The original and eight draws of it, the same each time, with the given knobs."""
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, file: figures.append(self))
+    rows, columns = np.indices((60, 90))
+    file = tmp_path / "a.png"
+    Image.fromarray((rows + columns).astype(np.uint8)).save(file)
+    source, planes = (file, 1) if name == "augment_image2d" else (scan, 2)
+    for knob in ("rotation_prob=1", "rotation_prob=1", "rotation_deg=0"):
+        assert command("show", name, "--input", source, "--picture", tmp_path / "b.png", "--knob", knob)[0] == 0
+    first, again, other = ([np.asarray(axis.images[0].get_array()) for axis in figure.axes] for figure in figures)
+    assert len(first) == 9 * planes
+    titles = [axis.get_title("left") for axis in figures[0].axes][::planes]
+    assert titles == ["original", *(f"draw {number}" for number in range(1, 9))]
+    assert len({shown.tobytes() for shown in first}) == len(first)
+    assert all(np.array_equal(*pair) for pair in zip(first, again, strict=True))
+    assert np.array_equal(first[0], other[0])
+    assert not np.array_equal(first[-1], other[-1])
+    assert [len(axis.texts) for axis in figures[0].axes].count(1) == (0 if planes == 1 else 2), "R on the original only"
 
 
 # ---- phantoms

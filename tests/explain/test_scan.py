@@ -13,13 +13,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from monai.data import MetaTensor
 from PIL import Image
 
 from monai_pipelines import phantoms
 from monai_pipelines.errors import ChainMismatchError, ScanError
 from monai_pipelines.explain import explain_class
-from monai_pipelines.explain import scan as explaining
 from monai_pipelines.explain.scan import explain_scan
 from monai_pipelines.runs import inference_config
 from monai_pipelines.transforms import LoadCT
@@ -130,38 +128,6 @@ def test_oblique_nifti(ct_run: Path, series: Path, tmp_path: Path) -> None:
     _same_grid(tmp_path / "out" / "map.nii.gz", sitk.ReadImage(str(file)))
     assert (summary["image"], summary["checkpoint"]) == ("oblique.nii.gz", str(ct_run / "best.pt"))
     assert str(tmp_path) not in json.dumps({**summary, "checkpoint": None})
-
-
-def _itk(values: np.ndarray, affine: np.ndarray) -> sitk.Image:
-    """An image of SimpleITK (LPS) of values (X, Y, Z) at an affine to RAS."""
-    lps = np.diag([-1.0, -1, 1, 1]) @ affine
-    spacing = np.linalg.norm(lps[:3, :3], axis=0)
-    image = sitk.GetImageFromArray(values.transpose(2, 1, 0).astype(np.float32))
-    image.SetSpacing(spacing.tolist())
-    image.SetOrigin(lps[:3, 3].tolist())
-    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
-    return image
-
-
-def test_map_is_resampled_as_simpleitk_does() -> None:
-    rng = np.random.default_rng(0)
-    angle = np.deg2rad(20)
-    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
-    coarse, fine = np.eye(4), np.eye(4)
-    coarse[:3, :3], coarse[:3, 3] = turn @ np.diag([3, 4, 5]), [-12, 7, 3]
-    fine[:3, :3], fine[:3, 3] = turn @ np.diag([-1.1, 0.9, 2]), [15, 9, 6]
-    map_ = rng.random((9, 8, 7)).astype(np.float32)
-    shown = MetaTensor(torch.zeros(1, 9, 8, 7), affine=torch.tensor(coarse))
-    scan = MetaTensor(torch.zeros(1, 30, 25, 12), affine=torch.tensor(fine))
-    ours = explaining._on_grid(map_, shown, scan)
-    theirs = sitk.Resample(_itk(map_, coarse), _itk(np.zeros(scan.shape[1:]), fine), sitk.Transform(), sitk.sitkLinear)
-    inside = sitk.Resample(_itk(np.ones_like(map_), coarse), theirs, sitk.Transform(), sitk.sitkNearestNeighbor)
-    inside = sitk.GetArrayFromImage(inside).T > 0
-    assert 0.2 < inside.mean() < 0.9
-    np.testing.assert_allclose(ours[inside], sitk.GetArrayFromImage(theirs).T[inside], atol=1e-5)
-    far = sitk.Resample(_itk(np.ones(np.array(map_.shape) + 2), coarse @ nib.affines.from_matvec(np.eye(3), [-1] * 3)),
-                        theirs, sitk.Transform(), sitk.sitkLinear)  # fmt: skip
-    assert not ours[sitk.GetArrayFromImage(far).T == 0].any()
 
 
 @pytest.fixture(scope="module")

@@ -63,6 +63,12 @@ def ct_with_lungs(folder: Path) -> Item:
     return {"image": image, "lungs": MetaTensor(lungs, affine=image.affine)}
 
 
+def photo_with_mask(folder: Path) -> Item:
+    """A mask of the photograph before it was made smaller."""
+    image = transforms.ResizeImage((30, 20))(photo(folder)["image"])
+    return {"image": image, "mask": torch.arange(60 * 80).reshape(1, *SHAPE_2D)}
+
+
 def windowed(folder: Path) -> Item:
     return {"image": transforms.WindowHU("bone")(chest())}
 
@@ -141,6 +147,7 @@ ROWS = {
     ),
     "NormalizeStain": Row({}, photo, neutral=({"method": "none"}, {"min_tissue": 1}), landmark=False),
     "PlaceBoxes": Row({}, ct_with_boxes, (*BOX_KEYS, BOX_AFFINE), landmark=False),
+    "PlaceMask": Row({}, photo_with_mask, ("mask",), landmark=False, array=False),
     "RandBrightness3D": Row(
         {"prob": 1}, windowed, neutral=({"prob": 0}, {"factor": (1, 1), "prob": 1}), keeps_grid=True
     ),

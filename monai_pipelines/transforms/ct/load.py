@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from monai.config import KeysCollection
+from monai.config import KeysCollection, NdarrayOrTensor
 from monai.data import MetaTensor
 from monai.transforms import Transform
 from numpy.typing import NDArray
@@ -40,6 +40,8 @@ class LoadCT(Transform):
     folder, everything below it counts; scouts, captures, reports, other modalities, DICOMDIR and documents are set
     aside. Voxels keep the order of the file; the affine locates them.
 
+    A volume (1, X, Y, Z) in HU that is loaded already is taken, too, if it is a `MetaTensor`, whose affine locates it.
+
     Differs from `monai.data.LoadImage`: int16 instead of float32; what is not one regular stack of valid slices
     is repaired on request or an error, instead of a wrong volume.
 
@@ -55,11 +57,12 @@ class LoadCT(Transform):
 
     Returns:
         `MetaTensor` (1, X, Y, Z) int16 in HU; ``affine`` (4, 4) float64 maps voxels to RAS mm;
-        ``meta["filename_or_obj"]`` is the given path, ``meta["verdict"]`` "ok", or what was chosen, repaired or odd,
-        ``meta["scanner"]`` manufacturer and model, empty if unknown.
+        ``meta["filename_or_obj"]`` is the given path, if any, ``meta["verdict"]`` "ok", or what was chosen, repaired or
+        odd, ``meta["scanner"]`` manufacturer and model, empty if unknown.
 
     Raises:
-        ScanError: an unreadable file, an implausible header or an irregular series; says how to fix it.
+        ScanError: an unreadable file, an implausible header or an irregular series; a volume without an affine, or of
+            another shape; says how to fix it.
 
     Example:
         >>> from monai_pipelines.transforms import LoadCT
@@ -89,7 +92,9 @@ class LoadCT(Transform):
             re.compile(series)
         self.series, self.uneven, self.tilt, self.no_rescale = series, uneven, tilt, no_rescale
 
-    def __call__(self, path: str | PathLike[str]) -> MetaTensor:
+    def __call__(self, path: str | PathLike[str] | NdarrayOrTensor) -> MetaTensor:
+        if isinstance(path, (np.ndarray, torch.Tensor)):
+            return self._take(path)
         file = Path(path)
         try:
             with quiet_pydicom():
@@ -105,6 +110,22 @@ class LoadCT(Transform):
             logger.warning("%s: %s", path, verdict)
         meta = {"filename_or_obj": str(path), "verdict": verdict, "scanner": volume.scanner}
         return placed(torch.from_numpy(volume.hu)[None], volume.affine, meta)
+
+    def _take(self, volume: NdarrayOrTensor) -> MetaTensor:
+        if not isinstance(volume, MetaTensor):
+            raise ScanError(
+                "volume",
+                f"{type(volume).__name__} has no affine, so that its voxel size and orientation are unknown; give "
+                "MetaTensor(volume, affine=...), from voxels to RAS mm, or the path of the scan",
+            )
+        if volume.ndim != 4 or len(volume) != 1 or not volume.numel() or not volume.isfinite().all():
+            raise ScanError("volume", f"wanted finite HU (1, X, Y, Z), got shape {tuple(volume.shape)}, or NaN")
+        values = to_int16(volume[0].cpu().numpy())
+        taken = checked(Path("volume"), Volume(values, volume.affine.cpu().double().numpy()), self.tilt)
+        verdict = "; ".join(taken.notes) or "ok"
+        out = placed(torch.from_numpy(taken.hu)[None], taken.affine, {"scanner": "", **volume.meta, "verdict": verdict})
+        out.applied_operations = list(volume.applied_operations)
+        return out
 
     def _read(self, file: Path) -> Volume:
         name = file.name.lower()
@@ -178,7 +199,7 @@ class LoadCT(Transform):
 
 
 class LoadCTd(EachKeyd):
-    """`LoadCT` for dictionaries: each of ``keys`` holds a path."""
+    """`LoadCT` for dictionaries: each of ``keys`` holds a path or a volume."""
 
     def __init__(
         self,

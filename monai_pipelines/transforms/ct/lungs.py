@@ -121,7 +121,8 @@ class SegmentLungsd(MapTransform):
             mask = self.segment(d[key])
             image = d[key] if isinstance(d[key], MetaTensor) else MetaTensor(torch.as_tensor(d[key]))
             lung_meta = {k: v for k, v in mask.meta.items() if "lung" in str(k)}
-            d[key] = placed(image.as_tensor(), image.affine, {**image.meta, **lung_meta})
+            d[key] = MetaTensor(image.as_tensor()).copy_meta_from(image)
+            d[key].meta |= lung_meta
             d[self.mask_key] = mask
         return d
 

@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, Transform
 from numpy.typing import NDArray
 
 from monai_pipelines.transforms.ct.grid import cubic_weights, placed, resample_separable
+from monai_pipelines.transforms.inverse import FixedSpatial, FixedSpatiald
 
 AIR_HU = -1000.0
 LOWEST_HU = -1024.0
 
 
-class ResampleCT(Transform):
+class ResampleCT(FixedSpatial):
     """Crop to the lungs, change spacing and size: one separable, anti-aliased cubic interpolation.
 
     The output keeps the scan's axes (an oblique scan stays oblique), permuted and flipped to the nearest RAS order.
@@ -72,7 +72,7 @@ class ResampleCT(Transform):
         size, start, step = self._grid(low, high, nib.affines.voxel_sizes(scan.affine))
         target = scan.affine @ nib.affines.from_matvec(np.diag(step), start)
         hu = scan.sample(start, step, size, fill=AIR_HU, at_least=LOWEST_HU)
-        out = placed(hu.round_().to(torch.int16)[None], target, volume.meta)
+        out = self._traced(placed(hu.round_().to(torch.int16)[None], target, volume.meta), volume)
         if mask is None or lungs is None:
             return out
         to_mask = np.linalg.inv(lungs.affine) @ scan.affine
@@ -104,7 +104,7 @@ class ResampleCT(Transform):
         return size, (low + high) / 2 - (size - 1) / 2 * step, step
 
 
-class ResampleCTd(MapTransform):
+class ResampleCTd(FixedSpatiald):
     """`ResampleCT` for dictionaries: ``keys`` and, if present, the mask at ``mask_key``."""
 
     def __init__(
@@ -116,9 +116,8 @@ class ResampleCTd(MapTransform):
         margin_mm: float = 10.0,
         allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.mask_key = mask_key
         self.resample = ResampleCT(size, spacing_mm, margin_mm)
+        super().__init__(keys, self.resample, allow_missing_keys, mask_key)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)

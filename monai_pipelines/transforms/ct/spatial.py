@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor
 from monai.data import MetaTensor
-from monai.utils import ensure_tuple, ensure_tuple_rep
+from monai.utils import ensure_tuple_rep
 from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
@@ -140,6 +140,8 @@ class RandSpatial3D(RandSpatial):
         Ronneberger et al., U-Net, MICCAI 2015 (deformation); the formula is that of the elasticdeform package.
         MONAI's `Rand3DElastic` smooths dense noise instead, and takes no batch.
     """
+
+    fill: float
 
     def __init__(
         self,
@@ -341,7 +343,7 @@ class RandSpatial3Dd(RandSpatiald):
 
     Args:
         keys: volumes of the same size.
-        mode: "bilinear" or "nearest", one for all keys or one for each.
+        mode: "bilinear" or "nearest", one for all keys or one for each, "nearest" then for masks (`RandSpatiald`).
         allow_missing_keys: whether a key may be missing.
         min_visible: boxes of which a smaller share is left in the image become ones to be ignored, 0..1.
         knobs: the other arguments of `RandSpatial3D`.
@@ -361,12 +363,4 @@ class RandSpatial3Dd(RandSpatiald):
         min_visible: float = MIN_VISIBLE,
         **knobs: Any,
     ) -> None:
-        keys = ensure_tuple(keys)
-        steps = [RandSpatial3D(mode=m, **knobs) for m in ensure_tuple_rep(mode, len(keys))]
-        super().__init__(keys, steps[0], allow_missing_keys, min_visible)
-        self.steps = dict(zip(keys, steps, strict=True))
-
-    def _step(self, key: Hashable, img: NdarrayOrTensor) -> Tensor:
-        step = self.steps[key]
-        step.draws = self.step.draws
-        return step(img, randomize=False)
+        super().__init__(keys, RandSpatial3D, mode, allow_missing_keys, min_visible, **knobs)

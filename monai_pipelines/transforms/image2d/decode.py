@@ -81,7 +81,7 @@ def decode_image(path: str | PathLike[str], channels: Literal[1, 3] | None = Non
     """
     with quiet_pydicom():  # and Pillow: odd but readable, such as damaged EXIF
         image = _decode(path)
-    return replace(image, pixels=_with_channels(image.pixels, channels))
+    return replace(image, pixels=with_channels(image.pixels, channels))
 
 
 def _decode(path: str | PathLike[str]) -> DecodedImage:
@@ -109,7 +109,8 @@ def _decode(path: str | PathLike[str]) -> DecodedImage:
         raise ScanError(path, f"unreadable, truncated? ({failure(error)}); copy or export it again") from None
 
 
-def _with_channels(pixels: NDArray[Any], channels: int | None) -> NDArray[Any]:
+def with_channels(pixels: NDArray[Any], channels: int | None) -> NDArray[Any]:
+    """Pixels (H, W, 1 or 3) with so many channels: gray repeated, or the luma of colors; None keeps them."""
     if channels is None or channels == pixels.shape[2]:
         return pixels
     if channels == 3:

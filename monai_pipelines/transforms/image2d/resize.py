@@ -8,12 +8,11 @@ from typing import Any, Literal
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor
 from monai.data import MetaTensor
-from monai.transforms import Transform
 from monai.utils import convert_to_tensor
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-from monai_pipelines.transforms.keyed import EachKeyd
+from monai_pipelines.transforms.inverse import FixedSpatial, FixedSpatiald
 
 
 def moved(pixels: Tensor, image: MetaTensor, start: Sequence[float], step: Sequence[float] = (1, 1)) -> MetaTensor:
@@ -32,7 +31,7 @@ def moved(pixels: Tensor, image: MetaTensor, start: Sequence[float], step: Seque
     return out
 
 
-class ResizeImage(Transform):
+class ResizeImage(FixedSpatial):
     """Resize an image, anti-aliased: a triangle filter as wide as the reduction, bilinear for enlarging.
 
     Args:
@@ -76,7 +75,7 @@ class ResizeImage(Transform):
             raise TypeError(f"ResizeImage: wanted uint8 or floating point, got {image.dtype}")
         source = tuple(image.shape[1:])
         if source == self.size:
-            return image
+            return self._traced(moved(image.as_tensor(), image, (0, 0)), image)
         inner = self._inner(source)
         pixels = _resized(image.as_tensor(), inner)
         before = [(wanted - got) // 2 for wanted, got in zip(self.size, inner, strict=True)]  # negative: cut off
@@ -86,7 +85,7 @@ class ResizeImage(Transform):
             pixels = pad(pixels, (before[1], after[1], before[0], after[0]), value=fill)
         step = [s / i for s, i in zip(source, inner, strict=True)]
         start = [(0.5 - b) * s - 0.5 for b, s in zip(before, step, strict=True)]
-        return moved(pixels, image, start, step)
+        return self._traced(moved(pixels, image, start, step), image)
 
     def _inner(self, source: tuple[int, ...]) -> tuple[int, int]:
         """Size of the image before it is padded or cut."""
@@ -107,7 +106,7 @@ def _resized(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     return (out.round_() if whole and not direct else out).to(pixels.dtype)
 
 
-class ResizeImaged(EachKeyd):
+class ResizeImaged(FixedSpatiald):
     """`ResizeImage` for dictionaries."""
 
     def __init__(

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor
 from monai.data import MetaTensor
-from monai.transforms import Transform
 from monai.utils import convert_to_tensor
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -16,7 +15,7 @@ from torch.nn.functional import avg_pool2d, pad
 
 from monai_pipelines.errors import ScanError
 from monai_pipelines.transforms.image2d.resize import moved
-from monai_pipelines.transforms.keyed import EachKeyd
+from monai_pipelines.transforms.inverse import FixedSpatial, FixedSpatiald
 
 WORKING_PIXELS = 400  # approximate size of the image in which the disc is searched
 DARK = 0.04  # a photograph that is nowhere brighter is empty
@@ -28,7 +27,7 @@ ROUND = 0.7  # least fraction of the rim on the circle
 NUM_CIRCLES = 300  # candidates, each through three points of the rim
 
 
-class CropRetina(Transform):
+class CropRetina(FixedSpatial):
     """Crop a fundus photograph to the square around its disc, so that all discs have one position and size.
 
     A circle is fitted to the rim of the largest bright region; notches, straight edges and glare are outliers. Beyond
@@ -68,16 +67,16 @@ class CropRetina(Transform):
             raise ValueError(f"CropRetina: wanted an image (C, H, W), got shape {tuple(image.shape)}")
         circle = find_disc(image.as_tensor())
         if circle is None:
-            return image
+            return self._traced(moved(image.as_tensor(), image, (0, 0)), image)
         row, column, radius = circle
         side = max(1, round(2 * radius * (1 + 2 * self.margin)))
         top, left = round(row - (side - 1) / 2), round(column - (side - 1) / 2)
         height, width = image.shape[1:]
         borders = (-left, left + side - width, -top, top + side - height)
-        return moved(pad(image.as_tensor(), borders), image, (top, left))
+        return self._traced(moved(pad(image.as_tensor(), borders), image, (top, left)), image)
 
 
-class CropRetinad(EachKeyd):
+class CropRetinad(FixedSpatiald):
     """`CropRetina` for dictionaries."""
 
     def __init__(self, keys: KeysCollection, margin: float = 0.02, allow_missing_keys: bool = False) -> None:

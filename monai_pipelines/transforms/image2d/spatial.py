@@ -228,9 +228,10 @@ class RandSpatial2Dd(RandSpatiald):
 
     Args:
         keys: images of the same size.
+        mode: "bilinear" or "nearest", one for all keys or one for each, "nearest" then for masks (`RandSpatiald`).
         allow_missing_keys: whether a key may be missing.
         min_visible: boxes of which a smaller share is left in the image become ones to be ignored, 0..1.
-        knobs: the arguments of `RandSpatial2D`.
+        knobs: the other arguments of `RandSpatial2D`.
 
     Example:
         >>> import torch
@@ -240,6 +241,11 @@ class RandSpatial2Dd(RandSpatiald):
     """
 
     def __init__(
-        self, keys: KeysCollection, allow_missing_keys: bool = False, min_visible: float = MIN_VISIBLE, **knobs: Any
+        self,
+        keys: KeysCollection,
+        mode: str | Sequence[str] = "bilinear",
+        allow_missing_keys: bool = False,
+        min_visible: float = MIN_VISIBLE,
+        **knobs: Any,
     ) -> None:
-        super().__init__(keys, RandSpatial2D(**knobs), allow_missing_keys, min_visible)
+        super().__init__(keys, RandSpatial2D, mode, allow_missing_keys, min_visible, **knobs)

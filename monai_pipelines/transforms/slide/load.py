@@ -47,6 +47,8 @@ class LoadSlide(Transform):
         self.slide_mpp = None if slide_mpp is None else check_mpp(slide_mpp, "LoadSlide: slide_mpp")
 
     def __call__(self, path: str | PathLike[str]) -> Slide:
+        if not isinstance(path, (str, PathLike)):
+            raise ScanError("slide", f"wanted its path, got {type(path).__name__}; for a tile in an array use image2d")
         return open_slide(path, self.slide_mpp)
 
 

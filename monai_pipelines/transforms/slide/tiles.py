@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from monai_pipelines.errors import ScanError
 from monai_pipelines.slides import Slide, Tiles
+from monai_pipelines.transforms.inverse import NoWayBack
 from monai_pipelines.transforms.keyed import EachKeyd
 
 EDGE = 1e-6  # of a tile: rounding error of tissue fractions
@@ -123,7 +124,7 @@ class RandSampleTiles(RandomizableTransform):
         return tiles if self.drawn is None else tiles[self.drawn]
 
 
-class TileSlided(EachKeyd):
+class TileSlided(EachKeyd, NoWayBack):
     """`TileSlide` for dictionaries, with the mask at ``mask_key``."""
 
     def __init__(

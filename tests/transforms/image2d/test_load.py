@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,3 +95,46 @@ def test_real_xrays_with_boxes(shared_data: Path) -> None:
         assert tuple(out.shape) == (1, 1024, 1024)
         assert out.max() <= 1
         assert 0.1 < out.mean() < 0.9
+
+
+# ---- images that are loaded already
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy, lambda v: MetaTensor(torch.from_numpy(v))])
+def test_arrays_give_what_their_file_gives(mixed: dict[str, Path], kind: Any) -> None:
+    for name, pixels in (("rgb", RGB), ("gray", GRAY[..., None])):
+        values = np.ascontiguousarray(pixels.transpose(2, 0, 1))
+        for load in (LoadXray(), LoadImage2D(1), LoadImage2D(3)):
+            wanted = load(mixed[name])
+            for image in (values, values / np.float32(255), values / 255):
+                out = load(kind(image))
+                assert (out.shape, out.dtype) == (wanted.shape, wanted.dtype)
+                atol = 1 if out.dtype == torch.uint8 else 0.51 / 255
+                torch.testing.assert_close(out.as_tensor().float(), wanted.as_tensor().float(), atol=atol, rtol=0)
+            assert out.meta["file_type"] == "other"
+            torch.testing.assert_close(out.meta["original_affine"], out.affine)
+
+
+def test_meta_of_an_image_is_kept() -> None:
+    affine = torch.diag(torch.tensor([0.5, 0.4, 1, 1], dtype=torch.float64))
+    out = LoadXray()(MetaTensor(torch.zeros(1, 4, 6), affine=affine, meta={"patient": "a", "file_type": "png"}))
+    assert (out.meta["patient"], out.meta["file_type"]) == ("a", "png")
+    torch.testing.assert_close(out.affine, affine)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (RGB, r"wanted \(1 or 3, H, W\), .* got shape \(30, 44, 3\); channels come first"),
+        (GRAY, r"got shape \(30, 44\)$"),
+        (np.zeros((4, 8, 8), np.uint8), r"got shape \(4, 8, 8\)$"),
+        (np.zeros((3, 0, 8), np.uint8), "got shape"),
+        (DEEP.astype(np.int32)[None], r"wanted uint8, or floating point in \[0, 1\], got torch.int32, 0 to"),
+        (np.full((1, 4, 4), 255.0), "got torch.float64, 255 to 255; scale it first"),
+        (np.full((1, 4, 4), np.nan, np.float32), "nan"),
+    ],
+)
+def test_other_arrays_are_errors(image: np.ndarray, message: str) -> None:
+    for load in (LoadXray(), LoadImage2D()):
+        with pytest.raises(ScanError, match=message):
+            load(image)
