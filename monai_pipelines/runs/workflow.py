@@ -44,7 +44,9 @@ def configs_of(workflow: ConfigWorkflow) -> tuple[list[str], dict[str, Any]]:
 
 def _changes(files: Sequence[Path], config: Mapping[str, Any]) -> dict[str, Any]:
     """What a config has beyond files, by id."""
-    return dict(_differing(ConfigParser.load_config_files(files), config))
+    parser = ConfigParser(ConfigParser.load_config_files(files))
+    parser.resolve_macro_and_relative_ids()  # as the workflow has done
+    return dict(_differing(parser.get(), config))
 
 
 def _differing(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

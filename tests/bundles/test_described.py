@@ -125,8 +125,6 @@ def test_networks_are_those_of_the_metadata_and_the_papers(bundle: Any) -> None:
 
 def test_training_and_inference_prepare_alike(bundle: Any) -> None:
     sizes = [{}, {"size": [48, 40, 32][: len(bundle.case.small["size"])]}] if "size" in bundle.case.small else [{}]
-    if "backbone_weights" in bundle.case.small:
-        sizes = [{"backbone::needs_weights": False}]
     for overlay in ([], *([name] for name in bundle.overlays)):
         for override in sizes:
             chains = []
@@ -149,7 +147,8 @@ def test_every_overlay_gives_a_loss(bundle: Any) -> None:
         parser = bundle.parser(*dict.fromkeys(["train", overlay]))
         num = len(parser.get_parsed_content("classes"))
         parser = bundle.parser(*dict.fromkeys(["train", overlay]), weight=f"$torch.ones({num})")
-        logits = torch.zeros(num, bundle.metadata["network_data_format"]["outputs"]["pred"]["num_channels"])
+        channels = bundle.metadata["network_data_format"]["outputs"]["pred"]["num_channels"]
+        logits = torch.zeros(num, num if overlay in bundle.case.unlike else channels)
         labels = torch.arange(num)
         if parser.get_parsed_content("multilabel"):
             logits, labels = torch.zeros(num, num), torch.eye(num)

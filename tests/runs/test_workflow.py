@@ -41,7 +41,7 @@ def test_files_overrides_and_numbers_are_recorded(start: Start, tmp_path: Path) 
     run = json.loads((tmp_path / "run" / "run.json").read_text())
     assert run["config_files"] == ["train.yaml", "demo.yaml"]
     assert overrides.items() <= run["overrides"].items()
-    assert {"bundle_root", "output_dir", "cohort"} <= run["overrides"].keys()
+    assert run["overrides"].keys() == {*overrides, "bundle_root", "output_dir", "cohort", "run"}
     wanted = {"max_epochs": 3, "overlays": "demo", "network": "ResNet", "size": "64, 64, 64", "masking": "channel"}
     assert wanted.items() <= run["settings"].items()
     config = inference_config(tmp_path / "run")
