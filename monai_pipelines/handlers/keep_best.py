@@ -61,7 +61,7 @@ class Checkpoints:
         model: Model = validator.model
         key_metric = validator.key_metric
         if patience is not None and (not isinstance(patience, int) or patience < 1):
-            raise ValueError(f"patience must be 1 or more, or null ('$None' on the command line), got {patience!r}")
+            raise ValueError(f"patience must be 1 or more, or null, got {patience!r}")
         metrics = validator.epoch_metrics.names(model)
         if key_metric not in metrics:
             raise ValueError(f"key_metric must be one of {', '.join(metrics)}, got {key_metric!r}")
