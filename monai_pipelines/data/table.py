@@ -76,6 +76,7 @@ def list_table(
         classes = sorted(labels, key=lambda name: (len(name) if name.isdecimal() else 0, name))
     classes = class_names(classes or ()) if labeled else ()
     problems: list[str] = []
+    used: set[int] = set()
     unknown: defaultdict[str, list[str]] = defaultdict(list)
     items: list[Item] = []
     lines: list[str] = []
@@ -97,6 +98,7 @@ def list_table(
                 strange.append(name)
         for name in strange:
             unknown[name].append(f"{where}: {image}")
+        used.update(indices)
         problems += wrong
         if not wrong and not strange:
             if labeled:
@@ -105,7 +107,7 @@ def list_table(
             items.append({**row, "image": str(path), "name": image, "patient": patient})
             lines.append(where)
     problems += _unknown_labels(unknown, names, multilabel)
-    if unknown and not items and not multilabel:
+    if not used and not multilabel:
         problems += classes_hint(sorted(filter(None, unknown)))
     first: dict[str, int] = {}
     for index, item in enumerate(items):

@@ -167,7 +167,7 @@ def _check_overrides(command: CommandLine) -> None:
         default = configs.get(name)
         if isinstance(default, list) and isinstance(value, int | float | str) and not str(value).startswith(("$", "@")):
             parts = [part.strip() for part in re.split(r"[;,\s]+", str(value)) if part]
-            numbers = bool(default) and not isinstance(default[0], str)
+            numbers = not isinstance(value, str) or (bool(default) and not isinstance(default[0], str))
             parts = parts * len(default) if numbers and len(parts) == 1 else parts
             listed = ",".join(parts if numbers else map(repr, parts))
             raise SystemExit(f'--{name} {value}: wanted a list, such as "[{listed}]"')
@@ -199,7 +199,8 @@ def as_meant(arguments: Sequence[str], defaults: Mapping[str, Any]) -> list[str]
 
 def _meant(name: str, text: str, default: Any) -> str:
     is_text = isinstance(default, str) and bool(_TEXT.fullmatch(default))
-    if text.lower() in _SWITCHES and not (text == "none" and is_text and name not in _NULL_TEXTS):
+    has_names = is_text and not default.startswith("$") and name not in _NULL_TEXTS
+    if text.lower() in _SWITCHES and not (text == "none" and has_names):
         return _SWITCHES[text.lower()]
     value = DefaultParseValue(text)
     if isinstance(value, (int, float)) and is_text:

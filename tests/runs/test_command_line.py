@@ -67,6 +67,7 @@ def test_override_of_nothing_or_by_a_text_is_an_error(
         (["--patience", "null"], ["--patience", "$None"]),
         (["--patience=None"], ["--patience=$None"]),
         (["--clip_norm", "none"], ["--clip_norm", "$None"]),
+        (["--cache_dir", "none"], ["--cache_dir", "$None"]),
         (["--threshold_by", "none"], ["--threshold_by", "$None"]),
         (["--resume=false"], ["--resume=False"]),
         (["--dataset_dir", "2024"], ["--dataset_dir", "'2024'"]),
