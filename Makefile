@@ -42,7 +42,7 @@ endif
 .PHONY: demo test nightly lint bench clean
 
 demo: $(DATA)/.complete
-	$(RUN_BUNDLE) --config_file "['$(TRAIN)']" $(TRAINED) $(WITH_BACKBONE)
+	$(RUN_BUNDLE) --config_file "['$(TRAIN)']" $(TRAINED) $(WITH_BACKBONE) --overwrite True
 	$(RUN_BUNDLE) --run_id evaluate --config_file "['$(TRAIN)']" $(TRAINED) $(WITH_BACKBONE)
 	$(RUN_BUNDLE) --config_file "['$(CONFIGS)/inference.yaml$(AND)$(SMALL)']" --dataset_dir $(IMAGES) \
 		--output_dir $(DEMO)/inference --checkpoint $(DEMO)/best.pt $(CACHE) $(WITH_BACKBONE)

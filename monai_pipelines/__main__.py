@@ -6,7 +6,20 @@ import sys
 
 import typer
 
-from monai_pipelines.commands import audit, cache, compare, explain, features, phantoms, report, show, sweep
+from monai_pipelines.commands import (
+    audit,
+    bundles,
+    cache,
+    compare,
+    explain,
+    features,
+    phantoms,
+    report,
+    run,
+    show,
+    sweep,
+)
+from monai_pipelines.errors import error_text
 
 app = typer.Typer(
     help="MONAI pipelines that classify medical images.",
@@ -15,10 +28,11 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,  # they hold headers
 )
 for command in (
-    *(show.show, audit.audit, report.report, compare.compare, explain.explain),
+    *(show.show, bundles.bundles, audit.audit, report.report, compare.compare, explain.explain),
     *(features.features, sweep.sweep, cache.cache),
 ):
     app.command()(command)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(run.run)
 app.add_typer(phantoms.app, name="phantoms")
 
 
@@ -32,8 +46,7 @@ def main() -> None:
             cause = cause.__cause__
         if not isinstance(cause, (ValueError, KeyError, OSError)):
             raise
-        message = cause.args[0] if isinstance(cause, KeyError) else cause
-        typer.secho(f"error: {message}", fg="red", err=True)
+        typer.secho(f"error: {error_text(cause)}", fg="red", err=True)
         sys.exit(1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os import PathLike
 from pathlib import Path
 from typing import Literal
 
@@ -50,3 +51,21 @@ def list_declared(kind: Kind) -> list[str]:
     if kind == "transforms":
         return sorted(path.stem for path in folder.glob("*.yaml"))
     return sorted(path.parent.name for path in folder.glob("*/configs"))
+
+
+def find_bundle(name: str) -> Path:
+    """Folder of a bundle of this package.
+
+    Raises:
+        FileNotFoundError: no such bundle; lists those there are.
+    """
+    names = list_declared("bundles")
+    if name not in names:
+        raise FileNotFoundError(f"no bundle {name!r}; there are {', '.join(names)}")
+    return declared_path("bundles") / name
+
+
+def in_installed_package(path: str | PathLike[str]) -> bool:
+    """Whether a path is inside the package as a wheel installs it, where nothing may be written."""
+    package = Path(__file__).resolve().parent
+    return (package / "_declared").is_dir() and Path(path).resolve().is_relative_to(package)

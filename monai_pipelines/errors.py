@@ -6,6 +6,16 @@ from collections.abc import Sequence
 from os import PathLike
 
 
+def error_text(error: BaseException) -> str:
+    """The text of an error, without the quotes that Python puts around that of a KeyError.
+
+    Example:
+        >>> error_text(KeyError("no column 'sex'"))
+        "no column 'sex'"
+    """
+    return str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+
+
 class ScanError(ValueError):
     """A scan that cannot be used.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -92,13 +93,17 @@ def installed_editable(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _probe(cwd: Path, *first: Path, editable: Path | None = None) -> dict:
-    """Ask a new Python in `cwd`; -S keeps .pth files out, so no install of this project in site-packages is seen."""
-    paths = [*first, *{sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}
-    command = [sys.executable, "-S", "-c", PROBE, *([str(editable)] if editable else [])]
-    result = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
+    """Ask a new Python in `cwd`."""
+    result = _python(cwd, *first, arguments=["-c", PROBE, *([str(editable)] if editable else [])])
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.splitlines()[-1])
+
+
+def _python(cwd: Path, *first: Path, arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """A new Python; -S keeps .pth files out, so no install of this project in site-packages is seen."""
+    paths = [*first, *{sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}
+    return subprocess.run([sys.executable, "-S", *arguments], cwd=cwd, env=env, capture_output=True, text=True)
 
 
 def _check(found: dict, home: Path) -> None:
@@ -142,6 +147,21 @@ def test_inside_a_bundle(installed_editable: Path) -> None:
 @pytest.mark.slow
 def test_wheel_elsewhere(installed_wheel: Path, tmp_path: Path) -> None:
     _check(_probe(tmp_path, installed_wheel), installed_wheel)
+
+
+@pytest.mark.slow
+def test_a_bundle_of_the_wheel_runs_elsewhere_and_writes_nothing_into_the_package(
+    installed_wheel: Path, tmp_path: Path
+) -> None:
+    options = ["--config_file", "configs/train.yaml", "--dataset_dir", "no_data"]
+    inside = installed_wheel / "monai_pipelines" / "_declared" / BUNDLE
+    refused = _python(inside, installed_wheel, arguments=["-m", "monai.bundle", "run", *options])
+    assert refused.stderr.endswith(
+        "\noutput_dir output is in the installed package: name another with --output_dir FOLDER\n"
+    )
+    named = ["-m", "monai_pipelines", "run", "--bundle_root", Path(BUNDLE).name, *options]
+    started = _python(tmp_path, installed_wheel, arguments=named)
+    assert re.search(r"error: no_data.table\.csv: 1 problem\(s\)\n  - no such table", started.stderr)
 
 
 @pytest.mark.slow

@@ -23,8 +23,9 @@ def sweep(
 ) -> None:
     """Train and evaluate a bundle with several seeds and show mean and spread in index.html.
 
-    Seeds that are already evaluated (metrics.json newer than best.pt) are skipped. Each run writes its output to
-    log.txt in its folder. Folders that follow output_dir, such as cache_dir, are shared if named in ARGUMENTS.
+    Seeds that are already evaluated (metrics.json newer than best.pt) are skipped, others are trained anew. Each run
+    writes its output to log.txt in its folder. Folders that follow output_dir, such as cache_dir, are shared if named
+    in ARGUMENTS.
     """
     from monai_pipelines.report.index import write_index
 
@@ -37,8 +38,9 @@ def sweep(
         folder.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "monai.bundle", "run", *arguments]
         command += ["--seed", str(seed), "--output_dir", str(folder)]
+        replaced = ["--overwrite", "True"] if (folder / "last.pt").is_file() else []
         with (folder / "log.txt").open("w", encoding="utf-8") as log:
-            for part, options in (("training", []), ("evaluation", ["--run_id", "evaluate"])):
+            for part, options in (("training", replaced), ("evaluation", ["--run_id", "evaluate"])):
                 logger.info("seed %d: %s, see %s", seed, part, log.name)
                 status = subprocess.run([*command, *options], stdout=log, stderr=subprocess.STDOUT).returncode
                 if status:

@@ -21,7 +21,7 @@ from rich.progress import track
 
 from monai_pipelines.chains import did_you_mean
 from monai_pipelines.data.split import SPLIT_NAMES, Cohort, Item, Listing, split_listing
-from monai_pipelines.data.table import find_inputs, list_table
+from monai_pipelines.data.table import classes_hint, find_inputs, list_table
 from monai_pipelines.errors import CohortError
 from monai_pipelines.model import class_names
 from monai_pipelines.walk import is_clutter, walk_files
@@ -151,9 +151,9 @@ def _folder_problems(classes: Sequence[str], names: Sequence[str]) -> list[str]:
             near = by_case.get(name.lower())
             hint = f" (did you mean {near!r}?)" if near else did_you_mean(name, names)
             problems.append(f"no folder for class {name!r}{hint}")
-    return problems + [
-        f"folder {name!r} is none of the classes {', '.join(classes)}" for name in names if name not in classes
-    ]
+    strange = [name for name in names if name not in classes]
+    problems += [f"folder {name!r} is none of the classes {', '.join(classes)}" for name in strange]
+    return problems + (classes_hint(names) if problems and strange else [])
 
 
 def compile_pattern(pattern: str | None) -> re.Pattern[str] | None:

@@ -59,11 +59,16 @@ class MedMNISTInfo:
         return f"{self.flag}.npz" if size == 28 else f"{self.flag}_{size}.npz"
 
 
-def medmnist_info(flag: str) -> MedMNISTInfo:
+def medmnist_info(flag: str, spatial_dims: int | None = None) -> MedMNISTInfo:
     """The published facts about a MedMNIST set.
+
+    Args:
+        flag: its name.
+        spatial_dims: 2 or 3, of the sets that the caller can use; None: of any.
 
     Raises:
         KeyError: no such set; suggests the nearest.
+        ValueError: a set of other dimensions.
 
     Example:
         >>> info = medmnist_info("nodulemnist3d")
@@ -76,6 +81,10 @@ def medmnist_info(flag: str) -> MedMNISTInfo:
     if flag not in sets:
         raise KeyError(f"no MedMNIST set {flag!r}{did_you_mean(flag, sets)}; there are {', '.join(sets)}")
     facts = sets[flag]
+    if spatial_dims not in (None, facts["spatial_dims"]):
+        way = "add the overlay volume.yaml to" if facts["spatial_dims"] == 3 else "leave the overlay volume.yaml out of"
+        images = f"its images are {facts['spatial_dims']}D, the network takes {spatial_dims}D"
+        raise ValueError(f"{flag}: {images}; {way} --config_file")
     md5 = {int(size): digest for size, digest in facts["md5"].items()}
     return MedMNISTInfo(**{**facts, "flag": flag, "classes": tuple(facts["classes"]), "md5": md5})
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 
+from monai_pipelines.chains import did_you_mean
 from monai_pipelines.data.rows import COLUMNS, read_rows
 from monai_pipelines.data.split import Cohort, Item, Listing, label_indices, split_listing
 from monai_pipelines.errors import CohortError
@@ -73,6 +76,8 @@ def list_table(
         classes = sorted(labels, key=lambda name: (len(name) if name.isdecimal() else 0, name))
     classes = class_names(classes or ()) if labeled else ()
     problems: list[str] = []
+    used: set[int] = set()
+    unknown: defaultdict[str, list[str]] = defaultdict(list)
     items: list[Item] = []
     lines: list[str] = []
     folder, names = Path(table).parent, list(classes)
@@ -83,23 +88,27 @@ def list_table(
             wrong.append(f"{where}: no image")
         elif not (path := _on_disk(folder, image)).exists() and not (is_optional and is_optional(image)):
             wrong.append(f"{where}: {image}: no such file or folder")
-        indices = []
+        indices, strange = [], []
         for name in _label_names(row["label"], multilabel) if labeled else ():
             if name in names:
                 indices.append(names.index(name))
             elif name.isdecimal() and int(name) < len(names):
                 indices.append(int(name))
             else:
-                problem = f"unknown label {name!r}" if name else "no label"
-                wanted = f"wanted one of {', '.join(names)} or 0 to {len(names) - 1}"
-                wrong.append(f"{where}: {image}: {problem}, {wanted}")
+                strange.append(name)
+        for name in strange:
+            unknown[name].append(f"{where}: {image}")
+        used.update(indices)
         problems += wrong
-        if not wrong:
+        if not wrong and not strange:
             if labeled:
                 row["label"] = [float(k in indices) for k in range(len(names))] if multilabel else indices[0]
             patient = row.get("patient", "").strip() or image
             items.append({**row, "image": str(path), "name": image, "patient": patient})
             lines.append(where)
+    problems += _unknown_labels(unknown, names, multilabel)
+    if not used and not multilabel:
+        problems += classes_hint(sorted(filter(None, unknown)))
     first: dict[str, int] = {}
     for index, item in enumerate(items):
         earlier = first.setdefault(os.path.realpath(item["image"]), index)
@@ -115,6 +124,24 @@ def list_table(
             texts = ("|".join(names[k] for k in label_indices(one["label"])) or NO_FINDING for one in (same, item))
             problems.append(f"{item['name']}: listed as {' and as '.join(texts)}")
     return Listing(table, items, tuple(classes), problems)
+
+
+def _unknown_labels(places: Mapping[str, Sequence[str]], names: Sequence[str], multilabel: bool) -> list[str]:
+    """One line for each label, with its first place and the number of others."""
+    problems = []
+    for name, (first, *others) in places.items():
+        more = f" and {len(others):,} more row{'s' if others[1:] else ''}" if others else ""
+        problem = f"unknown label {name!r}{did_you_mean(name, names)}" if name else "no label"
+        separator = " (several labels are joined by |)" if multilabel and re.search("[;,/]", name) else ""
+        wanted = f"wanted one of {', '.join(names)} or 0 to {len(names) - 1}"
+        problems.append(f"{first}{more}: {problem}, {wanted}{separator}")
+    return problems
+
+
+def classes_hint(found: Sequence[str]) -> list[str]:
+    """How to name the classes as the data do."""
+    listed = ",".join(map(repr, found))
+    return [f'to use the names that the data have, add --classes "[{listed}]"'] if found else []
 
 
 def _on_disk(folder: Path, image: str) -> Path:

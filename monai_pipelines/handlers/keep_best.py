@@ -13,6 +13,7 @@ from ignite.engine import Engine, Events
 from monai_pipelines.model import Model
 from monai_pipelines.report.words import LOWER_IS_BETTER
 from monai_pipelines.runs.checkpoint import load_weights, read_checkpoint, save_checkpoint
+from monai_pipelines.runs.trained import split_differences
 from monai_pipelines.versions import library_versions
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ class Checkpoints:
         model: Model = validator.model
         key_metric = validator.key_metric
         if patience is not None and (not isinstance(patience, int) or patience < 1):
-            raise ValueError(f"patience must be 1 or more, or null ('$None' on the command line), got {patience!r}")
+            raise ValueError(f"patience must be 1 or more, or null, got {patience!r}")
         metrics = validator.epoch_metrics.names(model)
         if key_metric not in metrics:
             raise ValueError(f"key_metric must be one of {', '.join(metrics)}, got {key_metric!r}")
@@ -90,7 +91,8 @@ class Checkpoints:
             raise FileNotFoundError(f"{file}: nothing to resume; start without --resume, or name the run's output_dir")
         checkpoint = read_checkpoint(file, self.model)
         if checkpoint["split"] != self.split:
-            raise ValueError(f"{file}: trained on the split {checkpoint['split']}, now {self.split}; use the same")
+            differences = split_differences(checkpoint["split"] or {}, self.split or {})
+            raise ValueError(f"{file}: trained on another split ({differences}); use the same, or a new output_dir")
         if checkpoint["epoch"] >= engine.state.max_epochs:
             done = f"{checkpoint['epoch']} of {engine.state.max_epochs} epochs"
             raise ValueError(f"{file}: already trained {done}; raise max_epochs to go on")

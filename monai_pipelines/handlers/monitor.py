@@ -38,7 +38,8 @@ class Monitor:
       layout for the tab Custom Scalars, and the settings (none with a path) and configs of ``run.json``;
     - ``steps``, iteration by iteration: loss, learning rate, and the gradient's norm if `ClipGradients` measures it.
 
-    A new run removes what an earlier one left there; a resumed run hides the epochs that it repeats.
+    A new run removes the checkpoints and TensorBoard's files of an earlier one, a resumed run hides the epochs that it
+    repeats, and both remove an evaluation.
 
     Args:
         output_dir: folder of the run.
@@ -66,7 +67,9 @@ class Monitor:
             for folder in folders.values():
                 shutil.rmtree(folder, ignore_errors=True)
         self.writers = {name: SummaryWriter(str(folder), purge_step=done[name] + 1) for name, folder in folders.items()}
-        for tag, text in _texts(RunFolder(self.output_dir)).items():
+        run = RunFolder(self.output_dir)
+        run.clear(resumed=bool(epoch))
+        for tag, text in _texts(run).items():
             self.writers["train"].add_text(tag, text, epoch)
 
     def step(self, engine: Any) -> None:

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import CyclicLR, OneCycleLR, ReduceLROnPlateau
 from monai_pipelines.handlers.guards import ClipGradients, StopOnNaN
 from monai_pipelines.handlers.keep_best import Checkpoints
 from monai_pipelines.handlers.monitor import Monitor
+from monai_pipelines.runs.folder import RunFolder
 
 
 class TrainingHandlers:
@@ -80,14 +81,17 @@ class TrainingHandlers:
 class TrackTraining(MLFlowHandler):
     """MONAI's `MLFlowHandler` for a trainer whose output is that of a whole batch, see ``bundles/mlflow.yaml``.
 
-    Metrics are logged as ``train_<name>``, so that they do not mix with those of the validation.
+    Parameters are the ``settings`` of ``run.json``. Metrics are logged as ``train_<name>``, so that they do not mix
+    with those of the validation.
 
     Args:
+        output_dir: folder of the run.
         options: of `MLFlowHandler`.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, output_dir: str | PathLike[str], **options: Any) -> None:
         super().__init__(output_transform=itemgetter("loss"), epoch_logger=self.log_epoch, **options)
+        self.experiment_param = (RunFolder(output_dir).run or {}).get("settings")
 
     def log_epoch(self, engine: Any) -> None:
         """Log the metrics of an epoch; the loss is logged step by step."""

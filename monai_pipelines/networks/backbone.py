@@ -34,6 +34,7 @@ class TileBackbone(nn.Module):
         mean: of red, green and blue, in [0, 1]; None: as the run's checkpoint was trained, else ImageNet's.
         std: likewise, above 0.
         name: of the network in `describe`; None: its class.
+        needs_weights: whether `describe`, which every use of the features starts with, is an error without weights.
         tile_px: side of a trial tile; networks of fixed input size (most vision transformers) need theirs.
 
     Attributes:
@@ -62,6 +63,7 @@ class TileBackbone(nn.Module):
         std: Sequence[float] | None = None,
         name: str | None = None,
         tile_px: int = 224,
+        needs_weights: bool = False,
     ) -> None:
         super().__init__()
         if not isinstance(network, nn.Module):
@@ -75,7 +77,7 @@ class TileBackbone(nn.Module):
         std = _three(trained.get("std", trained.get("sd")) if std is None else std, "std")  # sd: until 0.1
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise ValueError(f"TileBackbone: mean and std are three numbers, std above 0, got {mean} and {std}")
-        self.name, self.weights = name or type(network).__name__, weights
+        self.name, self.weights, self.needs_weights = name or type(network).__name__, weights, needs_weights
         self.mean = nn.Buffer(torch.tensor(mean)[:, None, None], persistent=False)
         self.std = nn.Buffer(torch.tensor(std)[:, None, None], persistent=False)
         head, self.num_features = _probe(network, tile_px)
@@ -97,7 +99,16 @@ class TileBackbone(nn.Module):
         return self.network(tiles / (unit * self.std) - self.mean / self.std).flatten(1).float()
 
     def describe(self) -> dict[str, Any]:
-        """What the features depend on, as plain data: name, num_features, mean, std, hashes of layers and weights."""
+        """What the features depend on, as plain data: name, num_features, mean, std, hashes of layers and weights.
+
+        Raises:
+            ValueError: no weights, where they are needed.
+        """
+        if self.needs_weights and self.weights is None:
+            raise ValueError(
+                "no weights for the tile network: name them with --backbone_weights, best.pt of a tile bundle or "
+                "torchvision's file, the same in training, evaluation and inference"
+            )
         return {
             "name": self.name,
             "num_features": self.num_features,

@@ -23,6 +23,7 @@ from monai_pipelines.report.detection_results import AT_THRESHOLD, Thresholds, p
 from monai_pipelines.report.tensorboard import log_evaluation
 from monai_pipelines.report.words import at_threshold, detection_words
 from monai_pipelines.runs import Trained
+from monai_pipelines.runs.record import check_subgroups
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ def report_detection(
         datasets: ``train``, ``validation`` and ``test``, each with ``data``, ``skipped`` and items that have ``image``
             and ``box_affine``.
         unit: what the page calls an input: image or scan.
-        key_metric: validation metric that chose the best epoch.
+        key_metric: validation metric that chose the best epoch, where the checkpoint does not name it.
         subgroups: columns of the table, such as scanner or sex; metrics are reported for each of their values.
         baseline: a simple method on the test images: ``name``, and as ``rows`` the `Detections` in each.
 
@@ -65,13 +66,9 @@ def report_detection(
         ValueError: rows that are not as many as the test images or of another order; a column with more than 12 values.
         KeyError: a column of subgroups that no test image has.
     """
-    if isinstance(subgroups, str):
-        raise TypeError(f"subgroups: wanted a list of columns, got {subgroups!r}; write \"['{subgroups}']\"")
+    check_subgroups(subgroups, datasets.test.data)
     test, decisions, classes = datasets.test, trained.decisions, list(trained.model.classes)
     _check_rows(rows, test.data, baseline, unit)
-    columns = {name for item in test.data for name in item}
-    if missing := [column for column in subgroups if column not in columns]:
-        raise KeyError(f"subgroups: no column {', '.join(missing)}; there are {', '.join(sorted(columns))}")
     threshold = thresholds_of(decisions.threshold, len(classes))
     plain = [
         {**plain_row(row), "split": "test", "columns": {column: item.get(column) for column in subgroups}}
@@ -84,7 +81,7 @@ def report_detection(
         rows=plain,
         classes=classes,
         unit=unit,
-        key_metric=key_metric,
+        key_metric=decisions.key_metric or key_metric,
         threshold=threshold,
         threshold_by=decisions.threshold_by,
         epoch=decisions.epoch,

@@ -30,6 +30,7 @@ from monai_pipelines.report.saved import Evaluation, picture
 from monai_pipelines.report.tensorboard import log_evaluation
 from monai_pipelines.report.words import at_threshold
 from monai_pipelines.runs import Trained
+from monai_pipelines.runs.record import check_subgroups
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ def report_evaluation(
             and, for the baselines, ``shortcut``: name -> features (F,).
         features: (N, F) of `CollectFeatures`, in the order of ``datasets.test``.
         unit: what the page calls an input: image, scan or slide.
-        key_metric: validation metric that chose the best epoch.
+        key_metric: validation metric that chose the best epoch, where the checkpoint does not name it.
         subgroups: columns of the table, such as scanner or sex; metrics are reported for each of their values.
         explanations: of where the network looked, such as `ExplainSlides`: each with ``results`` (plain data) and
             ``pictures``: (caption, image (3, h, w) uint8).
@@ -86,8 +87,7 @@ def report_evaluation(
         ValueError: rows or features that are not as many as the test images; a column with more than 12 values.
         KeyError: a column of subgroups that no test image has.
     """
-    if isinstance(subgroups, str):
-        raise TypeError(f"subgroups: wanted a list of columns, got {subgroups!r}; write \"['{subgroups}']\"")
+    check_subgroups(subgroups, datasets.test.data)
     train, test, model, decisions = datasets.train, datasets.test, trained.model, trained.decisions
     classes, learnt = list(model.classes), np.asarray(features)
     label = np.array([item["label"] for item in test.data]).astype(np.int64)
@@ -96,9 +96,6 @@ def report_evaluation(
             f"report_evaluation: wanted a row and features for each of {len(label)} test {unit}s, "
             f"got {len(rows)} rows and {len(learnt)} features"
         )
-    columns = {name for item in test.data for name in item}
-    if missing := [column for column in subgroups if column not in columns]:
-        raise KeyError(f"subgroups: no column {', '.join(missing)}; there are {', '.join(sorted(columns))}")
     shown = stratified_indices(label, NUM_POINTS)
     cheap, pixels = _measured(test, range(len(label)), {*shown.tolist()}, f"reading test {unit}s")
     baselines = _baselines(train, cheap, len(classes), unit)
@@ -129,7 +126,7 @@ def report_evaluation(
         classes=classes,
         unit=unit,
         multilabel=model.multilabel,
-        key_metric=key_metric,
+        key_metric=decisions.key_metric or key_metric,
         threshold=decisions.threshold,
         threshold_by=decisions.threshold_by,
         temperature=decisions.temperature,

@@ -20,6 +20,10 @@ _METRICS = {  # of each task; the last is that of the baseline
         **{"sensitivity": "Sensitivity", "false_positives_per_image": "False positives", "baseline": "Baseline CPM"},
     },
 }
+_SETTINGS = {  # of run.json, that tell runs apart
+    **{"network": "Architecture", "num_parameters": "Parameters", "overlays": "Overlays", "max_epochs": "Epochs"},
+    **{"batch_size": "Batch", "learning_rate": "Learning rate", "inferer": "Inferer", "data": "Data"},
+}
 _SEEDS = ("seed", "split_seed")
 
 
@@ -61,6 +65,7 @@ def write_index(folder: str | PathLike[str]) -> Path:
         {
             "task": task,
             "names": names,
+            "settings": {name: _SETTINGS[name] for name in _SETTINGS if any(name in run["settings"] for run in runs)},
             "runs": [run for run in runs if run["task"] == task],
             "groups": [group for group in groups if group["task"] == task],
         }
@@ -92,6 +97,7 @@ def _read_run(path: Path) -> dict[str, Any]:
         "bundle": folder.bundle,
         "seeds": [run.get(name) for name in _SEEDS],
         "fingerprint": run.get("fingerprint"),
+        "settings": run.get("settings", {}),
         "num_images": metrics["num_images"],
         "num_patients": metrics["num_patients"],
         "metrics": {

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 _LFS = b"version https://git-lfs"
 _NEEDED = {"model", "classes", "chain"}
-_OPTIONAL = ("split", "temperature", "threshold", "threshold_by")  # None where a checkpoint has none
+_OPTIONAL = ("split", "temperature", "threshold", "threshold_by", "key_metric")  # None where a checkpoint has none
 
 
 def save_checkpoint(content: Any, file: str | PathLike[str]) -> None:
@@ -34,7 +34,8 @@ def read_checkpoint(file: str | PathLike[str], model: Model) -> dict[str, Any]:
 
     Returns:
         the checkpoint: ``model`` (weights), ``classes``, ``chain`` (described), ``epoch``, ``metrics`` and more, see
-        `Checkpoints`; ``split``, ``temperature``, ``threshold`` and ``threshold_by`` are None where it has none.
+        `Checkpoints`; ``split``, ``temperature``, ``threshold``, ``threshold_by`` and ``key_metric`` are None where
+        it has none.
 
     Raises:
         FileNotFoundError: no such file.

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+_CHECKPOINTS = ("best.pt", "last.pt")
+_EVALUATION = (
+    *("report.html", "metrics.json", "evaluation.json", "predictions.csv", "pictures", "tensorboard/evaluation"),
+    *("explanations", "attention", "attention.csv", "geojson", "label_maps", "classes.png", "roc.png", "froc.png"),
+    *("precision_recall.png", "calibration.png", "risk_coverage.png", "confusion_matrix.png", "decision_curve.png"),
+    *("size.png", "subgroups_*.png", "embedding_*.png"),
+)
 _OF_THE_MACHINE = ("checkpoint", "device", "num_workers", "on_error")
 
 
@@ -60,6 +68,15 @@ class RunFolder:
         with (self.path / "predictions.csv").open(newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))
 
+    def clear(self, resumed: bool) -> None:
+        """Remove what a training that starts would contradict: an evaluation, and unless resumed the checkpoints."""
+        for name in _EVALUATION if resumed else (*_EVALUATION, *_CHECKPOINTS):
+            for path in self.path.glob(name):
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+
     def _json(self, name: str, kind: type) -> Any:
         file = self.path / name
         if not file.is_file():
@@ -71,6 +88,25 @@ class RunFolder:
         if not isinstance(content, kind):
             raise ValueError(f"{file}: wanted a {kind.__name__}, got a {type(content).__name__}")
         return content
+
+
+def claim_folder(output_dir: str | PathLike[str], resume: bool = False, overwrite: bool = False) -> None:
+    """Check that a training does not replace another one by accident.
+
+    Args:
+        output_dir: folder of the run.
+        resume: whether the training goes on from its ``last.pt``.
+        overwrite: whether it may replace what is there.
+
+    Raises:
+        FileExistsError: the folder holds checkpoints.
+    """
+    found = [name for name in _CHECKPOINTS if (Path(output_dir) / name).is_file()]
+    if found and not (resume or overwrite):
+        raise FileExistsError(
+            f"{output_dir}: holds a trained run ({found[0]}); name another --output_dir, continue it with "
+            "--resume true, or replace it with --overwrite true"
+        )
 
 
 def is_place(name: str) -> bool:

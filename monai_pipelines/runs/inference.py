@@ -12,8 +12,7 @@ from monai_pipelines.chains import did_you_mean
 from monai_pipelines.declared import declared_path, list_declared
 from monai_pipelines.runs.command_line import top
 from monai_pipelines.runs.folder import RunFolder, is_place
-
-_ENTRY_POINTS = ("train.yaml", "inference.yaml")
+from monai_pipelines.runs.workflow import ENTRY_POINTS
 
 
 def inference_config(source: str | PathLike[str], **overrides: Any) -> ConfigParser:
@@ -40,7 +39,7 @@ def inference_config(source: str | PathLike[str], **overrides: Any) -> ConfigPar
     folder, files, trained_with = Path(source), ["inference.yaml"], dict[str, Any]()
     if (run := RunFolder(folder).run) is not None:
         trained_with = run["overrides"]
-        files += [name for name in run["config_files"] if name not in _ENTRY_POINTS]
+        files += [name for name in run["config_files"] if name not in ENTRY_POINTS]
         overrides = {"checkpoint": str(folder / "best.pt"), **overrides}
     elif not (folder / "configs").is_dir():
         folder = declared_path("bundles") / folder

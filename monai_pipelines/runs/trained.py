@@ -49,6 +49,7 @@ class Decisions:
         threshold: probability from which the second of two classes is predicted, or each of several labels; of an
             ensemble the mean of the members', None where one has none.
         threshold_by: the rule that chose it; None for an ensemble: no rule chose the mean.
+        key_metric: that chose the epoch; None: unknown.
         members: of an ensemble; None for one run.
     """
 
@@ -57,6 +58,7 @@ class Decisions:
     temperature: float | None
     threshold: Threshold
     threshold_by: str | None
+    key_metric: str | None = None
     members: tuple[Member, ...] | None = None
 
 
@@ -116,7 +118,7 @@ class Trained:
         networks = [model.network, *(deepcopy(model.network).eval() for _ in files[1:])]
         for file, checkpoint, network in zip(files, checkpoints, networks, strict=True):
             load_weights(network, checkpoint.pop("model"), file)
-        names = ("epoch", "split", "temperature", "threshold", "threshold_by")
+        names = ("epoch", "split", "temperature", "threshold", "threshold_by", "key_metric")
         decisions = Decisions(**{name: checkpoints[0][name] for name in names})
         if isinstance(self.inferer, EnsembleInferer | DetectionEnsembleInferer):
             temperatures = [checkpoint["temperature"] for checkpoint in checkpoints]
@@ -193,9 +195,16 @@ def check_split(split: Mapping[str, Any] | None, cohort: Any) -> None:
         logger.warning(_UNKNOWN)
     elif seen := seen_hashes(cohort.test).intersection(split["seen"]):
         now = cohort.split_card
-        names = ("seed", "split_fractions")
-        differences = [f"{name} {split[name]} there, {now[name]} here" for name in names if split[name] != now[name]]
         raise ValueError(
-            f"{len(seen)} names or patients of the test data have been seen in training; evaluate with the data, seed, "
-            f"split_fractions and patient_pattern of the training ({'; '.join(differences) or 'the data differ'})"
+            f"{len(seen)} names or patients of the test data have been seen in training; evaluate with the data, "
+            "split_seed (by default the seed), split_fractions and patient_pattern of the training "
+            f"({split_differences(split, now)})"
         )
+
+
+def split_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What another split was drawn by, in words."""
+    knobs = {"seed": "split_seed", "split_fractions": "split_fractions"}
+    pairs = [(knob, then.get(name), now.get(name)) for name, knob in knobs.items()]
+    differences = [f"{knob} {old} there, {new} here" for knob, old, new in pairs if old != new]
+    return "; ".join(differences) or "the data differ"

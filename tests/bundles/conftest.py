@@ -243,6 +243,8 @@ class Bundle(NamedTuple):
     def parser(self, *names: str, **override: Any) -> ConfigParser:
         parser = ConfigParser()
         parser.read_config(self.config(*names))
+        if "backbone::needs_weights" in parser:
+            parser["backbone::needs_weights"] = False
         parser.update(override)
         return parser
 
@@ -366,7 +368,9 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     def start(
         bundle: Bundle, *names: str, run_id: str = "run", workflow_type: str = "train", **override: Any
     ) -> ConfigWorkflow:
-        settings = {"bundle_root": str(bundle.root), "output_dir": str(tmp_path), "num_workers": 0, **bundle.case.small}
+        settings = {"bundle_root": str(bundle.root), "output_dir": str(tmp_path), **bundle.case.small}
+        if "num_workers" in bundle.parser(*names):
+            settings["num_workers"] = 0
         flow = ConfigWorkflow(
             bundle.config(*names),
             logging_file=False,

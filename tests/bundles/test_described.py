@@ -147,7 +147,8 @@ def test_every_overlay_gives_a_loss(bundle: Any) -> None:
         parser = bundle.parser(*dict.fromkeys(["train", overlay]))
         num = len(parser.get_parsed_content("classes"))
         parser = bundle.parser(*dict.fromkeys(["train", overlay]), weight=f"$torch.ones({num})")
-        logits = torch.zeros(num, bundle.metadata["network_data_format"]["outputs"]["pred"]["num_channels"])
+        channels = bundle.metadata["network_data_format"]["outputs"]["pred"]["num_channels"]
+        logits = torch.zeros(num, num if overlay in bundle.case.unlike else channels)
         labels = torch.arange(num)
         if parser.get_parsed_content("multilabel"):
             logits, labels = torch.zeros(num, num), torch.eye(num)

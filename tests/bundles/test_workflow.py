@@ -32,7 +32,7 @@ def test_test_patients_of_another_split_are_refused(bundle: Bundle, demo: Demo, 
     with pytest.raises(RuntimeError) as error:
         workflow("train", "demo", run_id="evaluate", **settings).run()
     assert "have been seen in training" in str(root_cause(error.value))
-    assert f"(seed 0 there, {SEED} here)" in str(root_cause(error.value))
+    assert f"(split_seed 0 there, {SEED} here)" in str(root_cause(error.value))
 
 
 OTHER_DATA = [

@@ -21,6 +21,7 @@ class Program:
 
     def __init__(self) -> None:
         self.started: list[tuple[str, bool]] = []
+        self.overwritten: list[str] = []
         self.fails: str | None = None
 
     def __call__(self, command: list[str], stdout: Any, **_: Any) -> CompletedProcess[str]:
@@ -29,6 +30,9 @@ class Program:
         folder, evaluates = Path(options["--output_dir"]), options.get("--run_id") == "evaluate"
         assert folder.name == f"seed-{options['--seed']}"
         self.started.append((options["--seed"], evaluates))
+        if "--overwrite" in options:
+            assert not evaluates
+            self.overwritten.append(options["--seed"])
         print("many words\n" * 100 + "out of luck", file=stdout, flush=True)
         if self.fails == options["--seed"]:
             return CompletedProcess(command, 3)
@@ -44,6 +48,7 @@ class Program:
         else:
             (folder / "run.json").write_text(json.dumps(run))
             (folder / "best.pt").touch()
+            (folder / "last.pt").touch()
         return CompletedProcess(command, 0)
 
 
@@ -70,6 +75,7 @@ def test_every_seed_is_trained_and_evaluated_once(
     os.utime(tmp_path / "seed-1" / "metrics.json", (0, 0))
     sweep(tmp_path, ARGUMENTS, seeds=4)
     assert program.started == [(seed, evaluates) for seed in "13" for evaluates in (False, True)]
+    assert program.overwritten == ["1"]
 
 
 def test_a_seed_that_fails_stops_with_the_end_of_its_log(program: Program, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from monai_pipelines.data import Cohort, read_cohort
+from monai_pipelines.data.table import list_table
 from monai_pipelines.errors import CohortError
 
 CLASSES = ["healthy", "disease"]
@@ -68,6 +69,23 @@ def test_byte_order_mark_blank_lines_and_absolute_paths(tmp_path: Path) -> None:
 # ---- problems
 
 
+def test_a_wrong_label_is_listed_once(tmp_path: Path) -> None:
+    rows = "".join(f"{k},{'diseas' if k % 3 else 'healthy'}\n" for k in range(3000))
+    listing = list_table(_table(tmp_path, "image,label\n" + rows), CLASSES, is_optional=lambda name: True)
+    assert listing.problems == [
+        "line 3: 1 and 1,999 more rows: unknown label 'diseas' (did you mean 'disease'?), "
+        "wanted one of healthy, disease or 0 to 1"
+    ]
+
+
+def test_labels_of_other_classes_and_other_separators(tmp_path: Path) -> None:
+    listing = list_table(_table(tmp_path, "image,label\na,cat\nb,dog\n", ("a", "b")), CLASSES)
+    assert listing.problems[-1] == """to use the names that the data have, add --classes "['cat','dog']\""""
+    table = _table(tmp_path, "image,label\na,healthy;disease\n", ("a",))
+    (problem,) = list_table(table, CLASSES, multilabel=True).problems
+    assert problem.endswith("(several labels are joined by |)")
+
+
 def test_all_problems_at_once(tmp_path: Path) -> None:
     text = """image,label,patient,split
 a,healthy,p1,train
@@ -85,8 +103,8 @@ a,1,p8,train
     wanted = "wanted one of healthy, disease or 0 to 1"
     assert error.value.problems == [
         "line 3: lost: no such file or folder",
-        f"line 4: b: unknown label 'sick', {wanted}",
         "line 5: no image",
+        f"line 4: b: unknown label 'sick', {wanted}",
         f"line 6: c: no label, {wanted}",
         f"line 7: d: unknown label '2', {wanted}",
         "a: listed for patients p1 and p8",

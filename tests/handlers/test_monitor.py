@@ -251,7 +251,8 @@ def test_tracking_by_mlflow(make_run: MakeRun, tmp_path: Path) -> None:
     mlflow = pytest.importorskip("mlflow")
     run = make_run(2)
     settings = ConfigParser.load_config_file(declared_path("bundles") / "mlflow.yaml")
-    tracking = ConfigParser({**settings["configs"], "output_dir": str(tmp_path), "save_execute_config": None})
+    (tmp_path / "run.json").write_text(json.dumps({"settings": {"network": "Linear"}, "overrides": {}}))
+    tracking = ConfigParser({**settings["configs"], "output_dir": str(tmp_path)})
     tracking.get_parsed_content("validator").attach(run.evaluator)
     tracking.get_parsed_content("trainer").attach(run.trainer)
     run.trainer.run()
@@ -266,3 +267,4 @@ def test_tracking_by_mlflow(make_run: MakeRun, tmp_path: Path) -> None:
     assert values("roc_auc") == pytest.approx({r["epoch"]: r["val"]["roc_auc"] for r in history})
     assert values("train_loss") == pytest.approx(_scalars(tmp_path, "steps")["steps/loss"])
     assert tracked.info.status == "FINISHED"
+    assert tracked.data.params["network"] == "Linear"

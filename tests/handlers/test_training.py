@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
-from ignite.engine import Events
+from ignite.engine import Engine, Events
+from monai.bundle import ConfigParser
 from monai.engines.utils import IterationEvents
 from torch import nn
 from torch.optim.lr_scheduler import CyclicLR, OneCycleLR, ReduceLROnPlateau, StepLR
 
+from monai_pipelines.declared import declared_path
 from monai_pipelines.handlers import ClipGradients
 from monai_pipelines.inferers import AutocastInferer, fast_bf16
 
@@ -146,3 +150,22 @@ def test_auto_is_bf16_where_the_hardware_is_fast_and_sound(monkeypatch: pytest.M
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda u=unit: {u: True})
         assert (fast_bf16("cpu"), fast_bf16("cpu", gradients=False)) == (trained, frozen)
     assert fast_bf16("mps") is False
+
+
+# ---- MLflow
+
+
+def test_mlflow_gets_the_settings_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"network": "ResNet", "num_parameters": 8, "overlays": "demo", "max_epochs": 3, "learning_rate": 0.1}
+    (tmp_path / "run.json").write_text(json.dumps({"settings": settings}))
+    mlflow = MagicMock()
+    mlflow.entities.Param = lambda key, value: (key, value)
+    mlflow.MlflowClient().get_experiment_by_name().lifecycle_stage = mlflow.entities.LifecycleStage.ACTIVE
+    mlflow.MlflowClient().search_runs.return_value = []
+    monkeypatch.setattr("monai.handlers.mlflow_handler.mlflow", mlflow)
+    config = ConfigParser.load_config_file(declared_path("bundles") / "mlflow.yaml")["configs"]
+    handler = ConfigParser({**config, "output_dir": str(tmp_path)}).get_parsed_content("trainer")
+    handler.start(Engine(lambda engine, batch: None))
+    logged = [param for call in mlflow.MlflowClient().log_batch.call_args_list for param in call.kwargs["params"]]
+    assert {(name, str(value)) for name, value in settings.items()} <= {*logged}
+    assert [Path(path).name for path in handler.artifacts] == ["run.json", "configs"]

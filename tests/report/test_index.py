@@ -75,6 +75,22 @@ def test_what_is_sorted_by(tmp_path: Path) -> None:
     }
 
 
+def test_what_tells_runs_apart_is_a_column(tmp_path: Path) -> None:
+    settings = {"network": "ResNet", "num_parameters": 2796258, "overlays": "demo", "max_epochs": 25, "batch_size": 16,
+                "learning_rate": 0.003, "inferer": "AutocastInferer", "data": "ab12"}  # fmt: skip
+    _run(tmp_path / "new", 0.9, _trained(0, 0, settings))
+    _run(tmp_path / "old", 0.8)
+    page = write_index(tmp_path).read_text()
+    heads = re.findall(r'<button type="button">(.*?)</button>', page)
+    assert heads[-9:] == [
+        *("Architecture", "Parameters", "Overlays", "Epochs", "Batch", "Learning rate", "Inferer", "Data", "Chain")
+    ]
+    rows = [row.split('data-label="Architecture"')[1] for row in re.findall("<tr data-row=.*?</tr>", page, re.S)]
+    values = [re.findall('data-value="(.*?)"', row)[:8] for row in rows]
+    assert values == [["ResNet", "2796258", "demo", "25", "16", "0.003", "AutocastInferer", "ab12"], [""] * 8]
+    assert ">2,796,258</td>" in page
+
+
 def test_runs_that_differ_only_in_their_seed_are_summarized(tmp_path: Path) -> None:
     aucs = [0.8, 0.9, 0.85]
     for seed, auc in enumerate(aucs):

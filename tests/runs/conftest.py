@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from monai.inferers import SimpleInferer
 
 from monai_pipelines import load_chain
 from monai_pipelines.data import Cohort
 from monai_pipelines.declared import declared_path
+from monai_pipelines.model import Model
 from monai_pipelines.runs import record_run
 
 BUNDLE = declared_path("bundles") / "lung_ct_classification"
@@ -48,6 +51,8 @@ def record(cohort: Cohort) -> Callable[..., dict[str, Any]]:
     """record(output_dir, chain=..., augmentation=...): what `record_run` returns."""
 
     def run(output_dir: Path, chain: Any = None, augmentation: Any = None) -> dict[str, Any]:
-        return record_run(output_dir, BUNDLE, chain or load_chain("lung_ct"), cohort, augmentation, Path("a folder"))
+        chain = load_chain("lung_ct") if chain is None else chain
+        model = Model(torch.nn.Linear(3, 2), chain, cohort.classes, torch.device("cpu"), SimpleInferer(), None)
+        return record_run(output_dir, BUNDLE, model, cohort, augmentation, Path("a folder"))
 
     return run

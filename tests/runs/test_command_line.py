@@ -12,7 +12,7 @@ import pytest
 
 from monai_pipelines.errors import CohortError
 from monai_pipelines.runs import start_run
-from monai_pipelines.runs.command_line import read_command
+from monai_pipelines.runs.command_line import bundle_arguments, read_command
 
 AsBundle = Callable[..., None]
 
@@ -42,6 +42,10 @@ def test_command_line_is_read_as_fire_does(
         ("--network_deff::_target_=3", "(did you mean 'network_def'?)"),
         ("--best_by=loss", "nothing in the configs is called 'best_by'"),
         ("--tracking=mlflow", "write --tracking "),
+        ("--size=64", '--size 64: wanted a list, such as "[64,64,64]"'),
+        ("--size=32;32;16", '--size 32;32;16: wanted a list, such as "[32,32,16]"'),
+        ("--classes=healthy;ill", "--classes healthy;ill: wanted a list, such as \"['healthy','ill']\""),
+        ("--subgroups=sex", "--subgroups sex: wanted a list, such as \"['sex']\""),
     ],
 )
 def test_override_of_nothing_or_by_a_text_is_an_error(
@@ -60,6 +64,11 @@ def test_override_of_nothing_or_by_a_text_is_an_error(
     ("given", "meant"),
     [
         (["--resume", "true"], ["--resume", "True"]),
+        (["--patience", "null"], ["--patience", "$None"]),
+        (["--patience=None"], ["--patience=$None"]),
+        (["--clip_norm", "none"], ["--clip_norm", "$None"]),
+        (["--cache_dir", "none"], ["--cache_dir", "$None"]),
+        (["--threshold_by", "none"], ["--threshold_by", "$None"]),
         (["--resume=false"], ["--resume=False"]),
         (["--dataset_dir", "2024"], ["--dataset_dir", "'2024'"]),
         (["--output_dir=1"], ["--output_dir='1'"]),
@@ -81,7 +90,7 @@ def test_arguments_that_monai_would_read_otherwise_start_the_program_again(
 
     monkeypatch.setattr("os.execv", execv)
     config = str(bundle / "configs" / "train.yaml")
-    unchanged = ["--max_epochs", "3", "--network_def::act=elu", "--classes", "[healthy,ill]"]
+    unchanged = ["--max_epochs", "3", "--network_def::act=elu", "--classes", "[healthy,ill]", "--class_weights", "none"]
     as_bundle("--config_file", config, *unchanged)
     start_run(bundle)
     assert not started
@@ -90,6 +99,34 @@ def test_arguments_that_monai_would_read_otherwise_start_the_program_again(
     assert started[0][-len(given) :] == meant
     start_run(bundle)
     assert len(started) == 1
+
+
+@pytest.mark.parametrize(
+    ("names", "ordered", "message"),
+    [
+        (["demo", "train", "resnet34"], ["train", "demo", "resnet34"], "train.yaml undoes what comes before it"),
+        (["demo"], ["train", "demo"], "demo.yaml: changes train.yaml or inference.yaml and does not run alone"),
+    ],
+)
+def test_overlays_alone_or_first_are_an_error(bundle: Path, names: list[str], ordered: list[str], message: str) -> None:
+    files, wanted = ([str(bundle / "configs" / f"{name}.yaml") for name in part] for part in (names, ordered))
+    listed = ",".join(f"'{file}'" for file in wanted)
+    with pytest.raises(SystemExit, match=re.escape(f'{message}; write --config_file "[{listed}]"')):
+        bundle_arguments(["--bundle_root", str(bundle), "--config_file", str(files)])
+
+
+def test_a_bundle_by_its_name_has_its_configs_found(bundle: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("max_epochs: 3\n")
+    arguments = ["--dataset_dir", "2024", "--bundle_root=lung_ct_classification", "--patience", "null"]
+    found = bundle_arguments([*arguments, "--config_file", "configs/train.yaml,mine.yaml", "--resume", "true"])
+    files = str([str(bundle / "configs" / "train.yaml"), "mine.yaml"])
+    given = ["--dataset_dir", "'2024'", "--patience", "$None", "--resume", "True"]
+    assert found == [*given, "--bundle_root", str(bundle), "--config_file", files]
+    with pytest.raises(FileNotFoundError, match=r"no bundle 'lung'; there are .*lung_ct_classification"):
+        bundle_arguments(["--bundle_root", "lung"])
+    with pytest.raises(SystemExit, match=r"wanted --config_file configs/train\.yaml"):
+        bundle_arguments(["--bundle_root", str(bundle)])
 
 
 def test_wrong_bundle_root(tmp_path: Path) -> None:
@@ -106,3 +143,6 @@ def test_root_cause_is_printed_last(bundle: Path, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().err.endswith(f"\nerror: {cause}\n")
     sys.excepthook(ValueError, ValueError("alone"), None)
     assert capsys.readouterr().err.count("alone") == 1
+    outer.__cause__ = KeyError("no column 'sex'")
+    sys.excepthook(RuntimeError, outer, None)
+    assert capsys.readouterr().err.endswith("\nerror: no column 'sex'\n")

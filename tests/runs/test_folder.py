@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from monai_pipelines.runs import RunFolder, inference_config
+from monai_pipelines.runs import RunFolder, claim_folder, inference_config
 
 
 def test_nothing_is_none_and_other_content_an_error(tmp_path: Path) -> None:
@@ -64,3 +64,27 @@ def test_inference_config_of_neither_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "configs").mkdir()
     with pytest.raises(ValueError, match=r"its configs/inference\.yaml is missing"):
         inference_config(tmp_path)
+
+
+def test_the_folder_of_another_run_is_refused(tmp_path: Path) -> None:
+    claim_folder(tmp_path / "new")
+    (tmp_path / "features").mkdir()
+    claim_folder(tmp_path)
+    (tmp_path / "last.pt").touch()
+    with pytest.raises(FileExistsError, match=r"holds a trained run \(last\.pt\).* --resume true.* --overwrite true"):
+        claim_folder(tmp_path)
+    claim_folder(tmp_path, resume=True)
+    claim_folder(tmp_path, overwrite=True)
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_what_a_new_training_removes(tmp_path: Path, resumed: bool) -> None:
+    removed = ["report.html", "explanations/1.png", "tensorboard/evaluation/events", "subgroups_2.png"]
+    checkpoints = ["best.pt", "last.pt"]
+    kept = ["cache/a.entry", "tensorboard/train/events", "history.json", "mine.png"]
+    for name in (*removed, *checkpoints, *kept):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    RunFolder(tmp_path).clear(resumed)
+    left = {file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("*") if file.is_file()}
+    assert left == {*kept, *(checkpoints if resumed else ())}

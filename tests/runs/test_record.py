@@ -62,7 +62,9 @@ def test_record_has_configs_overrides_and_settings(
     settings = run["settings"]
     wanted = {"size": "8, 8, 8", "learning_rate": 0.5, "batch_size": 3, "threshold_by": "sensitivity=0.9",
               "seed": 0, "max_epochs": 50, "classes": "a, b", "multilabel": False,
-              "split_fractions": "0.7, 0.15, 0.15"}  # fmt: skip
+              "split_fractions": "0.7, 0.15, 0.15", "overlays": "demo", "network": "Linear", "num_parameters": 8,
+              "chain": f"lung_ct {run['fingerprint']}", "data": run["data_sha256"][:16],
+              "inferer": "SimpleInferer"}  # fmt: skip
     assert wanted.items() <= settings.items()
     places = {"bundle_root", "cache_dir", "dataset_dir", "device", "output_dir", "table", "checkpoint"}
     assert not (places | {"patience", "precision", "title", "resume", "network_def", "handlers"}) & settings.keys()
@@ -71,5 +73,5 @@ def test_record_has_configs_overrides_and_settings(
 
 def test_record_from_python_has_no_command(tmp_path: Path, record: Record) -> None:
     run = record(tmp_path)
-    assert (run["config_files"], run["overrides"], run["settings"]) == ([], {}, {})
+    assert (run["config_files"], run["overrides"], run["settings"]["overlays"]) == ([], {}, "none")
     assert run["augmentation"] is None

@@ -45,7 +45,7 @@ def test_another_seed_is_refused(split: dict[str, Any], tmp_path: Path) -> None:
     seen = {item["patient"] for part in trained for item in part}
     both = [item for item in cohort.test if item["patient"] in seen]
     num = len(both) + len({item["patient"] for item in both})
-    with pytest.raises(ValueError, match=rf"^{num} names or patients .* have been seen .*\(seed 0 there, 1 here\)"):
+    with pytest.raises(ValueError, match=rf"^{num} names or patients .* been seen .*\(split_seed 0 there, 1 here\)"):
         check_split(split, cohort)
 
 
