@@ -75,7 +75,8 @@ def _case(dims=3, classes=("mass", "nodule"), num=8, lesions=True, threshold=0.5
         truth = Lesions(item["boxes"], item["box_labels"], item["box_ignore"])
         rows.append({"image": item["name"], "patient": item["patient"], "found": found, "lesions": truth})
     decisions = SimpleNamespace(
-        **{"threshold": threshold, "threshold_by": "false_positives=1", "epoch": 2, "members": None} | trained
+        **{"threshold": threshold, "threshold_by": "false_positives=1", "epoch": 2, "members": None, "key_metric": None}
+        | trained
     )
     return rows, datasets, SimpleNamespace(model=SimpleNamespace(classes=classes), decisions=decisions)
 
