@@ -218,7 +218,7 @@ class Chain(MapTransform, InvertibleTransform):
 
         Example:
             >>> chain = load_chain("image2d", size=(8, 8))
-            >>> image = chain(torch.zeros(3, 20, 30, dtype=torch.uint8))
+            >>> image = chain(np.zeros((3, 20, 30), np.uint8))
             >>> chain.inverse(image > 0).shape  # has the image's trace, as a network's output often does
             torch.Size([3, 20, 30])
         """

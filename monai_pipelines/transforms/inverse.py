@@ -19,8 +19,9 @@ OFF_AXIS = 0.5  # voxels: the largest error, anywhere in the volume, of taking n
 class FixedSpatial(InvertibleTransform):
     """Base of the fixed steps that move pixels.
 
-    Formula: voxel v of the input shows the result at ``result_affine^-1 input_affine v``. A result has the trace that MONAI's `Invertd` follows (``applied_operations``). It holds the grid of the input, not
-    the arguments of the step, so that any object of the class can invert it, also in another process.
+    A result has the trace that MONAI's `Invertd` follows (``applied_operations``). It holds the grid of the input, not
+    the arguments of the step, so that any object of the class can invert it, also in another process: voxel v of the
+    input shows the result at ``result_affine^-1 input_affine v``.
     """
 
     def get_transform_info(self) -> dict[str, Any]:

@@ -10,8 +10,6 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-import torch
-from monai.data import MetaTensor
 from monai.transforms import LoadImage
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
@@ -379,30 +377,3 @@ def test_itk_images_that_are_not_volumes(tmp_path: Path, shape: tuple[int, ...])
 def test_nifti_that_is_not_ct(tmp_path: Path, dtype: object) -> None:
     nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), dtype), np.eye(4)), tmp_path / "a.nii")
     assert "wanted one real number per voxel" in refused(tmp_path / "a.nii")
-
-
-# ---- volumes that are loaded already
-
-
-def test_volume_with_an_affine_is_taken(series: Path) -> None:
-    wanted = LoadCT()(series)
-    out = LoadCT()(MetaTensor(wanted.as_tensor().float() + 0.2, affine=wanted.affine, meta={"patient": "a"}))
-    assert out.dtype == torch.int16
-    assert torch.equal(out.as_tensor(), wanted.as_tensor())
-    np.testing.assert_allclose(out.affine, wanted.affine)
-    assert (out.meta["patient"], out.meta["verdict"], out.meta["scanner"]) == ("a", "ok", "")
-
-
-@pytest.mark.parametrize(
-    ("volume", "message"),
-    [
-        (np.zeros((1, 4, 4, 4)), r"volume: ndarray has no affine, .* MetaTensor\(volume, affine=\.\.\.\)"),
-        (torch.zeros(1, 4, 4, 4), "Tensor has no affine"),
-        (MetaTensor(torch.zeros(4, 4, 4)), r"wanted finite HU \(1, X, Y, Z\), got shape \(4, 4, 4\)"),
-        (MetaTensor(torch.full((1, 4, 4, 4), torch.nan)), "or NaN"),
-        (MetaTensor(torch.zeros(1, 4, 4, 4), affine=torch.diag(torch.tensor([1.0, 1, 99, 1]))), "1 x 1 x 99 mm"),
-    ],
-)
-def test_other_volumes_are_errors(volume: object, message: str) -> None:
-    with pytest.raises(ScanError, match=message):
-        LoadCT()(volume)  # type: ignore[arg-type]
