@@ -6,7 +6,19 @@ import sys
 
 import typer
 
-from monai_pipelines.commands import audit, cache, compare, explain, features, phantoms, report, show, sweep
+from monai_pipelines.commands import (
+    audit,
+    cache,
+    compare,
+    evaluate,
+    explain,
+    features,
+    phantoms,
+    predict,
+    report,
+    show,
+    sweep,
+)
 
 app = typer.Typer(
     help="MONAI pipelines that classify medical images.",
@@ -15,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,  # they hold headers
 )
 for command in (
-    *(show.show, audit.audit, report.report, compare.compare, explain.explain),
+    *(show.show, audit.audit, predict.predict, evaluate.evaluate, explain.explain, report.report, compare.compare),
     *(features.features, sweep.sweep, cache.cache),
 ):
     app.command()(command)

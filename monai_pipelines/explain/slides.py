@@ -22,8 +22,9 @@ from scipy.stats import entropy, rankdata
 from monai_pipelines.data.slide_table import feature_file
 from monai_pipelines.errors import ScanError
 from monai_pipelines.explain.attention import Scale, attention_figure, heat_colors, tiles_figure
-from monai_pipelines.metrics import annotated_fraction, mean_interval, predicted_classes, tile_auc
+from monai_pipelines.metrics import annotated_fraction, mean_interval, tile_auc
 from monai_pipelines.report.pictures import in_turn, png_pixels
+from monai_pipelines.report.words import decision_words
 from monai_pipelines.runs import Trained
 from monai_pipelines.slides import close_slides, open_slide, read_outlines, write_geojson
 
@@ -119,8 +120,7 @@ class ExplainSlides:
     def _caption(self, drawn: _Drawn) -> str:
         _, _, label, prob = drawn.prediction
         model, threshold = self.trained.model, self.trained.decisions.threshold
-        guess = int(np.argmax(prob) if model.multilabel else predicted_classes([prob], threshold)[0])
-        parts = [f"predicted: {self.classes[guess]}, {prob[guess]:.2f}"]
+        parts = [decision_words(prob, self.classes, threshold, model.multilabel)]
         if label is not None:
             parts.insert(0, f"true: {self.classes[label]}")
         if drawn.tile_auc is not None:

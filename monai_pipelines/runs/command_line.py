@@ -6,7 +6,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -80,8 +80,9 @@ def start_run(bundle_root: str | PathLike[str], seed: int | None = None) -> None
     if command.tracking == "mlflow":
         settings = declared_path("bundles") / "mlflow.yaml"
         raise SystemExit(f"--tracking mlflow: MONAI's settings do not fit these bundles; write --tracking {settings}")
-    _start_again_as_meant(command)
-    known = {*_TRACKING, *map(top, ConfigParser.load_config_files(command.config_files))}
+    trained = _of_the_run(command)
+    _start_again_as_meant(command, trained)
+    known = {*_TRACKING, *map(top, ConfigParser.load_config_files(command.config_files)), *trained}
     for name in command.overrides:
         entry = top(name)
         if entry not in known:
@@ -90,8 +91,15 @@ def start_run(bundle_root: str | PathLike[str], seed: int | None = None) -> None
         set_determinism(seed)
 
 
-def _start_again_as_meant(command: CommandLine) -> None:
-    """Start this program again if MONAI reads arguments otherwise than they are meant.
+def _of_the_run(command: CommandLine) -> dict[str, Any]:
+    """What an inference takes from the run of its checkpoint."""
+    from monai_pipelines.runs.inference import values_beside  # it reads command lines, too
+
+    return values_beside(command.config_files, command.overrides) if command.config_files else {}
+
+
+def _start_again_as_meant(command: CommandLine, trained: Mapping[str, Any]) -> None:
+    """Start this program again if MONAI reads arguments otherwise than they are meant, or not those of the run.
 
     To MONAI ``true`` is a text, ``--dataset_dir 2024`` a number, and so are the names in ``--classes [0,1]``.
     """
@@ -103,6 +111,8 @@ def _start_again_as_meant(command: CommandLine) -> None:
         if argument.startswith("--") and at < len(arguments):
             text = text if equals else arguments[at]
             arguments[at] = argument[: len(argument) - len(text)] * bool(equals) + _meant(text, defaults.get(name))
+    others = {name: value for name, value in trained.items() if (name, value) not in defaults.items()}
+    arguments[1:1] = [f"--{name}={value!r}" for name, value in others.items() if name not in command.overrides]
     if arguments != sys.argv[1:]:
         program = sys.orig_argv[: 1 + len(sys.orig_argv) - len(sys.argv)]
         os.execv(sys.executable, [*program, *arguments])

@@ -14,6 +14,7 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from monai_pipelines.chains import Chain
+from monai_pipelines.data.split import check_trainable
 from monai_pipelines.runs.command_line import this_command, top
 from monai_pipelines.runs.folder import is_place
 from monai_pipelines.versions import library_versions
@@ -43,8 +44,10 @@ def record_run(
         the content of ``run.json``: ``command``, ``config_files`` (names in ``output_dir/configs``, in order) and
         ``overrides`` of it, ``settings`` (the numbers, names and switches on top of the configs as they were used, for
         tables of hyper-parameters), ``seed``, ``split_seed``, ``split_fractions``, ``data_sha256``, ``source``,
+        ``folder`` (where it ran),
         ``fingerprint`` (of the chain), ``chain``, ``augmentation``, ``versions``.
     """
+    check_trainable(cohort)
     command, split = this_command(), cohort.split_card
     settings = _settings({**ConfigParser.load_config_files(command.config_files), **command.overrides})
     run = {
@@ -57,6 +60,7 @@ def record_run(
         "split_fractions": split["split_fractions"],
         "data_sha256": split["data_sha256"],
         "source": str(source),
+        "folder": str(Path.cwd()),
         "fingerprint": chain.fingerprint(),
         "chain": chain.describe(),
         "augmentation": augmentation.describe() if augmentation else None,
