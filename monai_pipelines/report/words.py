@@ -173,7 +173,7 @@ def decision_words(
 
 def _beside(name: str, prob: float, threshold: float, about: str) -> str:
     """With as many digits as tell the two apart."""
-    digits = next((n for n in range(2, 7) if f"{prob:.{n}f}" != f"{threshold:.{n}f}"), 6)
+    digits = next((n for n in range(2, 7) if f"{prob:.{n}f}" != f"{threshold:.{n}f}"), 2)
     side = "below" if prob < threshold else "at or above"
     return f"{name} {prob:.{digits}f}{about}, {side} the threshold {threshold:.{digits}f}"
 
