@@ -74,7 +74,7 @@ def read_detection_cohort(
         check_inside: read the headers of images with boxes, and check that these lie inside: the whole box in 2D,
             its center in 3D.
         test_source, rename: of `read_cohort`.
-        test_boxes: of ``test_source``, as ``boxes`` are of ``source``.
+        test_boxes: of ``test_source``, as ``boxes`` are of ``source``; without a ``source``, ``boxes`` are, too.
 
     Raises:
         CohortError: lists all problems at once: those of `read_cohort` and `read_boxes`, a box of an unknown image or
@@ -88,6 +88,8 @@ def read_detection_cohort(
         >>> cohort.classes, {item["boxes"].shape[1] for item in cohort.train}
         (('lesion',), {6})
     """
+    if source is None:
+        test_boxes = test_boxes or boxes
 
     def listed(source: str | PathLike[str], external: bool) -> Listing:
         file = test_boxes if external else boxes

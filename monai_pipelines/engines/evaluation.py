@@ -28,6 +28,7 @@ from monai_pipelines.transforms.boxes import BOX_AFFINE, BOX_KEYS
 
 logger = logging.getLogger(__name__)
 
+_NUM_LOGGED = 20  # rows
 _OF_HANDLERS = ("explanations", "attention", "attention.csv", "geojson", "label_maps")
 
 
@@ -89,10 +90,13 @@ def predict(
         else:
             write_predictions(file, every, model.classes, threshold, model.multilabel, unit)
     how = "" if threshold is None else f" {at_threshold(threshold)}"
+    said = [_found(row, *_shown(trained)) if model.detects else _decided(row, trained) for row in every]
+    for row in said[:_NUM_LOGGED]:
+        logger.info("%s: %s", row["image"], row.get("words", "skipped"))
     logger.info("%d predicted%s, %d skipped", len(rows), how, len(dataset.skipped))
     if output_dir is not None:
         log_written(output_dir, "predictions.csv", *_OF_HANDLERS)
-    return [_found(row, *_shown(trained)) if model.detects else _decided(row, trained) for row in every]
+    return said
 
 
 def log_written(folder: str | PathLike[str], *names: str) -> None:

@@ -75,6 +75,7 @@ class Run:
 
         Raises:
             CohortError, FileNotFoundError: nothing to predict, or no checkpoint.
+            ValueError: an override that names nothing.
         """
         quiet: dict[str, Any] = {"handlers": []} if out is None else {"output_dir": str(out)}
         config = inference_config(self.folders[0], **self._weights(), dataset_dir=str(source), **quiet, **overrides)
@@ -99,41 +100,39 @@ class Run:
             out: folder for ``report.html``, ``metrics.json``, ``predictions.csv`` and more.
             rename: classes by the names that the data have for them; None: the names are those of the run.
             subgroups: columns of the table; metrics are also reported for each of their values.
-            overrides: of the run's ``train.yaml``, such as ``threshold=0.3``.
+            overrides: of the run's ``train.yaml``, such as ``threshold=0.3``, or ``boxes="other.csv"`` where those of a
+                detector are not beside the data.
 
         Returns:
             the content of ``metrics.json``.
 
         Raises:
             CohortError: lists all problems of the data.
-            ValueError: images that were seen in training, or data whose classes cannot be renamed.
+            ValueError: images that were seen in training, data whose classes cannot be renamed, an override that names
+                nothing.
         """
-        config = training_config(self.folders[0])
+        config = training_config(self.folders[0], **overrides)
         if rename and "rename" not in config["cohort"]:
             raise ValueError(f"{data}: rename wants classes with names; the labels of these data are numbers")
         renamed = {"cohort::rename": dict(rename)} if rename else {}
-        places = {"dataset_dir": None, "table": None, "boxes": None, "imagenet": None}
-        config.update(
-            {
-                **{name: value for name, value in places.items() if name in config},
-                **{name: str(Path(out, part)) for name, part in _CACHES.items() if name in config},
-                **self._weights(),
-                **renamed,
-                "test_dir": str(data),
-                "output_dir": str(out),
-                "subgroups": list(subgroups),
-                "title": f"{config.get_parsed_content('title')}: {Path(data).name}",
-                **overrides,
-            }
-        )
+        of_training = dict.fromkeys(("dataset_dir", "table", "boxes", "imagenet"))
+        made = {name: str(Path(out, part)) for name, part in (("cache_dir", "cache"), ("features_dir", "features"))}
+        values = {
+            **{name: value for name, value in {**of_training, **made}.items() if name in config},
+            **self._weights(),
+            **renamed,
+            "test_dir": str(data),
+            "output_dir": str(out),
+            "subgroups": list(subgroups),
+            "title": f"{config.get_parsed_content('title')}: {Path(data).name}",
+        }
+        config.update({name: value for name, value in values.items() if name not in overrides})
         return _evaluate(config)
 
     def _weights(self) -> dict[str, Any]:
-        ensemble = [str(folder) for folder in self.folders] if len(self.folders) > 1 else None
-        return {"checkpoint": str(self.folders[0] / "best.pt"), "ensemble": ensemble}
-
-
-_CACHES = {"cache_dir": "cache", "features_dir": "features"}
+        names = [str(folder) for folder in self.folders]
+        checkpoint = {"checkpoint": str(self.folders[0] / "best.pt")}
+        return checkpoint | ({"ensemble": names} if len(names) > 1 else {})
 
 
 def _evaluate(config: ConfigParser) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def inference_config(source: str | PathLike[str], **overrides: Any) -> ConfigPar
         the config, nothing of it instantiated; ``checkpoint`` of a run is its ``best.pt``.
 
     Raises:
-        ValueError: neither run nor bundle, or a run that lacks one of its configs.
+        ValueError: neither run nor bundle, a run that lacks one of its configs, or an override that names nothing.
 
     Example:
         >>> config = inference_config("lung_ct_classification", size=[64, 64, 64])
@@ -47,7 +47,8 @@ def inference_config(source: str | PathLike[str], **overrides: Any) -> ConfigPar
     config = _read(source, [folder / "configs" / "inference.yaml"])
     if RunFolder(folder).run is not None:
         values = {**trained_values(folder, config.get()), "checkpoint": str(folder / "best.pt")}
-    config.update({"bundle_root": str(folder), **values, **overrides})
+    config.update({"bundle_root": str(folder), **values})
+    _override(config, overrides)
     _check_weights(config.get(), folder)
     return config
 
@@ -60,7 +61,7 @@ def training_config(run: str | PathLike[str], **overrides: Any) -> ConfigParser:
         overrides: by id, in place of what the run has.
 
     Raises:
-        ValueError: no run, or one that lacks one of its configs.
+        ValueError: no run, one that lacks one of its configs, or an override that names nothing.
     """
     folder = Path(run)
     record = RunFolder(folder).run
@@ -69,7 +70,8 @@ def training_config(run: str | PathLike[str], **overrides: Any) -> ConfigParser:
     config = _read(run, [folder / "configs" / name for name in record["config_files"] or ["train.yaml"]])
     config.update({**record["overrides"], "bundle_root": str(folder)})
     weights = {name: value for name, value in config.get().items() if name.endswith("_weights")}
-    config.update({name: _from_where_it_ran(value, record) for name, value in weights.items()} | overrides)
+    config.update({name: _from_where_it_ran(value, record) for name, value in weights.items()})
+    _override(config, overrides)
     return config
 
 
@@ -112,9 +114,10 @@ def values_beside(files: Sequence[str], overrides: Mapping[str, Any]) -> dict[st
     inference = ConfigParser.load_config_files(files)
     if "train" in inference or "checkpoint" not in inference:
         return {}
-    config = ConfigParser(inference)
+    config = ConfigParser({**inference})
     config.update(dict(overrides))
-    named = config.get_parsed_content("ensemble") or config.get_parsed_content("checkpoint")
+    several = config.get_parsed_content("ensemble") if "ensemble" in config else None
+    named = several or config.get_parsed_content("checkpoint")
     first = Path(str(named.split(",")[0] if isinstance(named, str) else named[0]).strip())
     folder = first if first.is_dir() else first.parent
     if (record := RunFolder(folder).run) is None:
@@ -124,6 +127,13 @@ def values_beside(files: Sequence[str], overrides: Mapping[str, Any]) -> dict[st
     values = {name: value for name, value in trained_values(folder, inference).items() if name not in stay}
     _check_weights({name: value for name, value in values.items() if name not in overrides}, folder)
     return values
+
+
+def _override(config: ConfigParser, overrides: Mapping[str, Any]) -> None:
+    for name in map(top, overrides):
+        if name not in config:
+            raise ValueError(f"{name}: nothing in the configs is called {name!r}{did_you_mean(name, config.get())}")
+    config.update(dict(overrides))
 
 
 def _from_where_it_ran(file: Any, record: Mapping[str, Any]) -> Any:

@@ -134,6 +134,10 @@ def test_boxes(tmp_path: Path) -> None:
         cohort = read_detection_cohort(source, test_source=tmp_path / "other", **options)  # type: ignore[arg-type]
         assert (len(cohort.test), sum(len(item["boxes"]) for item in cohort.test)) == (12, 8)
         assert len(cohort.train) == (0 if source is None else 10)
+    (tmp_path / "other" / "boxes.csv").rename(tmp_path / "elsewhere.csv")
+    options["boxes"] = tmp_path / "elsewhere.csv"
+    cohort = read_detection_cohort(None, test_source=tmp_path / "other", **options)  # type: ignore[arg-type]
+    assert sum(len(item["boxes"]) for item in cohort.test) == 8
 
 
 def test_arrays(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_what_is_taken_can_be_built(run: Callable[..., Path], bundle: str) -> No
     else:
         folder = run(bundle, "head", hidden=7, **small)
     network = inference_config(folder).get_parsed_content("network_def")
-    trained = training_config(folder, imagenet=None).get_parsed_content("network_def")
+    trained = training_config(folder, **dict.fromkeys(small.keys() & {"imagenet"})).get_parsed_content("network_def")
     assert {name: value.shape for name, value in network.state_dict().items()} == {
         name: value.shape for name, value in trained.state_dict().items()
     }
@@ -72,6 +72,24 @@ def test_a_command_names_what_stays(run: Callable[..., Path], tmp_path: Path) ->
     assert values_beside([inference], {"ensemble": f"{folder},elsewhere"}) == values
     assert values_beside([inference], {"checkpoint": str(tmp_path / "alone.pt")}) == {}
     assert values_beside([str(folder / "configs" / "train.yaml")], beside) == {}
+
+
+def test_a_command_with_all_values_gets_the_same_again(run: Callable[..., Path], tmp_path: Path) -> None:
+    """It is started again with them."""
+    (tmp_path / "best.pt").touch()
+    folder = run("histology_slide_classification", "demo", "end_to_end", backbone_weights="best.pt")
+    inference = str(BUNDLES / "histology_slide_classification" / "configs" / "inference.yaml")
+    beside = {"checkpoint": str(folder / "best.pt")}
+    values = values_beside([inference], beside)
+    assert {"num_tiles", "cache_dir", "dataset", "backbone_weights"} <= values.keys()
+    assert values_beside([inference], {**values, **beside}) == values
+
+
+def test_an_override_that_names_nothing_is_an_error(run: Callable[..., Path]) -> None:
+    folder = run("fundus_classification")
+    for config in (inference_config, training_config):
+        with pytest.raises(ValueError, match=r"thresold: nothing in the configs is called 'thresold' \(did you mean"):
+            config(folder, thresold=0.3)
 
 
 def test_weights_of_the_tile_network_are_found_or_asked_for(run: Callable[..., Path], tmp_path: Path) -> None:
