@@ -61,7 +61,7 @@ def evaluate(
             explanations=[handler for handler in evaluator.handlers if hasattr(handler, "pictures")],
             **options,
         )
-    log_written(output_dir, "report.html", "metrics.json", "predictions.csv", *_OF_HANDLERS)
+    _log_written(output_dir, "report.html", "metrics.json", "predictions.csv", *_OF_HANDLERS)
     return metrics
 
 
@@ -95,11 +95,11 @@ def predict(
         logger.info("%s: %s", row["image"], row.get("words", "skipped"))
     logger.info("%d predicted%s, %d skipped", len(rows), how, len(dataset.skipped))
     if output_dir is not None:
-        log_written(output_dir, "predictions.csv", *_OF_HANDLERS)
+        _log_written(output_dir, "predictions.csv", *_OF_HANDLERS)
     return said
 
 
-def log_written(folder: str | PathLike[str], *names: str) -> None:
+def _log_written(folder: str | PathLike[str], *names: str) -> None:
     """Log which of these files and folders there are in a folder."""
     logger.info("wrote %s: %s", folder, ", ".join(name for name in names if (Path(folder) / name).exists()))
 

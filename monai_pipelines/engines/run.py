@@ -121,7 +121,7 @@ class Run:
             **{name: value for name, value in {**of_training, **made}.items() if name in config},
             **self._weights(),
             **renamed,
-            "test_dir": str(data),
+            "cohort::test_source": str(data),
             "output_dir": str(out),
             "subgroups": list(subgroups),
             "title": f"{config.get_parsed_content('title')}: {Path(data).name}",

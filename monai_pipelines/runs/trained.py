@@ -182,8 +182,11 @@ def _common_split(splits: Mapping[str, dict[str, Any] | None]) -> dict[str, Any]
         logger.warning("%s: %s", ", ".join(unknown), _UNKNOWN)
     values = {key: [split.get(key) for split in known] for key in ("seed", "split_fractions")}
     differing = {key: column for key, column in values.items() if any(value != column[0] for value in column)}
-    seen = {key: sorted({hash_ for split in known for hash_ in split.get(key, ())}) for key in ("seen", "files")}
-    return {**known[0], **differing, **seen}
+    common = {**known[0], **differing, "seen": sorted({name for split in known for name in split["seen"]})}
+    if all("files" in (split or {}) for split in splits.values()):
+        return {**common, "files": sorted({file for split in known for file in split["files"]})}
+    common.pop("files", None)  # of some members only
+    return common
 
 
 def check_split(split: Mapping[str, Any] | None, cohort: Any) -> None:
