@@ -11,9 +11,11 @@ from monai_pipelines.commands import (
     bundles,
     cache,
     compare,
+    evaluate,
     explain,
     features,
     phantoms,
+    predict,
     report,
     run,
     show,
@@ -28,7 +30,8 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,  # they hold headers
 )
 for command in (
-    *(show.show, bundles.bundles, audit.audit, report.report, compare.compare, explain.explain),
+    *(show.show, bundles.bundles, audit.audit, predict.predict, evaluate.evaluate, explain.explain),
+    *(report.report, compare.compare),
     *(features.features, sweep.sweep, cache.cache),
 ):
     app.command()(command)

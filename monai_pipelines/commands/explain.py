@@ -1,4 +1,4 @@
-"""``explain``: the evidence for a class in one scan."""
+"""``explain``: the evidence for a class in scans."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 def explain(
     source: Annotated[Path, typer.Argument(help="Folder of a run, or of a bundle together with --checkpoint.")],
-    image: Annotated[Path, typer.Argument(help="A scan or image, as inference takes them.")],
+    images: Annotated[Path, typer.Argument(help="A scan, image, folder or table of them.")],
     out: Annotated[Path, typer.Option(help="Folder for the pictures, the map and the prediction.")],
     method: Annotated[str, typer.Option(help="gradcam, gradcam++ or occlusion.")] = "gradcam",
     stage: Annotated[str | None, typer.Option(help="Layer of the network; default: by the size of its cells.")] = None,
@@ -19,7 +19,7 @@ def explain(
     ] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Default: best.pt of the run.")] = None,
 ) -> None:
-    """Show the evidence for a class in one scan; of a volume also as NIfTI on the scan's grid."""
-    from monai_pipelines.explain.scan import explain_scan
+    """Show the evidence for a class in one scan or many; of a volume also as NIfTI on the scan's grid."""
+    from monai_pipelines.explain.scan import explain_scans
 
-    explain_scan(source, image, out, method=method, stage=stage, class_name=class_name, checkpoint=checkpoint)
+    explain_scans(source, images, out, method=method, stage=stage, class_name=class_name, checkpoint=checkpoint)

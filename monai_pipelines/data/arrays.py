@@ -86,13 +86,15 @@ class ArrayDataset(Dataset):
         return batch
 
 
-def read_arrays(source: str | PathLike[str], channels: int) -> ArrayDataset:
-    """Unlabeled images from one array: a ``.npy``, or a ``.npz`` with ``images`` or ``test_images``.
+def read_arrays(source: str | PathLike[str], channels: int, labeled: bool = False) -> ArrayDataset:
+    """Images from one array: a ``.npy``, or a ``.npz`` with ``images`` or ``test_images``.
 
     Args:
         source: the file, or a folder with one such file: uint8 (N, H, W) or (N, X, Y, Z), with three channels
             (N, H, W, 3) or (N, X, Y, Z, 3), as in MedMNIST.
         channels: 1 or 3.
+        labeled: whether the ``.npz`` must have ``labels`` or ``test_labels``, too: (N,), (N, 1), or (N, C) of 0 and 1;
+            without, the dataset has no labels.
 
     Raises:
         CohortError: no such file or array, or an array of another type, shape or number of channels.
@@ -106,28 +108,36 @@ def read_arrays(source: str | PathLike[str], channels: int) -> ArrayDataset:
         raise CohortError(source, [f"wanted one .npy or .npz in the folder, got {names}; name the file"])
     if not files or not files[0].is_file() or files[0].suffix not in _SUFFIXES:
         raise CohortError(source, ["no such array; wanted a .npy, or an .npz with images or test_images"])
-    images = _read_array(files[0])
+    images, labels = _read_array(files[0], labeled)
     spatial_dims, last = images.ndim - (1 if channels == 1 else 2), images.shape[-1:]
     fits = last == (3,) if channels == 3 else spatial_dims == 2 or last not in ((1,), (3,))  # channels, not slices
     if spatial_dims not in (2, 3) or images.dtype != np.uint8 or not fits:
         wanted = "(N, H, W) or (N, X, Y, Z)" if channels == 1 else "(N, H, W, 3) or (N, X, Y, Z, 3)"
         problem = f"wanted uint8 {wanted} for {channels} channel(s), got {images.dtype} {images.shape}"
         raise CohortError(files[0], [problem])
-    return ArrayDataset(channels_first(images, channels), None)
+    if labels is not None and (labels.dtype.kind not in "iu" or len(labels) != len(images)):
+        wanted = f"integers for {len(images)} images"
+        raise CohortError(files[0], [f"labels: wanted {wanted}, got {labels.dtype} {labels.shape}"])
+    return ArrayDataset(channels_first(images, channels), labels)
 
 
-def _read_array(file: Path) -> np.ndarray:
+def _read_array(file: Path, labeled: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    """Images, and their labels if wanted."""
     try:
         with file.open("rb") as opened:
             content = np.load(opened, allow_pickle=False)
             if isinstance(content, np.ndarray):
-                return content
-            for key in ("images", "test_images"):
-                if key in content:
-                    return content[key]
+                content = {"images": content}
+            for prefix in ("", "test_"):
+                if f"{prefix}images" in content and not labeled:
+                    return content[f"{prefix}images"], None
+                if f"{prefix}images" in content and f"{prefix}labels" in content:
+                    labels = content[f"{prefix}labels"]
+                    return content[f"{prefix}images"], labels[:, 0] if labels.shape[1:] == (1,) else labels
     except UNREADABLE as error:
         raise CohortError(file, [f"not a NumPy file of plain arrays ({error}); cut short?"]) from error
-    raise CohortError(file, [f"holds neither images nor test_images, but {', '.join(content)}"])
+    wanted = "images with labels, or test_images with test_labels" if labeled else "images nor test_images"
+    raise CohortError(file, [f"holds neither {wanted}, but {', '.join(content)}"])
 
 
 def channels_first(images: np.ndarray, channels: int) -> Tensor:

@@ -18,9 +18,9 @@ from rich.progress import track
 from monai_pipelines.chains import did_you_mean
 from monai_pipelines.data.box_files import BoxRow, BoxTable, is_uid, read_boxes
 from monai_pipelines.data.box_scans import image_size, join_slices, scan_grid, scan_series, slice_uids
-from monai_pipelines.data.folder import compile_pattern, find_images, with_patients
-from monai_pipelines.data.split import Cohort, Item, Listing, split_listing
-from monai_pipelines.data.table import find_scans, list_table
+from monai_pipelines.data.folder import compile_pattern, find_images, with_patients, with_patients_if_named
+from monai_pipelines.data.split import Cohort, Item, Listing, split_sources
+from monai_pipelines.data.table import find_scans, list_table, renamed
 from monai_pipelines.errors import CohortError
 from monai_pipelines.model import class_names
 
@@ -31,7 +31,7 @@ ROUNDING_PX = 1.0  # boxes may reach beyond the image by this
 
 
 def read_detection_cohort(
-    source: str | PathLike[str],
+    source: str | PathLike[str] | None,
     boxes: str | PathLike[str] | None = None,
     classes: Sequence[str] | None = None,
     fractions: Sequence[float] = (0.7, 0.15, 0.15),
@@ -41,6 +41,9 @@ def read_detection_cohort(
     space: str | None = None,
     patient_pattern: str | None = None,
     check_inside: bool = True,
+    test_source: str | PathLike[str] | None = None,
+    test_boxes: str | PathLike[str] | None = None,
+    rename: Mapping[str, str] | None = None,
 ) -> Cohort:
     r"""Read images or scans with the boxes of their lesions, and split them by patient.
 
@@ -70,6 +73,8 @@ def read_detection_cohort(
         patient_pattern: of `read_images`, for a source that does not name the patients.
         check_inside: read the headers of images with boxes, and check that these lie inside: the whole box in 2D,
             its center in 3D.
+        test_source, rename: of `read_cohort`.
+        test_boxes: of ``test_source``, as ``boxes`` are of ``source``; without a ``source``, ``boxes`` are, too.
 
     Raises:
         CohortError: lists all problems at once: those of `read_cohort` and `read_boxes`, a box of an unknown image or
@@ -83,11 +88,28 @@ def read_detection_cohort(
         >>> cohort.classes, {item["boxes"].shape[1] for item in cohort.train}
         (('lesion',), {6})
     """
-    folder = Path(source) if Path(source).is_dir() else Path(source).parent
-    found = read_boxes(_neighbor(folder) if boxes is None else boxes, space)
-    listing = _listing(source, found.dims == 2 and not any(is_uid(row.image) for row in found.rows), patient_pattern)
-    names = class_names([one_class] if one_class else classes or found.classes)
-    rows = [row._replace(name=one_class or row.name) for row in found.rows]
+    if source is None:
+        test_boxes = test_boxes or boxes
+
+    def listed(source: str | PathLike[str], external: bool) -> Listing:
+        file = test_boxes if external else boxes
+        folder = Path(source) if Path(source).is_dir() else Path(source).parent
+        found = read_boxes(_neighbor(folder) if file is None else file, space)
+        flat = found.dims == 2 and not any(is_uid(row.image) for row in found.rows)
+        with_them = with_patients_if_named if external else with_patients
+        listing = with_them(_listing(source, flat), compile_pattern(patient_pattern))
+        names = class_names([one_class] if one_class else classes or [*dict.fromkeys(renamed(found.classes, rename))])
+        meant = renamed([row.name for row in found.rows], rename)
+        rows = [row._replace(name=one_class or name) for row, name in zip(found.rows, meant, strict=True)]
+        return _with_boxes(listing, found, rows, names, check_inside)
+
+    return split_sources(listed, source, test_source, fractions, seed)
+
+
+def _with_boxes(
+    listing: Listing, found: BoxTable, rows: Sequence[BoxRow], names: tuple[str, ...], check_inside: bool
+) -> Listing:
+    """A listing whose items have their boxes, with all problems of these."""
     problems = [*listing.problems, *found.problems, *_class_problems(rows, names)]
     images = _Images(listing.items)
     dims, mine, unknown = _assign(found, rows, images)
@@ -96,8 +118,7 @@ def read_detection_cohort(
         for index in track(sorted(mine), "checking boxes", disable=not mine):
             problems += _outside(listing.items[index], mine[index], dims, found)
     items = [{**item, **_boxes(mine.get(index, []), names, dims)} for index, item in enumerate(listing.items)]
-    cohort = split_listing(Listing(source, items, tuple(names), problems), fractions, seed)
-    return replace(cohort, classes=tuple(names))
+    return replace(listing, items=items, classes=names, problems=problems)
 
 
 def read_image_boxes(image: str | PathLike[str], boxes: str | PathLike[str]) -> NDArray[np.float64]:
@@ -157,17 +178,14 @@ def _neighbor(folder: Path) -> Path:
     raise CohortError(folder, [f"no boxes: wanted {', '.join(NEIGHBORS)} beside the table, or name another file"])
 
 
-def _listing(source: str | PathLike[str], flat: bool, patient_pattern: str | None) -> Listing:
-    pattern = compile_pattern(patient_pattern)
+def _listing(source: str | PathLike[str], flat: bool) -> Listing:
     path = Path(source)
     if path.is_dir() and (path / "table.csv").is_file():
         path = path / "table.csv"
     if path.suffix.lower() == ".csv":
-        listing = list_table(path, labeled=False)
-    else:
-        items = find_images(path) if flat else find_scans(path)
-        listing = Listing(source, [{**item, "patient": item["name"]} for item in items], (), [])
-    return with_patients(listing, pattern)
+        return list_table(path, labeled=False)
+    items = find_images(path) if flat else find_scans(path)
+    return Listing(source, [{**item, "patient": item["name"]} for item in items], (), [])
 
 
 class _Images:

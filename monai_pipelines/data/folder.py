@@ -12,7 +12,7 @@ import tempfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path, PurePosixPath
@@ -20,8 +20,8 @@ from pathlib import Path, PurePosixPath
 from rich.progress import track
 
 from monai_pipelines.chains import did_you_mean
-from monai_pipelines.data.split import SPLIT_NAMES, Cohort, Item, Listing, split_listing
-from monai_pipelines.data.table import classes_hint, find_inputs, list_table
+from monai_pipelines.data.split import SPLIT_NAMES, Cohort, Item, Listing, split_sources
+from monai_pipelines.data.table import classes_hint, find_inputs, list_table, renamed
 from monai_pipelines.errors import CohortError
 from monai_pipelines.model import class_names
 from monai_pipelines.walk import is_clutter, walk_files
@@ -35,13 +35,15 @@ _NOT_IN_FILE_NAMES = re.compile(r'[\x00-\x1f\x7f<>:"|?*]')
 
 
 def read_images(
-    source: str | PathLike[str],
+    source: str | PathLike[str] | None,
     classes: Sequence[str] | None = None,
     fractions: Sequence[float] = (0.7, 0.15, 0.15),
     seed: int = 0,
     patient_pattern: str | None = None,
     multilabel: bool = False,
     extract_dir: str | PathLike[str] | None = None,
+    test_source: str | PathLike[str] | None = None,
+    rename: Mapping[str, str] | None = None,
 ) -> Cohort:
     r"""Read labeled 2D images and split them by patient.
 
@@ -55,21 +57,29 @@ def read_images(
     A folder that contains only one such folder is entered. Files that are not images are listed in the log.
 
     Args:
-        source: the table, folder or zip.
+        source: the table, folder or zip; None: only ``test_source``.
         classes: class names by index; None takes the names of the folders, sorted.
         fractions, seed, multilabel: of `read_cohort`; multilabel images need a table.
         patient_pattern: regular expression whose first group is the patient, such as ``(person\d+)_``, searched in a
             file's path below the source or in the table's ``image``; not for a table that names the patients. None:
             every image is a different patient.
         extract_dir: where a zip is unpacked; None: beside it.
+        test_source, rename: of `read_cohort`. Of ``test_source`` a class may be missing, and where its table names the
+            patients, or the pattern finds none, the pattern is not used.
 
     Raises:
         CohortError: lists all problems at once: those of `read_cohort`, class folders that are missing or unknown,
             images outside the class folders or without a patient.
         ValueError: a ``patient_pattern`` that is not a regular expression with a group.
     """
-    listing = list_images(source, classes, patient_pattern, multilabel, extract_dir)
-    return split_listing(listing, fractions, seed)
+
+    def listed(source: str | PathLike[str], external: bool) -> Listing:
+        if not external:
+            return list_images(source, classes, patient_pattern, multilabel, extract_dir, rename)
+        listing = list_images(source, classes, None, multilabel, extract_dir, rename, complete=False)
+        return with_patients_if_named(listing, compile_pattern(patient_pattern))
+
+    return split_sources(listed, source, test_source, fractions, seed)
 
 
 def list_images(
@@ -78,8 +88,15 @@ def list_images(
     patient_pattern: str | None = None,
     multilabel: bool = False,
     extract_dir: str | PathLike[str] | None = None,
+    rename: Mapping[str, str] | None = None,
+    complete: bool = True,
 ) -> Listing:
-    """The images of a source, not yet split, with all its problems; the arguments are those of `read_images`."""
+    """The images of a source, not yet split, with all its problems.
+
+    Args:
+        source, classes, patient_pattern, multilabel, extract_dir, rename: of `read_images`.
+        complete: whether each class must have a folder.
+    """
     path = Path(source)
     pattern = compile_pattern(patient_pattern)
     if not path.exists():
@@ -89,13 +106,13 @@ def list_images(
     if path.is_file():
         if path.suffix.lower() != ".csv":
             raise CohortError(source, ["wanted a CSV table, a folder of images, or a zip of one"])
-        return _list_table(path, classes, multilabel, pattern)
+        return with_patients(list_table(path, classes, multilabel, rename=rename), pattern)
     path = _innermost(path)
     if (path / "table.csv").is_file():
-        return _list_table(path / "table.csv", classes, multilabel, pattern)
+        return with_patients(list_table(path / "table.csv", classes, multilabel, rename=rename), pattern)
     if multilabel:
         raise CohortError(source, ["multilabel images want a table.csv with the columns image and label"])
-    return _list_folders(source, path, classes, pattern)
+    return _list_folders(source, path, classes, pattern, rename, complete)
 
 
 def find_images(source: str | PathLike[str]) -> list[Item]:
@@ -103,14 +120,13 @@ def find_images(source: str | PathLike[str]) -> list[Item]:
     return find_inputs(source, "image", ", ".join(IMAGES), _images)
 
 
-def _list_table(
-    table: Path, classes: Sequence[str] | None, multilabel: bool, pattern: re.Pattern[str] | None
-) -> Listing:
-    return with_patients(list_table(table, classes, multilabel), pattern)
-
-
 def _list_folders(
-    source: str | PathLike[str], path: Path, classes: Sequence[str] | None, pattern: re.Pattern[str] | None
+    source: str | PathLike[str],
+    path: Path,
+    classes: Sequence[str] | None,
+    pattern: re.Pattern[str] | None,
+    rename: Mapping[str, str] | None,
+    complete: bool,
 ) -> Listing:
     """One folder per class, or folders of the splits that contain such folders."""
     split_folders = [folder for folder in _folders(path) if folder.name.lower() in SPLIT_NAMES]
@@ -123,8 +139,8 @@ def _list_folders(
     if not names:
         wanted = "wanted a table.csv, one folder of images per class, or train, validation and test with such folders"
         raise CohortError(source, [wanted])
-    classes = names if classes is None else class_names(classes)
-    problems += _folder_problems(classes, names)
+    classes = sorted({*renamed(names, rename)}) if classes is None else class_names(classes)
+    problems += _folder_problems(classes, names, rename, complete)
     items: list[Item] = []
     outside = []
     for image in _images(path):
@@ -133,8 +149,8 @@ def _list_folders(
         split = folders.pop(0) if split_folders and folders else ""
         if not folders:
             outside.append(relative.as_posix())
-        elif folders[0] in classes and (not split or split.lower() in SPLIT_NAMES):
-            item: Item = {"image": str(image), "name": relative.as_posix(), "label": classes.index(folders[0])}
+        elif (name := renamed(folders[:1], rename)[0]) in classes and (not split or split.lower() in SPLIT_NAMES):
+            item: Item = {"image": str(image), "name": relative.as_posix(), "label": classes.index(name)}
             items.append({**item, "split": split} if split else item)
     if outside:
         problems.append(f"images outside the class folders: {len(outside)}, such as {outside[0]}")
@@ -142,16 +158,18 @@ def _list_folders(
     return Listing(source, items, tuple(classes), problems)
 
 
-def _folder_problems(classes: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Classes without a folder, and folders without a class."""
+def _folder_problems(
+    classes: Sequence[str], names: Sequence[str], rename: Mapping[str, str] | None, complete: bool
+) -> list[str]:
+    """Classes without a folder, if each must have one, and folders without a class."""
     by_case = {name.lower(): name for name in names}
-    problems = []
+    problems, meant = [], renamed(names, rename)
     for name in classes:
-        if name not in names:
+        if complete and name not in meant:
             near = by_case.get(name.lower())
             hint = f" (did you mean {near!r}?)" if near else did_you_mean(name, names)
             problems.append(f"no folder for class {name!r}{hint}")
-    strange = [name for name in names if name not in classes]
+    strange = [name for name, class_name in zip(names, meant, strict=True) if class_name not in classes]
     problems += [f"folder {name!r} is none of the classes {', '.join(classes)}" for name in strange]
     return problems + (classes_hint(names) if problems and strange else [])
 
@@ -179,6 +197,17 @@ def with_patients(listing: Listing, pattern: re.Pattern[str] | None) -> Listing:
     problem = "the table's column 'patient' names the patients: drop the column or the patient_pattern"
     problems = [problem] if named else _name_patients(listing.items, pattern)
     return replace(listing, problems=listing.problems + problems)
+
+
+def with_patients_if_named(listing: Listing, pattern: re.Pattern[str] | None) -> Listing:
+    """A listing of other data than those of the pattern: it may name the patients, or have none in its names."""
+    if pattern is None or any(item["patient"] != item["name"] for item in listing.items):
+        return listing
+    if not any(pattern.search(item["name"]) for item in listing.items):
+        text = "%s: patient_pattern %r finds no patient in it: every image counts as a different one"
+        logger.warning(text, listing.source, pattern.pattern)
+        return listing
+    return with_patients(listing, pattern)
 
 
 def _name_patients(items: Sequence[Item], pattern: re.Pattern[str] | None) -> list[str]:

@@ -15,7 +15,8 @@ from monai.apps.utils import HashCheckError, download_url
 
 from monai_pipelines.atomic import atomic_write
 from monai_pipelines.chains import did_you_mean
-from monai_pipelines.data.arrays import UNREADABLE, ArrayDataset, channels_first
+from monai_pipelines.data.arrays import UNREADABLE, ArrayDataset, channels_first, read_arrays
+from monai_pipelines.data.contents import content_hashes
 from monai_pipelines.data.split import SPLITS, seen_hashes
 from monai_pipelines.errors import CohortError
 
@@ -96,12 +97,14 @@ class MedMNIST:
     Attributes:
         train, validation, test: the images: uint8 (N, C, H, W), or (N, C, X, Y, Z) with the axes as in the file.
         info: the published facts.
+        external: whether the test is not that of the set.
     """
 
     train: ArrayDataset
     validation: ArrayDataset
     test: ArrayDataset
     info: MedMNISTInfo
+    external: bool = False
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -121,18 +124,21 @@ class MedMNIST:
                 digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
-    @property
+    @cached_property
     def split_card(self) -> dict[str, Any]:
         """The split as plain data; see `Cohort.split_card`."""
         seen = seen_hashes(self.train) | seen_hashes(self.validation)
-        return {"seed": 0, "split_fractions": [], "data_sha256": self.digest, "seen": sorted(seen)}
+        files = content_hashes(self.train) | content_hashes(self.validation)
+        digest = {"data_sha256": self.digest, "seen": sorted(seen), "files": sorted(files)}
+        return {"seed": 0, "split_fractions": [], **digest}
 
 
 def read_medmnist(
     flag: str,
-    dataset_dir: str | PathLike[str],
+    dataset_dir: str | PathLike[str] | None,
     download: bool | str = False,
     size: int = 28,
+    test_source: str | PathLike[str] | None = None,
 ) -> MedMNIST:
     """Read a MedMNIST set from ``<flag>.npz`` (or ``<flag>_<size>.npz``) in a folder.
 
@@ -141,9 +147,10 @@ def read_medmnist(
 
     Args:
         flag: the set, such as "pathmnist" or "organmnist3d".
-        dataset_dir: the folder.
+        dataset_dir: the folder; None: only ``test_source``.
         download: fetch a missing file and verify its checksum.
         size: of the images, in pixels: 28, 64, 128 or 224; 3D: 28 or 64.
+        test_source: other images with labels, in place of the test images: of `read_arrays`.
 
     Raises:
         KeyError: no such set.
@@ -155,6 +162,12 @@ def read_medmnist(
     if not isinstance(download, bool):
         raise ValueError(f"read_medmnist: download must be True or False, got {download!r}")
     info = medmnist_info(flag)
+    test = None if test_source is None else _read_test(test_source, info)
+    if test is not None and dataset_dir is None:
+        none = ArrayDataset(test.images[:0], np.array(test.labels)[:0])
+        return MedMNIST(none, none, test, info, external=True)
+    if dataset_dir is None:
+        raise ValueError("no data: name dataset_dir, or test_dir for an evaluation")
     name = info.file(size)
     file, url = Path(dataset_dir) / name, URL.format(file=name)
     if not file.is_file():
@@ -169,7 +182,19 @@ def read_medmnist(
         images = channels_first(arrays[f"{key}_images"], info.channels)
         names = [f"{key}_{index}" for index in range(len(images))]
         datasets[split] = ArrayDataset(images, arrays[f"{key}_labels"], names)
-    return MedMNIST(**datasets, info=info)
+    if test is not None:
+        datasets["test"] = test
+    return MedMNIST(**datasets, info=info, external=test is not None)
+
+
+def _read_test(source: str | PathLike[str], info: MedMNISTInfo) -> ArrayDataset:
+    test = read_arrays(source, info.channels, labeled=True)
+    labels = np.array(test.labels)
+    shape, highest = ((len(info.classes),), 1) if info.multilabel else ((), len(info.classes) - 1)
+    if labels.shape[1:] != shape or not np.isin(labels, range(highest + 1)).all():
+        wanted = f"0 to {highest}, {('N', *shape)}"
+        raise CohortError(source, [f"labels: wanted {wanted}, got {labels.min()} to {labels.max()}, {labels.shape}"])
+    return test
 
 
 def _read_arrays(file: Path, info: MedMNISTInfo, size: int) -> dict[str, np.ndarray]:

@@ -11,10 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from monai_pipelines.data.contents import BLOCK, pixel_files
 from monai_pipelines.data.split import SPLITS
-from monai_pipelines.walk import files_of
-
-_GLIMPSE = 4096  # bytes
 
 
 class _Image(NamedTuple):
@@ -66,7 +64,7 @@ def audit_splits(splits: Mapping[str, Any]) -> dict[str, Any]:
     items = [(split, item) for split, part in splits.items() for item in getattr(part, "data", part)]
     splits_of = defaultdict(set)
     for split, item in items:
-        if item.get("patient"):
+        if item.get("patient") not in (None, "", item["name"]):
             splits_of[item["patient"]].add(split)
     named = patients_known(item for _, item in items)
     images = [image for split, part in splits.items() for image in _images(split, part)]
@@ -147,16 +145,10 @@ def _finer(images: Iterable[_Image], key: Callable[[Any], Hashable], unread: lis
     return [group for group in groups.values() if len({image.side for image in group}) > 1]
 
 
-def _pixel_files(path: Path) -> list[Path]:
-    """Without a header that names them."""
-    files = files_of(path)
-    return [file for file in files if file != path] or files
-
-
 def _size(source: Path | NDArray[Any]) -> Hashable:
     if isinstance(source, np.ndarray):
         return source.shape
-    sizes = sorted(file.stat().st_size for file in _pixel_files(source))
+    sizes = sorted(file.stat().st_size for file in pixel_files(source))
     if not any(sizes):
         raise OSError(f"{source}: empty")
     return tuple(sizes)
@@ -167,10 +159,10 @@ def _glimpse(source: Path | NDArray[Any]) -> Hashable:
     if isinstance(source, np.ndarray):
         return source[:, source.shape[1] // 2].tobytes()
     blocks = []
-    for file in _pixel_files(source):
+    for file in pixel_files(source):
         with file.open("rb") as opened:
-            opened.seek(max(0, file.stat().st_size - _GLIMPSE) // 2)
-            blocks.append(opened.read(_GLIMPSE))
+            opened.seek(max(0, file.stat().st_size - BLOCK) // 2)
+            blocks.append(opened.read(BLOCK))
     return hashlib.sha256(b"".join(sorted(blocks))).digest()
 
 
@@ -178,7 +170,7 @@ def _digest(source: Path | NDArray[Any]) -> Hashable:
     if isinstance(source, np.ndarray):
         return hashlib.sha256(source.tobytes()).digest()
     digests = []
-    for file in _pixel_files(source):
+    for file in pixel_files(source):
         with file.open("rb") as opened:
             digests.append(hashlib.file_digest(opened, "sha256").digest())
     return tuple(sorted(digests))

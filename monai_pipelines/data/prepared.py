@@ -82,7 +82,7 @@ class UsableItems(Dataset):
         return np.array([item["label"] for item in self.data])
 
     def part(self, split: str) -> Self:
-        """The items of one ``split``; nothing is prepared again.
+        """The items of one ``split``, none if there are none; nothing is prepared again.
 
         Raises:
             CohortError: none of them is usable.
@@ -91,7 +91,7 @@ class UsableItems(Dataset):
         part.skipped = [item for item in self.skipped if item["split"] == split]
         indices = [index for index, item in enumerate(self.data) if item["split"] == split]
         part.data, part._results = [self.data[i] for i in indices], [self._results[i] for i in indices]
-        if not indices:
+        if part.skipped and not indices:
             raise CohortError(split, ["no usable item is left", *_reasons(part.skipped)])
         return part
 

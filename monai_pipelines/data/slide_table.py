@@ -9,8 +9,8 @@ from os import PathLike
 from pathlib import Path, PurePath
 from typing import Any
 
-from monai_pipelines.data.split import Cohort, Item, Listing, split_listing
-from monai_pipelines.data.table import find_inputs, list_table
+from monai_pipelines.data.split import Cohort, Item, Listing, split_sources
+from monai_pipelines.data.table import find_inputs, list_table, table_in
 from monai_pipelines.errors import CohortError
 from monai_pipelines.slides.opening import PLAUSIBLE_MPP, check_mpp
 from monai_pipelines.walk import file_stats, walk_files
@@ -19,11 +19,13 @@ SLIDES = (".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".s
 
 
 def read_slides(
-    table: str | PathLike[str],
+    table: str | PathLike[str] | None,
     classes: Sequence[str] | None = None,
     fractions: Sequence[float] = (0.7, 0.15, 0.15),
     seed: int = 0,
     features_dir: str | PathLike[str] | None = None,
+    test_source: str | PathLike[str] | None = None,
+    rename: Mapping[str, str] | None = None,
 ) -> Cohort:
     """Read a table of slides with one label each and split it by patient, as `read_cohort` does.
 
@@ -31,25 +33,32 @@ def read_slides(
     ``annotation``, a GeoJSON file relative to the table.
 
     Args:
-        table, classes, fractions, seed: of `read_cohort`.
+        table, classes, fractions, seed, test_source, rename: of `read_cohort`.
         features_dir: folder of feature files (`extract_features`); a slide with features may be missing.
 
     Raises:
         CohortError: lists all problems at once: those of `read_cohort`, a ``mpp`` that is not a number from 0.1 to 2,
             a missing annotation.
     """
-    return split_listing(list_slides(table, classes, features_dir), fractions, seed)
+
+    def listed(source: str | PathLike[str], external: bool) -> Listing:
+        return list_slides(table_in(source), classes, features_dir, rename)
+
+    return split_sources(listed, table, test_source, fractions, seed)
 
 
 def list_slides(
-    table: str | PathLike[str], classes: Sequence[str] | None = None, features_dir: str | PathLike[str] | None = None
+    table: str | PathLike[str],
+    classes: Sequence[str] | None = None,
+    features_dir: str | PathLike[str] | None = None,
+    rename: Mapping[str, str] | None = None,
 ) -> Listing:
     """The slides of a table, not yet split, with all its problems; the arguments are those of `read_slides`."""
 
     def has_features(name: str) -> bool:
         return features_dir is not None and feature_file(features_dir, name).is_file()
 
-    listing = list_table(table, classes, is_optional=has_features)
+    listing = list_table(table, classes, is_optional=has_features, rename=rename)
     problems = list(listing.problems)
     items = [_with_annotation(_with_mpp(item, problems), Path(table).parent, problems) for item in listing.items]
     return replace(listing, items=items, problems=problems)

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from sklearn.model_selection import train_test_split
 
+from monai_pipelines.data.contents import content_hashes
 from monai_pipelines.errors import CohortError
+
+logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "validation", "valid": "validation",
                "validation": "validation", "test": "test", "testing": "test"}  # fmt: skip
+
+_RENAME = "classes of other names are mapped by rename, as {'theirs': 'yours'} (evaluate --map theirs=yours)"
 
 Item = dict[str, Any]
 
@@ -48,6 +56,7 @@ class Cohort:
             table.
         classes: class names by index.
         seed, fractions: of the split.
+        external: whether the test data are others than those that are split.
     """
 
     train: list[Item]
@@ -56,6 +65,7 @@ class Cohort:
     classes: tuple[str, ...]
     seed: int = 0
     fractions: tuple[float, ...] = ()
+    external: bool = False
 
     def labels(self, split: str = "train") -> list[Any]:
         """Label of every item of a split."""
@@ -75,19 +85,21 @@ class Cohort:
         ]
         return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
-    @property
+    @cached_property
     def split_card(self) -> dict[str, Any]:
         """The split as plain data, stored with the weights: who was seen in training is hashed, not named.
 
         Returns:
-            ``seed``, ``split_fractions``, ``data_sha256`` (`digest`) and ``seen`` (`seen_hashes` of the training and
-            validation data: anyone with a list of names can check which of them are included).
+            ``seed``, ``split_fractions``, ``data_sha256`` (`digest`), and of the training and validation data ``seen``
+            (`seen_hashes`: anyone with a list of names can check which of them are included) and ``files``
+            (`monai_pipelines.data.contents.content_hashes`).
         """
         return {
             "seed": self.seed,
             "split_fractions": [float(fraction) for fraction in self.fractions],
             "data_sha256": self.digest,
             "seen": sorted(seen_hashes(self.train) | seen_hashes(self.validation)),
+            "files": sorted(content_hashes([*self.train, *self.validation])),
         }
 
 
@@ -102,7 +114,8 @@ def split_listing(listing: Listing, fractions: Sequence[float], seed: int) -> Co
     """Split the images of a source by patient: as the source says, otherwise at random.
 
     Patients are drawn separately for each class (a patient's highest; multilabel: the rarest). If the source's split
-    has no validation part, one is drawn from the training patients in the proportion given by ``fractions``.
+    has no validation part, one is drawn from the training patients in the proportion given by ``fractions``. A source
+    whose split names test images alone, or fractions (0, 0, 1), give a cohort for evaluation only.
 
     Args:
         listing: of the source.
@@ -111,10 +124,94 @@ def split_listing(listing: Listing, fractions: Sequence[float], seed: int) -> Co
     Raises:
         CohortError: the listing's problems and everything else that prevents a split.
     """
+    if _all_test(listing, fractions):
+        return _only_test(listing, fractions, seed)
     split, problems, torn = _split(listing, fractions, seed)
     if problems or torn:
         raise CohortError(listing.source, [*problems, *torn])
-    return Cohort(**split, classes=listing.classes, seed=seed, fractions=tuple(fractions))
+    train, validation, test = (split[name] for name in SPLITS)
+    return Cohort(train, validation, test, listing.classes, seed, tuple(fractions))
+
+
+def _all_test(listing: Listing, fractions: Sequence[float]) -> bool:
+    given = {SPLIT_NAMES.get(item.get("split", "").strip().lower()) for item in listing.items}
+    return given == {"test"} or (given == {None} and [*fractions] == [0, 0, 1])
+
+
+def _only_test(listing: Listing, fractions: Sequence[float], seed: int) -> Cohort:
+    """All images of a source for the test, whatever split it has; a class may be missing.
+
+    Raises:
+        CohortError: the listing's problems, or no image.
+    """
+    if listing.problems:
+        raise CohortError(listing.source, [*listing.problems, _RENAME])
+    if not listing.items:
+        raise CohortError(listing.source, ["no image in it"])
+    return Cohort([], [], listing.items, listing.classes, seed, tuple(fractions), external=True)
+
+
+def split_sources(
+    list_source: Callable[[str | PathLike[str], bool], Listing],
+    source: str | PathLike[str] | None,
+    test_source: str | PathLike[str] | None,
+    fractions: Sequence[float],
+    seed: int,
+) -> Cohort:
+    """Split a source, or take all of another one for the test.
+
+    Args:
+        list_source: the listing of a source; True: of other data than those of the training.
+        source: what is split, with ``test_source`` into train and validation; None: all is test.
+        test_source: other data, for the test; None: ``source`` has the test data, too.
+        fractions, seed: of `read_cohort`.
+
+    Raises:
+        CohortError: the problems of the sources, and everything else that prevents a split.
+        ValueError: no source at all.
+    """
+    if test_source is None:
+        if source is None:
+            raise ValueError("no data: name dataset_dir, or test_dir for an evaluation")
+        return split_listing(list_source(source, False), fractions, seed)
+    test = _only_test(list_source(test_source, True), fractions, seed)
+    if source is None:
+        return test
+    split, problems, torn = _split(_without_test(list_source(source, False)), fractions, seed, SPLITS[:2])
+    if problems or torn:
+        raise CohortError(source, [*problems, *torn])
+    items, trained = test.test, {item["name"] for part in ("train", "validation") for item in split[part]}
+    if any(item["name"] in trained for item in items):  # files and rows that are named by them stay apart
+        items = [_prefixed(item, Path(test_source).resolve().name) for item in items]
+    return replace(test, train=split["train"], validation=split["validation"], test=items)
+
+
+def _prefixed(item: Item, folder: str) -> Item:
+    name = f"{folder}/{item['name']}"
+    return {**item, "name": name, "patient": name if item["patient"] == item["name"] else item["patient"]}
+
+
+def check_trainable(cohort: Any) -> None:
+    """Check that a cohort has images to train on and to choose the epoch by.
+
+    Raises:
+        ValueError: it has none of them.
+    """
+    if missing := [name for name in SPLITS[:2] if not len(getattr(cohort, name))]:
+        raise ValueError(
+            f"the data have no image in {' and '.join(missing)}: training wants some; test images alone can be "
+            "evaluated (--run_id evaluate)"
+        )
+
+
+def _without_test(listing: Listing) -> Listing:
+    """For training; without a split, validation is drawn from it."""
+    if not any(item.get("split") for item in listing.items):
+        return replace(listing, items=[{**item, "split": "train"} for item in listing.items])
+    items = [item for item in listing.items if SPLIT_NAMES.get(item["split"].strip().lower()) != "test"]
+    if num := len(listing.items) - len(items):
+        logger.warning("%s: its test images are left out, other data are the test: %d", listing.source, num)
+    return replace(listing, items=items)
 
 
 def split_problems(listing: Listing) -> list[str]:
@@ -123,9 +220,9 @@ def split_problems(listing: Listing) -> list[str]:
 
 
 def _split(
-    listing: Listing, fractions: Sequence[float], seed: int
+    listing: Listing, fractions: Sequence[float], seed: int, wanted: Sequence[str] = SPLITS
 ) -> tuple[dict[str, list[Item]], list[str], list[str]]:
-    """Items by split, problems, and one problem for each patient in several splits."""
+    """Items by split, problems, such as no item in a wanted one, and one problem for each patient in several splits."""
     problems, classes, items = list(listing.problems), listing.classes, listing.items
     torn: list[str] = []
     labels: defaultdict[str, set[int]] = defaultdict(set)
@@ -146,7 +243,7 @@ def _split(
         split_of = _drawn_split(strata, fractions, seed)
     split: dict[str, list[Item]] = {s: [i for i in items if split_of.get(i["patient"]) == s] for s in SPLITS}
     if not problems and not torn:
-        for name in SPLITS:
+        for name in wanted:
             if not split[name]:
                 present = " and ".join(sorted(set(split_of.values())))
                 problems.append(f"no patient in {name}; the given split has {present}")

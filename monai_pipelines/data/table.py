@@ -13,7 +13,7 @@ from pathlib import Path
 
 from monai_pipelines.chains import did_you_mean
 from monai_pipelines.data.rows import COLUMNS, read_rows
-from monai_pipelines.data.split import Cohort, Item, Listing, label_indices, split_listing
+from monai_pipelines.data.split import Cohort, Item, Listing, label_indices, split_sources
 from monai_pipelines.errors import CohortError
 from monai_pipelines.model import class_names
 from monai_pipelines.transforms.ct.formats import ITK_SUFFIXES, NIFTI_SUFFIXES
@@ -27,11 +27,13 @@ NO_FINDING = "No Finding"
 
 
 def read_cohort(
-    table: str | PathLike[str],
+    table: str | PathLike[str] | None,
     classes: Sequence[str] | None = None,
     fractions: Sequence[float] = (0.7, 0.15, 0.15),
     seed: int = 0,
     multilabel: bool = False,
+    test_source: str | PathLike[str] | None = None,
+    rename: Mapping[str, str] | None = None,
 ) -> Cohort:
     """Read a table of scans or images and split it by patient.
 
@@ -42,17 +44,29 @@ def read_cohort(
     any number of names joined by ``|`` (empty or "No Finding": none), and patients are drawn by their rarest label.
 
     Args:
-        table: the CSV file.
+        table: the CSV file, or the folder of a ``table.csv``; None: only ``test_source``.
         classes: class names by index; None takes the names in the table, sorted.
-        fractions: share of the patients in train, validation and test.
+        fractions: share of the patients in train, validation and test; (0, 0, 1): all are test.
         seed: of the split.
         multilabel: an image may have several labels, or none.
+        test_source: another table (or folder), all of it for the test; ``table`` is then split into train and
+            validation. None: ``table`` has the test, too.
+        rename: classes by the names that the data have for them.
 
     Raises:
         CohortError: lists all problems at once: missing files, missing or unknown labels, a scan of two patients or
             two classes, a patient in two splits, a class with no patient in a split.
     """
-    return split_listing(list_table(table, classes, multilabel), fractions, seed)
+
+    def listed(source: str | PathLike[str], external: bool) -> Listing:
+        return list_table(table_in(source), classes, multilabel, rename=rename)
+
+    return split_sources(listed, table, test_source, fractions, seed)
+
+
+def table_in(source: str | PathLike[str]) -> Path:
+    """The table itself, or the ``table.csv`` of a folder."""
+    return Path(source) / "table.csv" if Path(source).is_dir() else Path(source)
 
 
 def list_table(
@@ -61,18 +75,19 @@ def list_table(
     multilabel: bool = False,
     is_optional: Callable[[str], bool] | None = None,
     labeled: bool = True,
+    rename: Mapping[str, str] | None = None,
 ) -> Listing:
     """The content of a table, not yet split, with all its problems.
 
     Args:
-        table, classes, multilabel: of `read_cohort`.
+        table, classes, multilabel, rename: of `read_cohort`.
         is_optional: whether an image of this name may be missing.
         labeled: whether the table has labels; without them a column ``label`` is one like any other.
     """
     known = COLUMNS if labeled else tuple(column for column in COLUMNS if column != "label")
     rows = read_rows(table, needed=("image", "label") if labeled else ("image",), known=known)
     if labeled and classes is None:
-        labels = {name for row in rows for name in _label_names(row["label"], multilabel)}
+        labels = {name for row in rows for name in _label_names(row["label"], multilabel, rename)}
         classes = sorted(labels, key=lambda name: (len(name) if name.isdecimal() else 0, name))
     classes = class_names(classes or ()) if labeled else ()
     problems: list[str] = []
@@ -89,7 +104,7 @@ def list_table(
         elif not (path := _on_disk(folder, image)).exists() and not (is_optional and is_optional(image)):
             wrong.append(f"{where}: {image}: no such file or folder")
         indices, strange = [], []
-        for name in _label_names(row["label"], multilabel) if labeled else ():
+        for name in _label_names(row["label"], multilabel, rename) if labeled else ():
             if name in names:
                 indices.append(names.index(name))
             elif name.isdecimal() and int(name) < len(names):
@@ -144,6 +159,16 @@ def classes_hint(found: Sequence[str]) -> list[str]:
     return [f'to use the names that the data have, add --classes "[{listed}]"'] if found else []
 
 
+def renamed(names: Iterable[str], rename: Mapping[str, str] | None) -> list[str]:
+    """Classes by the names that data have for them.
+
+    Example:
+        >>> renamed(["NORMAL", "tumour"], {"NORMAL": "healthy"})
+        ['healthy', 'tumour']
+    """
+    return [(rename or {}).get(name, name) for name in names]
+
+
 def _on_disk(folder: Path, image: str) -> Path:
     """The path of a table's ``image``: also with Windows' separators, or in the decomposed form that macOS writes."""
     path = folder / image
@@ -179,8 +204,9 @@ def _list_scans(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def _label_names(label: str, multilabel: bool) -> list[str]:
+def _label_names(label: str, multilabel: bool, rename: Mapping[str, str] | None) -> list[str]:
     names = [name.strip() for name in (label.split("|") if multilabel else [label])]
+    names = renamed(names, rename)
     return [name for name in names if name not in ("", NO_FINDING)] if multilabel else names
 
 

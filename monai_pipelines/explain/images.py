@@ -23,6 +23,7 @@ from monai_pipelines.metrics import predicted_classes, uncertainty
 from monai_pipelines.report.figures import png_bytes
 from monai_pipelines.report.pictures import png_pixels
 from monai_pipelines.report.predictions import class_name
+from monai_pipelines.report.words import decision_words
 from monai_pipelines.runs import Trained
 
 logger = logging.getLogger(__name__)
@@ -111,8 +112,7 @@ class ExplainImages:
         for number, (why, index) in enumerate(self._choose(prob, predicted, label), start=1):
             item, k = self.dataset[index], int(explained[index])
             found = self._explain(item, k, method)
-            likeliest = int(prob[index].argmax() if multilabel else predicted[index])
-            caption = f"{'likeliest' if multilabel else 'predicted'} {classes[likeliest]}, {prob[index, likeliest]:.2f}"
+            caption = decision_words(prob[index].tolist(), classes, threshold, multilabel)
             if label[index] is not None:
                 caption = f"true {class_name(label[index], classes, ' + ', 'none')}, {caption}"
             also_predicted = bool(predicted[index][k] if multilabel else predicted[index] == k)

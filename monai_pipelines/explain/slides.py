@@ -22,8 +22,9 @@ from scipy.stats import entropy, rankdata
 from monai_pipelines.data.slide_table import feature_file
 from monai_pipelines.errors import ScanError
 from monai_pipelines.explain.attention import Scale, attention_figure, heat_colors, tiles_figure
-from monai_pipelines.metrics import annotated_fraction, mean_interval, predicted_classes, tile_auc
+from monai_pipelines.metrics import annotated_fraction, mean_interval, tile_auc
 from monai_pipelines.report.pictures import in_turn, png_pixels
+from monai_pipelines.report.words import decision_words
 from monai_pipelines.runs import Trained
 from monai_pipelines.slides import close_slides, open_slide, read_outlines, write_geojson
 
@@ -121,12 +122,10 @@ class ExplainSlides:
         return outcome if drawn.tile_auc is None else f"{outcome}, tile AUC {drawn.tile_auc:.2f}"
 
     def _outcome(self, prediction: _Prediction) -> str:
-        """True class, if known, and predicted class with its probability."""
-        _, _, label, prob = prediction
+        """True class, if known, and the decision."""
         model, threshold = self.trained.model, self.trained.decisions.threshold
-        guess = int(np.argmax(prob) if model.multilabel else predicted_classes([prob], threshold)[0])
-        predicted = f"predicted: {self.classes[guess]}, {prob[guess]:.2f}"
-        return predicted if label is None else f"true: {self.classes[label]}, {predicted}"
+        words = decision_words(prediction.prob, self.classes, threshold, model.multilabel)
+        return words if prediction.kind is None else f"true: {self.classes[prediction.kind]}, {words}"
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self._reset)

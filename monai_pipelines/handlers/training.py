@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from operator import itemgetter
 from os import PathLike
 from typing import Any
@@ -15,6 +16,8 @@ from monai_pipelines.handlers.guards import ClipGradients, StopOnNaN
 from monai_pipelines.handlers.keep_best import Checkpoints
 from monai_pipelines.handlers.monitor import Monitor
 from monai_pipelines.runs.folder import RunFolder
+
+logger = logging.getLogger(__name__)
 
 
 class TrainingHandlers:
@@ -45,7 +48,7 @@ class TrainingHandlers:
         **options: Any,
     ) -> None:
         history: list[dict[str, Any]] = []
-        self.validator, self.interval = validator, interval
+        self.validator, self.interval, self.output_dir = validator, interval, output_dir
         self.lr_scheduler, self.clip_norm, self.resume = lr_scheduler, clip_norm, resume
         self.monitor = Monitor(output_dir, validator, history)
         self.checkpoints = Checkpoints(output_dir, validator, lr_scheduler, history, **options)
@@ -63,12 +66,17 @@ class TrainingHandlers:
         per_step = isinstance(self.lr_scheduler, (OneCycleLR, CyclicLR))
         engine.add_event_handler(Events.ITERATION_COMPLETED if per_step else Events.EPOCH_COMPLETED, self.schedule)
         self.checkpoints.attach(engine)
+        engine.add_event_handler(Events.COMPLETED, self.log_written)
         if self.resume:
             self.checkpoints.resume(engine)
 
     def _is_left_over(self, engine: Any, epoch: int) -> bool:
         """Whether an epoch is the last, and the interval leaves it out."""
         return epoch == engine.state.max_epochs and bool(epoch % self.interval)
+
+    def log_written(self) -> None:
+        """Say where the results are."""
+        logger.info("wrote %s: best.pt, last.pt, history.json, history.png, run.json, tensorboard", self.output_dir)
 
     def schedule(self, engine: Any) -> None:
         if not isinstance(self.lr_scheduler, ReduceLROnPlateau):

@@ -20,6 +20,7 @@ from monai_pipelines.metrics.froc import RATES
 from monai_pipelines.report.detection_page import DetectionEvaluation, write_detection_report
 from monai_pipelines.report.detection_pictures import finding_pictures
 from monai_pipelines.report.detection_results import AT_THRESHOLD, Thresholds, plain_found, plain_row
+from monai_pipelines.report.evaluation import compared_with_training, present_splits
 from monai_pipelines.report.tensorboard import log_evaluation
 from monai_pipelines.report.words import at_threshold, detection_words
 from monai_pipelines.runs import Trained
@@ -74,7 +75,7 @@ def report_detection(
         {**plain_row(row), "split": "test", "columns": {column: item.get(column) for column in subgroups}}
         for row, item in zip(rows, test.data, strict=True)
     ]
-    splits = {"train": datasets.train, "validation": datasets.validation, "test": test}
+    splits = present_splits(datasets)
     pictures = [] if threshold is None else finding_pictures(test, plain, classes, threshold)
     evaluation = DetectionEvaluation(
         title=title,
@@ -93,10 +94,11 @@ def report_detection(
             for split, dataset in splits.items()
             for item in dataset.skipped
         ],
-        audit=audit_splits(splits),
+        audit=audit_splits(splits) if "train" in splits else None,
+        compared=compared_with_training(trained, datasets),
         baseline=baseline and {"name": baseline["name"], "rows": [plain_found(found) for found in baseline["rows"]]},
         pictures=pictures,
-    ).after_training(output_dir)
+    ).after_training(trained.run_folder(output_dir))
     folder = Path(output_dir)
     shutil.rmtree(folder / "pictures", ignore_errors=True)  # of an earlier evaluation
     evaluation.save(folder)

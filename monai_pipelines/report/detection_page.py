@@ -84,7 +84,7 @@ def write_detection_report(output_dir: str | PathLike[str], evaluation: Detectio
     Returns:
         the content of ``metrics.json``: ``task``,
         :func:`monai_pipelines.report.detection_results.detection_results`, ``threshold_by``, ``splits``, ``audit``,
-        ``skipped``, ``members``, ``epoch`` and ``run``.
+        ``compared_with_training``, ``skipped``, ``members``, ``epoch`` and ``run``.
 
     Raises:
         ValueError: no image, or bad boxes, scores or labels.
@@ -107,6 +107,7 @@ def write_detection_report(output_dir: str | PathLike[str], evaluation: Detectio
         "threshold_by": evaluation.threshold_by,
         "splits": plain_data(evaluation.splits or {}),
         "audit": plain_data(evaluation.audit),
+        "compared_with_training": evaluation.compared,
         "skipped": [{"image": str(row["image"]), "reason": row["skipped"]} for row in evaluation.skipped],
         "members": plain_data(evaluation.members),
         "epoch": evaluation.epoch,
@@ -115,7 +116,7 @@ def write_detection_report(output_dir: str | PathLike[str], evaluation: Detectio
     read = zip(evaluation.rows, found_in(evaluation.rows), lesions_in(evaluation.rows), strict=True)
     rows = [{**row, "found": found, "lesions": lesions} for row, found, lesions in read]
     every = [*rows, *evaluation.skipped]
-    write_detections(folder / "predictions.csv", every, list(evaluation.classes), evaluation.threshold)
+    write_detections(folder / "predictions.csv", every, list(evaluation.classes), evaluation.threshold, evaluation.unit)
     text = json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False)
     (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
     figures = {name: png_bytes(figure, DPI) for name, figure in _figures(evaluation, metrics).items()}

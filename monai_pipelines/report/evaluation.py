@@ -18,6 +18,7 @@ from rich.progress import track
 from rich.table import Column, Table
 
 from monai_pipelines.data.overlap import audit_splits
+from monai_pipelines.data.split import SPLITS
 from monai_pipelines.metrics import shortcut_baselines
 from monai_pipelines.metrics.classification import Threshold
 from monai_pipelines.report.embedding import embed, embedding_figure, principal_components, stratified_indices
@@ -28,7 +29,7 @@ from monai_pipelines.report.predictions import class_name
 from monai_pipelines.report.results import class_table, confident_mistakes
 from monai_pipelines.report.saved import Evaluation, picture
 from monai_pipelines.report.tensorboard import log_evaluation
-from monai_pipelines.report.words import at_threshold
+from monai_pipelines.report.words import at_threshold, decision_words
 from monai_pipelines.runs import Trained
 from monai_pipelines.runs.record import check_subgroups
 
@@ -108,7 +109,7 @@ def report_evaluation(
         }
         for k, (row, item) in enumerate(zip(rows, test.data, strict=True))
     ]
-    splits = {"train": train, "validation": datasets.validation, "test": test}
+    splits = present_splits(datasets)
     skipped = [{**row, "split": split} for split, dataset in splits.items() for row in skipped_rows(dataset)]
     num = NUM_VOLUMES if pixels.ndim == 5 else NUM_IMAGES
     samples = _samples(test, classes, num)
@@ -134,7 +135,8 @@ def report_evaluation(
         members=None if decisions.members is None else [member._asdict() for member in decisions.members],
         subgroups=subgroups,
         splits={split: class_table(dataset.data, classes) for split, dataset in splits.items()},
-        audit=audit_splits(splits),
+        audit=audit_splits(splits) if "train" in splits else None,
+        compared=compared_with_training(trained, datasets),
         samples=_pictures("sample", samples),
         mistakes=_pictures("mistake", mistakes, at=peaks),
         embeddings={name: png_bytes(figure, DPI) for name, figure in embeddings.items()},
@@ -142,7 +144,7 @@ def report_evaluation(
             {"results": part.results, "pictures": _pictures(f"looked-{k}", part.pictures, SIDE_LOOKED)}
             for k, part in enumerate(explanations)
         ],
-    ).after_training(output_dir)
+    ).after_training(trained.run_folder(output_dir))
     shutil.rmtree(Path(output_dir) / "pictures", ignore_errors=True)  # of an earlier evaluation
     evaluation.save(output_dir)
     metrics = write_report(output_dir, evaluation)
@@ -163,6 +165,20 @@ def report_evaluation(
     _print_beside(metrics, unit)
     logger.info("report: %s", Path(output_dir) / "report.html")
     return metrics
+
+
+def present_splits(datasets: Any) -> dict[str, Any]:
+    """The splits of an evaluation that have any images: other data for the test may come alone."""
+    splits = {split: getattr(datasets, split) for split in SPLITS}
+    return {split: dataset for split, dataset in splits.items() if len(dataset.data)}
+
+
+def compared_with_training(trained: Trained, datasets: Any) -> bool | None:
+    """Whether the contents of test images that come alone were compared with those seen in training; None: not alone.
+
+    Equal ones are an error before anything is evaluated (`monai_pipelines.runs.trained.check_split`).
+    """
+    return None if len(datasets.train.data) else "files" in (trained.decisions.split or {})
 
 
 def _tagged(
@@ -189,7 +205,7 @@ def _baselines(
     train: Any, cheap: dict[str, NDArray[np.float32]], num_classes: int, unit: str
 ) -> dict[str, NDArray[np.float64]]:
     """Probabilities of the test images, whose cheap features these are; none without features or a second class."""
-    if not cheap:
+    if not cheap or not len(train):
         return {}
     label = np.array([item["label"] for item in train.data])
     if label.ndim == 1 and len(np.unique(label)) < 2:
@@ -248,9 +264,8 @@ def _mistakes(
     pictures, peaks = [], []
     for row, k in confident_mistakes(prob, label, num, threshold):
         if label.ndim == 1:
-            caption = f"true: {classes[label[row]]}\npredicted: {classes[k]}, {prob[row, k]:.2f}"
-            if "spread" in rows[row]:
-                caption += f"\u00a0\u00b1\u00a0{rows[row]['spread']:.2f}"
+            words = decision_words(prob[row].tolist(), classes, threshold, spread=rows[row].get("spread"))
+            caption = f"true: {classes[label[row]]}\n{words}"
         else:
             caption = f"{'missed' if label[row, k] else 'false alarm'}: {classes[k]}, {prob[row, k]:.2f}"
         item = dataset[row]

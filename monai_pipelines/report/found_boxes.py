@@ -29,15 +29,20 @@ _CENTER = ("center_x_mm", "center_y_mm", "center_z_mm", "diameter_mm")
 
 
 def write_detections(
-    path: str | PathLike[str], rows: Sequence[Row], classes: Sequence[str], threshold: Thresholds = None
+    path: str | PathLike[str],
+    rows: Sequence[Row],
+    classes: Sequence[str],
+    threshold: Thresholds = None,
+    unit: str | None = None,
 ) -> None:
     """Write the boxes of all images as CSV, one line per box, which `read_boxes` reads.
 
     An image without a box and a skipped one have a line each, without numbers. Columns: ``image``; ``patient`` and
     ``split`` if any row has them; ``class``; ``score``; in 2D ``x_min, y_min, x_max, y_max`` (edges in pixels); in 3D
     ``x_min_mm`` to ``z_max_mm``, ``space`` (LPS, that of DICOM's patient coordinates), the center and the longest side
-    as ``diameter_mm``; ``shown`` (1 or 0) if there is a threshold; ``hit`` (lesion, ignored or none, by the rule of
-    LUNA16) if any row has lesions; ``verdict`` if any row has it; ``skipped`` (the reason, else empty).
+    as ``diameter_mm``; ``threshold`` of the class and ``shown`` (1 or 0: whether the score reaches it) if there is one;
+    ``hit`` (lesion, ignored or none, by the rule of LUNA16) if any row has lesions; ``unit``, if given; ``verdict`` if
+    any row has it; ``skipped`` (the reason, else empty).
 
     Args:
         path: the file, written completely or not at all.
@@ -46,6 +51,7 @@ def write_detections(
             pixels (y_min, x_min, y_max, x_max) in 2D, RAS mm in 3D.
         classes: C class names.
         threshold: score from which a box is shown, for each class, None for one of which nothing is shown.
+        unit: what an input is: image or scan.
 
     Raises:
         ValueError: class names that are not unique, a wrong number of thresholds, a row with neither detections nor a
@@ -57,7 +63,7 @@ def write_detections(
         >>> rows = [{"image": "a.png", "found": Detections([[10, 20, 30, 50]], [0.75])}]
         >>> write_detections(file, rows, ["nodule"], [0.5])
         >>> print(*file.read_text().split())
-        image,class,score,x_min,y_min,x_max,y_max,shown,skipped a.png,nodule,0.75,20.0,10.0,50.0,30.0,1,
+        image,class,score,x_min,y_min,x_max,y_max,threshold,shown,skipped a.png,nodule,0.75,20.0,10.0,50.0,30.0,0.5,1,
     """
     _check("write_detections", rows, classes, threshold)
     dims, hits = _dims(rows), _hits(rows, len(classes))
@@ -69,12 +75,14 @@ def write_detections(
 
     box_columns = FORMS["corners"] if dims == 2 else (*FORMS["corners_mm"], "space", *_CENTER)
     columns = ["image", *present("patient", "split"), "class", "score", *box_columns]
-    columns += [*(["shown"] if threshold is not None else []), *(["hit"] if hits else []), *present("verdict")]
+    columns += ["threshold", "shown"] if threshold is not None else []
+    columns += [*(["hit"] if hits else []), *(["unit"] if unit else []), *present("verdict")]
     with atomic_write(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [*columns, "skipped"], lineterminator="\n")
         writer.writeheader()
         for number, row in enumerate(rows):
             common = {name: row.get(name) for name in ("image", *present("patient", "split", "verdict"), "skipped")}
+            common |= {"unit": unit} if unit else {}
             boxes, scores, labels = _arrays(row, dims)
             if not len(boxes):
                 writer.writerow(common)
@@ -82,7 +90,7 @@ def write_detections(
                 line = common | {"class": classes[label], "score": f"{score:.6g}"}
                 line |= dict(zip(box_columns, _numbers(box), strict=True))
                 if threshold is not None:
-                    line["shown"] = int(_is_shown(score, label, threshold))
+                    line |= {"threshold": threshold[label], "shown": int(_is_shown(score, label, threshold))}
                 if number in hits:
                     line["hit"] = hits[number][k]
                 writer.writerow(line)

@@ -55,7 +55,8 @@ def write_report(output_dir: str | PathLike[str], evaluation: Evaluation) -> dic
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     rows, classes = evaluation.rows, evaluation.classes
-    write_predictions(folder / "predictions.csv", rows, classes, evaluation.threshold, evaluation.multilabel)
+    how = (evaluation.threshold, evaluation.multilabel, evaluation.unit)
+    write_predictions(folder / "predictions.csv", rows, classes, *how)
     scored = [row for row in rows if not row.get("skipped") and row.get("label") is not None]
     if not scored:
         raise ValueError(
@@ -96,6 +97,7 @@ def _metrics(evaluation: Evaluation, scored: Sequence[Row]) -> dict[str, Any]:
     return metrics | {
         "splits": plain_data(evaluation.splits or {"scored": class_table(scored, classes)}),
         "audit": plain_data(evaluation.audit),
+        "compared_with_training": evaluation.compared,
         "num_unlabelled": sum(not row.get("skipped") for row in rows) - len(scored),
         "skipped": [{"image": str(row["image"]), "reason": row["skipped"]} for row in rows if row.get("skipped")],
         "explanations": [plain_data(part["results"]) for part in evaluation.explanations if part["results"]],

@@ -27,12 +27,15 @@ class Saved:
         history: per epoch ``{"epoch": 1, "lr": 0.001, "train": {"loss": 0.7, ...}, "val": {...}}``.
         run: plain data about the training (seed, chain, fingerprint, versions, table hash ...); ``command`` says how to
             run again.
+        compared: of test images without the training data: whether the contents were compared with those seen in
+            training by their hashes; None: the training data are there, too.
     """
 
     task: ClassVar[str]
 
     history: Sequence[Mapping[str, Any]] | None = field(default=None, kw_only=True)
     run: Mapping[str, Any] | None = field(default=None, kw_only=True)
+    compared: bool | None = field(default=None, kw_only=True)
 
     def save(self, output_dir: str | PathLike[str]) -> None:
         """Write ``evaluation.json``, and the pictures that it names, into a folder."""
@@ -206,4 +209,4 @@ def _summary(run: Mapping[str, Any]) -> dict[str, Any]:
         for name in ("chain", "augmentation")
     }
     summary = {**run, **chains, "source": Path(run["source"]).name}
-    return {name: value for name, value in summary.items() if name != "overrides"}
+    return {name: value for name, value in summary.items() if name not in ("overrides", "folder")}

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+from monai_pipelines.metrics.classification import Threshold, predicted_classes
+
 METRICS = {
     "roc_auc": ("ROC AUC", "chance that {a} of the class ranks above one of the rest; 0.5 is guessing"),
     "roc_auc_micro": ("ROC AUC, micro", "the same with all classes in one ranking, so frequent classes weigh more"),
@@ -134,6 +136,48 @@ def at_threshold(threshold: ArrayLike) -> str:
     values = np.ravel(threshold)
     shown = ["none" if value is None else f"{value:.3g}" for value in values]
     return f"at the threshold{'' if len(values) == 1 else 's'} {', '.join(shown)}"
+
+
+def decision_words(
+    prob: Sequence[float],
+    classes: Sequence[str],
+    threshold: Threshold = None,
+    multilabel: bool = False,
+    spread: float | None = None,
+) -> str:
+    """What is predicted, with the probability and the threshold that decide it.
+
+    Args:
+        prob: C probabilities.
+        classes: C class names.
+        threshold, multilabel: of `monai_pipelines.metrics.predicted_classes`.
+        spread: of the probability.
+
+    Example:
+        >>> decision_words([0.4, 0.6], ["healthy", "disease"], 0.64)
+        'disease 0.60, below the threshold 0.64: healthy'
+        >>> decision_words([0.4, 0.6], ["healthy", "disease"])
+        'predicted disease, 0.60'
+        >>> decision_words([0.7, 0.2], ["edema", "mass"], [0.5, 0.1], multilabel=True)
+        'edema 0.70, at or above the threshold 0.50; mass 0.20, at or above the threshold 0.10'
+    """
+    predicted = predicted_classes([prob], threshold, multilabel)[0]
+    about = "" if spread is None else f"\u00a0\u00b1\u00a0{spread:.2f}"
+    if multilabel:
+        cuts = np.broadcast_to(0.5 if threshold is None else np.asarray(threshold, float), len(classes))
+        shown = np.flatnonzero(predicted).tolist() or [int(np.argmax(prob))]
+        words = [_beside(classes[k], prob[k], float(cuts[k]), about) for k in shown]
+        return "; ".join(words) + ("" if predicted.any() else ": none")
+    if threshold is None:
+        return f"predicted {classes[predicted]}, {prob[predicted]:.2f}{about}"
+    return f"{_beside(classes[1], prob[1], float(np.asarray(threshold)), about)}: {classes[predicted]}"
+
+
+def _beside(name: str, prob: float, threshold: float, about: str) -> str:
+    """With as many digits as tell the two apart."""
+    digits = next((n for n in range(2, 7) if f"{prob:.{n}f}" != f"{threshold:.{n}f}"), 2)
+    side = "below" if prob < threshold else "at or above"
+    return f"{name} {prob:.{digits}f}{about}, {side} the threshold {threshold:.{digits}f}"
 
 
 def rule_words(rule: str | None, unit: str = "image") -> str | None:

@@ -6,7 +6,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -97,10 +97,12 @@ def start_run(
     if command.tracking == "mlflow":
         settings = declared_path("bundles") / "mlflow.yaml"
         raise SystemExit(f"--tracking mlflow: MONAI's settings do not fit these bundles; write --tracking {settings}")
+    trained = dict[str, Any]()
     if _by_monai():
         check_order(command.config_files)
-        _start_again_as_meant(command)
-    _check_overrides(command)
+        trained = _of_the_run(command)
+        _start_again_as_meant(command, trained)
+    _check_overrides(command, trained)
     if seed is not None:
         set_determinism(seed)
 
@@ -154,9 +156,9 @@ def check_order(config_files: Sequence[str]) -> None:
         raise SystemExit(f'{whole[0]} undoes what comes before it; write --config_file "[{listed}]"')
 
 
-def _check_overrides(command: CommandLine) -> None:
+def _check_overrides(command: CommandLine, trained: Iterable[str]) -> None:
     configs = ConfigParser.load_config_files(command.config_files)
-    known = {*_TRACKING, *map(top, configs)}
+    known = {*_TRACKING, *map(top, configs), *trained}
     workflow = this_workflow()
     wrong = [name for name in command.overrides if top(name) not in known]
     if workflow and not _by_monai():  # its config has the entries of overlays from elsewhere, too
@@ -173,16 +175,27 @@ def _check_overrides(command: CommandLine) -> None:
             raise SystemExit(f'--{name} {value}: wanted a list, such as "[{listed}]"')
 
 
-def _start_again_as_meant(command: CommandLine) -> None:
-    """Start this program again if MONAI reads arguments otherwise than they are meant.
+def _of_the_run(command: CommandLine) -> dict[str, Any]:
+    """What an inference takes from the run of its checkpoint."""
+    from monai_pipelines.runs.inference import values_beside  # it reads command lines, too
+
+    return values_beside(command.config_files, command.overrides) if command.config_files else {}
+
+
+def _start_again_as_meant(command: CommandLine, trained: Mapping[str, Any]) -> None:
+    """Start this program again if MONAI reads arguments otherwise than they are meant, or not those of the run.
 
     To MONAI ``true`` and ``null`` are texts, ``--dataset_dir 2024`` is a number, and so are the names in
     ``--classes [0,1]``; ``None`` leaves the config's value as it is.
     """
-    arguments = as_meant(sys.argv[1:], ConfigParser.load_config_files(command.config_files))
+    defaults = ConfigParser.load_config_files(command.config_files)
+    arguments = as_meant(sys.argv[1:], defaults)
+    others = {name: value for name, value in trained.items() if (name, value) not in defaults.items()}
+    shown = {name: "$None" if value is None else repr(value) for name, value in others.items()}
+    arguments[1:1] = [f"--{name}={value}" for name, value in shown.items() if name not in command.overrides]
     if arguments != sys.argv[1:]:
-        program = sys.orig_argv[: 1 + len(sys.orig_argv) - len(sys.argv)]
-        os.execv(sys.executable, [*program, *arguments])
+        interpreter = sys.orig_argv[: sys.orig_argv.index("-m")]
+        os.execv(sys.executable, [*interpreter, "-m", "monai.bundle", *arguments])
 
 
 def as_meant(arguments: Sequence[str], defaults: Mapping[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from monai_pipelines.chains import Chain
+from monai_pipelines.data.split import check_trainable
 from monai_pipelines.model import Model
 from monai_pipelines.runs.command_line import this_command, top
 from monai_pipelines.runs.folder import is_place
@@ -48,11 +49,13 @@ def record_run(
         ``overrides`` of it, ``settings`` (the numbers, names and switches on top of the configs as they were used, and
         what else tells runs apart: ``network``, ``num_parameters``, ``overlays``, ``chain``, ``data``, ``inferer``; for
         tables of hyper-parameters), ``seed``, ``split_seed``, ``split_fractions``, ``data_sha256``, ``source``,
+        ``folder`` (where it ran),
         ``fingerprint`` (of the chain), ``chain``, ``augmentation``, ``versions``.
 
     Raises:
         TypeError, KeyError: see `check_subgroups`.
     """
+    check_trainable(cohort)
     check_subgroups(subgroups or (), getattr(cohort.test, "data", cohort.test))
     command, split, chain = this_command(), cohort.split_card, model.chain
     files = [Path(file).name for file in command.config_files]
@@ -75,6 +78,7 @@ def record_run(
         "split_fractions": split["split_fractions"],
         "data_sha256": split["data_sha256"],
         "source": str(source),
+        "folder": str(Path.cwd()),
         "fingerprint": chain.fingerprint(),
         "chain": chain.describe(),
         "augmentation": augmentation.describe() if augmentation else None,

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from monai_pipelines.data.contents import content_hashes
 from monai_pipelines.data.split import seen_hashes
 from monai_pipelines.detection import DetectionEnsembleInferer
 from monai_pipelines.inferers import EnsembleInferer
@@ -106,6 +107,11 @@ class Trained:
     def _files(self) -> list[Path]:
         return [Path(name) / "best.pt" if Path(name).is_dir() else Path(name) for name in self._names]
 
+    def run_folder(self, output_dir: str | PathLike[str]) -> Path:
+        """``output_dir`` if it is a run's, else the folder of the one run whose weights these are."""
+        one = len(self._files) == 1 and not (Path(output_dir) / "run.json").is_file()
+        return self._files[0].parent if one else Path(output_dir)
+
     @cached_property
     def decisions(self) -> Decisions:
         """What the checkpoints hold beside the weights; the networks get their weights with it.
@@ -178,7 +184,11 @@ def _common_split(splits: Mapping[str, dict[str, Any] | None]) -> dict[str, Any]
         logger.warning("%s: %s", ", ".join(unknown), _UNKNOWN)
     values = {key: [split.get(key) for split in known] for key in ("seed", "split_fractions")}
     differing = {key: column for key, column in values.items() if any(value != column[0] for value in column)}
-    return {**known[0], **differing, "seen": sorted({name for split in known for name in split["seen"]})}
+    common = {**known[0], **differing, "seen": sorted({name for split in known for name in split["seen"]})}
+    if all("files" in (split or {}) for split in splits.values()):
+        return {**common, "files": sorted({file for split in known for file in split["files"]})}
+    common.pop("files", None)  # of some members only
+    return common
 
 
 def check_split(split: Mapping[str, Any] | None, cohort: Any) -> None:
@@ -186,14 +196,25 @@ def check_split(split: Mapping[str, Any] | None, cohort: Any) -> None:
 
     Args:
         split: `monai_pipelines.data.Cohort.split_card` of the training; None (unknown) is a warning.
-        cohort: of the evaluation, with ``test`` and ``split_card``.
+        cohort: of the evaluation, with ``test``, ``external`` and ``split_card``. Names in external data say little,
+            as many are called 0001.png: equal ones are a warning, equal contents an error.
 
     Raises:
         ValueError: test images, or images of the same patients, were trained on or chose the epoch.
     """
     if split is None:
         logger.warning(_UNKNOWN)
-    elif seen := seen_hashes(cohort.test).intersection(split["seen"]):
+        return
+    seen = seen_hashes(cohort.test).intersection(split["seen"])
+    if cohort.external and (equal := content_hashes(cohort.test).intersection(split.get("files", ()))):
+        raise ValueError(
+            f"{len(equal)} of {len(cohort.test)} test images have the contents of images seen in training, under "
+            "whatever names; leave them out"
+        )
+    if cohort.external and seen:
+        text = "%d names or patients of the test data are also names in training, of images with other contents: %s"
+        logger.warning(text, len(seen), "make sure that they are not the same patients")
+    elif seen:
         now = cohort.split_card
         raise ValueError(
             f"{len(seen)} names or patients of the test data have been seen in training; evaluate with the data, "

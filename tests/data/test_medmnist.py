@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from monai_pipelines.data import MedMNIST, medmnist, medmnist_info, read_medmnist
+from monai_pipelines.data.contents import content_hashes
 from monai_pipelines.errors import CohortError
 
 FLAGS_2D = ("pathmnist", "chestmnist", "dermamnist", "octmnist", "pneumoniamnist", "retinamnist", "breastmnist",
@@ -120,7 +121,10 @@ def test_split_card(tmp_path: Path) -> None:
     read = read_medmnist("breastmnist", tmp_path)
     names = [*(f"train_{k}" for k in range(6)), *(f"val_{k}" for k in range(4))]
     seen = sorted(hashlib.sha256(f"name:{name}".encode()).hexdigest()[:16] for name in names)
-    assert read.split_card == {"seed": 0, "split_fractions": [], "data_sha256": read.digest, "seen": seen}
+    files = sorted(content_hashes(read.train) | content_hashes(read.validation))
+    assert len(files) == 10
+    digests = {"data_sha256": read.digest, "seen": seen, "files": files}
+    assert read.split_card == {"seed": 0, "split_fractions": [], **digests}
 
 
 def test_missing_file(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_one_file_listed_in_two_splits_is_found(tmp_path):
 
 
 def test_only_candidates_are_read_completely(tmp_path, monkeypatch):
-    block = os.urandom(overlap._GLIMPSE)
+    block = os.urandom(overlap.BLOCK)
     contents = [block, os.urandom(len(block)), block * 4, block[::-1] * 4, *(bytes(k) for k in range(20))]
     items = [_write(tmp_path / str(k), content) for k, content in enumerate(contents)]
     read = count()

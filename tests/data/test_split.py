@@ -26,6 +26,7 @@ def test_split_card() -> None:
         "split_fractions": [1.0, 0.0, 0.0],
         "data_sha256": cohort.digest,
         "seen": seen,
+        "files": [],
     }
     assert isinstance(cohort.split_card["split_fractions"][0], float)
     assert "Doe" not in json.dumps(cohort.split_card)

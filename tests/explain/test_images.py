@@ -132,6 +132,7 @@ def test_best_worst_and_most_uncertain(tmp_path: Path, drawn: list[Any]) -> None
 def test_threshold_decides(tmp_path: Path, drawn: list[Any]) -> None:
     handler = _run(_Items(_images(LOGITS), LABELS), tmp_path, 2, num_cases=1, threshold=0.9)
     assert _cases(handler) == [("best", 7, "class 1"), ("worst", 4, "class 1"), ("uncertain", 5, "class 1")]
+    assert handler.pictures[1][0] == "worst: true class 1, class 1 0.12, below the threshold 0.90: class 0\nscan/4"
 
 
 def test_few_images_come_once(tmp_path: Path, drawn: list[Any]) -> None:
@@ -152,8 +153,9 @@ def test_several_labels(tmp_path: Path, drawn: list[Any]) -> None:
     handler = _run(dataset, tmp_path, 3, num_cases=1, multilabel=True, threshold=[0.9, 0.9, 0.9])
     assert [case[:2] for case in _cases(handler)] == [("best", 0), ("worst", 1), ("uncertain", 2)]
     captions = [caption for caption, _ in handler.pictures]
-    assert captions[0] == "best: true class 0 + class 1, likeliest class 0, 0.99\nscan/0"
-    assert captions[1].startswith("worst: true none, likeliest class ")
+    reached = "at or above the threshold 0.90"
+    assert captions[0] == f"best: true class 0 + class 1, class 0 0.99, {reached}; class 1 0.99, {reached}\nscan/0"
+    assert captions[1].startswith("worst: true none, class 0 0.98, at or above ")
     assert [case["predicted"] for case in handler.results["cases"]] == [
         "class 0 + class 1",
         "class 0 + class 2",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -18,7 +19,7 @@ from PIL import Image
 from monai_pipelines import phantoms
 from monai_pipelines.errors import ChainMismatchError, ScanError
 from monai_pipelines.explain import explain_class
-from monai_pipelines.explain.scan import explain_scan
+from monai_pipelines.explain.scan import explain_scan, explain_scans
 from monai_pipelines.runs import inference_config
 from monai_pipelines.transforms import LoadCT
 
@@ -167,6 +168,29 @@ def test_image_in_an_array(tmp_path: Path) -> None:
     np.save(tmp_path / "two.npy", images)
     with pytest.raises(ValueError, match="wanted one image, got 2"):
         explain_scan(run, tmp_path / "two.npy", tmp_path / "out")
+
+
+def test_many_images(
+    xray_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each in a folder of its name; what cannot be used is named and left out."""
+    films = tmp_path / "films"
+    for name, value in (("a/1.png", 50), ("b/1.png", 200)):
+        (films / name).parent.mkdir(parents=True)
+        Image.fromarray(np.full((40, 60), value, np.uint8)).save(films / name)
+    (films / "b" / "2.png").write_text("no picture")
+    summaries = explain_scans(xray_run, films, tmp_path / "out", stage="act")
+    assert [summary["image"] for summary in summaries] == ["a/1.png", "b/1.png"]
+    printed = capsys.readouterr().out
+    for summary in summaries:
+        assert json.loads((tmp_path / "out" / summary["image"] / "explanation.json").read_text()) == summary
+        assert (tmp_path / "out" / summary["image"] / "explanation.png").is_file()
+    assert all(f"{summary['image']}: {summary['words']}" in printed for summary in summaries)
+    assert "skipped b/2.png: not PNG" in caplog.text
+    shutil.rmtree(films / "a")
+    (films / "b" / "1.png").write_text("no picture")
+    with pytest.raises(ScanError, match="none of 2 can be used"):
+        explain_scans(xray_run, films, tmp_path / "out", stage="act")
 
 
 def test_bundle_with_a_checkpoint(ct_run: Path, series: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -78,7 +79,7 @@ def _case(dims=3, classes=("mass", "nodule"), num=8, lesions=True, threshold=0.5
         **{"threshold": threshold, "threshold_by": "false_positives=1", "epoch": 2, "members": None, "key_metric": None}
         | trained
     )
-    return rows, datasets, SimpleNamespace(model=SimpleNamespace(classes=classes), decisions=decisions)
+    return rows, datasets, SimpleNamespace(model=SimpleNamespace(classes=classes), decisions=decisions, run_folder=Path)
 
 
 def _baseline(rows):

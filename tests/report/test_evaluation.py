@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -77,6 +78,7 @@ def _trained(classes, multilabel=False, **decisions):
     nothing = dict.fromkeys(("epoch", "split", "temperature", "threshold", "threshold_by"))
     return SimpleNamespace(
         model=SimpleNamespace(classes=classes, multilabel=multilabel, detects=False),
+        run_folder=Path,
         decisions=Decisions(**{**nothing, **decisions}),
     )
 

@@ -230,7 +230,7 @@ def test_nothing_to_score_fails_after_the_reasons_are_written(tmp_path):
     rows = [{"image": "x", "label": 0, "prob": None, "skipped": "empty"}]
     with pytest.raises(ValueError, match=r"images to score, got none of 1.*predictions\.csv"):
         report_of(tmp_path, rows)
-    assert "x,0,healthy,,,,,empty" in (tmp_path / "predictions.csv").read_text(encoding="utf-8")
+    assert "x,0,healthy,,,,,image,empty" in (tmp_path / "predictions.csv").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from monai_pipelines.report import write_predictions
+from monai_pipelines.report.words import decision_words
 
 
 def _rows(num=40, num_classes=3):
@@ -49,7 +50,9 @@ def test_predictions_come_back(tmp_path):
 def test_predictions_at_a_threshold(tmp_path):
     rows = [{"image": str(prob), "prob": [1 - prob, prob]} for prob in (0.31, 0.3, 0.29)]
     write_predictions(tmp_path / "p.csv", rows, ["healthy", "ill"], threshold=0.3)
-    assert [line["predicted_name"] for line in _read(tmp_path / "p.csv")[1]] == ["ill", "ill", "healthy"]
+    lines = _read(tmp_path / "p.csv")[1]
+    assert [line["predicted_name"] for line in lines] == ["ill", "ill", "healthy"]
+    assert [(line["threshold"], line["reached"]) for line in lines] == [("0.3", "1"), ("0.3", "1"), ("0.3", "0")]
 
 
 def test_multilabel_and_spread(tmp_path):
@@ -90,8 +93,18 @@ def test_clashing_columns_are_refused(tmp_path):
 
 def test_a_threshold_for_each_label(tmp_path):
     rows = [{"image": "a", "label": [0, 1], "prob": [0.4, 0.6]}]
-    write_predictions(tmp_path / "p.csv", rows, ["nodule", "mass"], threshold=[0.3, 0.7], multilabel=True)
-    assert _read(tmp_path / "p.csv")[1][0]["predicted"] == "1|0"
+    write_predictions(tmp_path / "p.csv", rows, ["nodule", "mass"], threshold=[0.3, 0.7], multilabel=True, unit="scan")
+    line = _read(tmp_path / "p.csv")[1][0]
+    assert (line["predicted"], line["threshold"], line["reached"], line["unit"]) == ("1|0", "0.3|0.7", "1|0", "scan")
+
+
+def test_decisions_in_words():
+    classes = ["healthy", "disease"]
+    assert decision_words([0.36, 0.64], classes, 0.64) == "disease 0.64, at or above the threshold 0.64: disease"
+    assert decision_words([0.3605, 0.6391], classes, 0.64) == "disease 0.639, below the threshold 0.640: healthy"
+    findings = decision_words([0.3, 0.2], ["edema", "mass"], 0.5, multilabel=True)
+    assert findings == "edema 0.30, below the threshold 0.50: none"
+    assert decision_words([0.1, 0.2, 0.7], list("abc"), spread=0.04) == "predicted c, 0.70\u00a0\u00b1\u00a00.04"
 
 
 @pytest.mark.parametrize("prob", [None, [0.5, 0.5], [[0.2, 0.3, 0.5]]])
