@@ -12,7 +12,7 @@ import pytest
 from monai_pipelines.declared import list_declared
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("bundles/*/docs/README.md"))]
+PAGES = [ROOT / "README.md", ROOT / "FAQ.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("bundles/*/docs/README.md"))]
 
 
 def _name(path: Path) -> str:

@@ -16,9 +16,10 @@ from torch.utils.data import Dataset
 from monai_pipelines.audit.kinds import UNLABELED, Kind, KindName
 from monai_pipelines.audit.likeness import equal_groups, similar_groups
 from monai_pipelines.audit.outliers import find_outliers
+from monai_pipelines.audit.patients import suggested_pattern
 from monai_pipelines.audit.readings import Reading
 from monai_pipelines.audit.shortcuts import shortcut_table
-from monai_pipelines.data import Listing
+from monai_pipelines.data import Listing, patients_known
 from monai_pipelines.data.prepared import why_unusable
 from monai_pipelines.data.split import SPLIT_NAMES, SPLITS, Item, label_indices, split_problems
 from monai_pipelines.data.workers import Outcome, each_outcome
@@ -80,6 +81,8 @@ class Audit:
         exact, near: groups of items with equal content, and of near duplicates.
         outliers: reasons by name.
         shortcuts: of `monai_pipelines.audit.shortcuts.shortcut_table`.
+        patient_pattern: that file names suggest where patients are unknown, see
+            `monai_pipelines.audit.patients.suggested_pattern`; None: none.
         pictures: small pictures by name, not part of the plain data.
     """
 
@@ -102,6 +105,7 @@ class Audit:
     near: list[Duplicates]
     outliers: dict[str, list[str]]
     shortcuts: list[dict[str, Any]]
+    patient_pattern: str | None
     pictures: dict[str, NDArray[np.uint8]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -138,6 +142,11 @@ class Audit:
             (len(self.near), "group of near duplicates", "groups of near duplicates"),
             (len(self.outliers), "outlier", "outliers"),
         )
+        if self.patient_pattern:
+            found.append(
+                f"patients are unknown, but by their names several {self.unit}s share one, and a random split may "
+                f"separate them: add --patient_pattern '{self.patient_pattern}', or a column patient"
+            )
         return found + [
             f"ROC AUC of {row['roc_auc']:.2f} from {row['features']} alone"
             for row in self.shortcuts
@@ -226,6 +235,7 @@ def audit_cohort(listing: Listing, kind: Kind, similarity: float = 0.95, num_wor
         near=near,
         outliers={names[index]: why for index, why in find_outliers(readings, kind).items()},
         shortcuts=shortcut_table(readings, readable, len(listing.classes), kind.values) if readable else [],
+        patient_pattern=None if patients_known(items) else suggested_pattern([item["name"] for item in items]),
         pictures={name: reading.picture for name, reading in zip(names, readings, strict=True)},
     )
 

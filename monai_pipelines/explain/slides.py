@@ -125,7 +125,7 @@ class ExplainSlides:
         """True class, if known, and the decision."""
         model, threshold = self.trained.model, self.trained.decisions.threshold
         words = decision_words(prediction.prob, self.classes, threshold, model.multilabel)
-        return words if prediction.kind is None else f"true: {self.classes[prediction.kind]}, {words}"
+        return words if prediction.label is None else f"true: {self.classes[prediction.label]}, {words}"
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self._reset)

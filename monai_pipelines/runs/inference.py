@@ -16,6 +16,7 @@ from monai_pipelines.declared import declared_path, list_declared
 from monai_pipelines.runs.command_line import top
 from monai_pipelines.runs.folder import RunFolder, is_place
 
+_WEIGHTS = "backbone_weights"  # file of the tile network's
 _REFERENCE = re.compile(r"@(\w+)")
 _OF_INFERENCE = frozenset(
     ("threshold", "ensemble", "batch_size", "precision", "viewer_files", "handlers", "network")
@@ -69,8 +70,8 @@ def training_config(run: str | PathLike[str], **overrides: Any) -> ConfigParser:
         raise ValueError(f"{run}: no run: wanted the output_dir of a training, which has a run.json")
     config = _read(run, [folder / "configs" / name for name in record["config_files"] or ["train.yaml"]])
     config.update({**record["overrides"], "bundle_root": str(folder)})
-    weights = {name: value for name, value in config.get().items() if name.endswith("_weights")}
-    config.update({name: _from_where_it_ran(value, record) for name, value in weights.items()})
+    if isinstance(file := config.get(_WEIGHTS), str):
+        config.update({_WEIGHTS: str(Path(record.get("folder", "."), file))})
     _override(config, overrides)
     return config
 
@@ -136,18 +137,14 @@ def _override(config: ConfigParser, overrides: Mapping[str, Any]) -> None:
     config.update(dict(overrides))
 
 
-def _from_where_it_ran(file: Any, record: Mapping[str, Any]) -> Any:
-    return str(Path(record.get("folder", "."), file)) if isinstance(file, str) else file
-
-
 def _check_weights(values: Mapping[str, Any], run: Path) -> None:
-    """Check that the files of weights that a training has named, such as its tile network's, are still there."""
-    for name, file in values.items():
-        if name.endswith("_weights") and isinstance(file, str) and not Path(file).is_file():
-            raise ValueError(
-                f"{run}: trained with {name} {file}, which is not there: name the file with --{name} FILE "
-                f"(predict and evaluate: --knob {name}=FILE)"
-            )
+    """Check that the tile network's weights that a training has named are still there."""
+    file = values.get(_WEIGHTS)
+    if isinstance(file, str) and not Path(file).is_file():
+        raise ValueError(
+            f"{run}: trained with {_WEIGHTS} {file}, which is not there: name the file with --{_WEIGHTS} FILE "
+            f"(predict and evaluate: --knob {_WEIGHTS}=FILE)"
+        )
 
 
 def _read(source: str | PathLike[str], paths: list[Path]) -> ConfigParser:

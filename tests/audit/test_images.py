@@ -260,6 +260,19 @@ def test_long_lists_are_cut(
     assert "13.5" in out, "27 images against 2"
 
 
+def test_patients_in_file_names(tmp_path: Path) -> None:
+    for k in range(6):
+        _save(tmp_path, f"ill/person{k // 2}_virus_{k}.png", _picture(k))
+        _save(tmp_path, f"normal/IM-{k:04d}.png", _picture(10 + k))
+    [hint] = _audit_images(list_images(tmp_path)).to_review
+    assert "several images share one" in hint
+    pattern = hint.split("'")[1]
+    listing = list_images(tmp_path, patient_pattern=pattern)
+    assert not listing.problems
+    assert len({item["patient"] for item in listing.items}) == 3 + 6
+    assert _audit_images(listing).to_review == []
+
+
 # ---- the command
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from monai_pipelines.__main__ import app
 from monai_pipelines.declared import declared_path, list_declared
+
+app = import_module("monai_pipelines.__main__").app
 
 NAME = "chest_xray_classification"
 

@@ -6,14 +6,16 @@ import csv
 import json
 import shutil
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from monai_pipelines.__main__ import app
 from monai_pipelines.declared import declared_path
 from tests.bundles.conftest import run_command
+
+app = import_module("monai_pipelines.__main__").app
 
 BUNDLE = declared_path("bundles") / "chest_xray_classification"
 Command = Callable[..., str]

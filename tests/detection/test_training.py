@@ -102,8 +102,9 @@ def test_mostly_empty_images_are_learned_evaluated_and_predicted(folder: Path, t
     assert result["threshold"] == card["threshold"]
     assert result["baseline"]["metrics"]["cpm"] > 0.9, "brightness alone is enough here"
     unlabeled = made["datasets"].test
-    file = predict(TrainedSupervisedEvaluator(trained, unlabeled, 3), tmp_path / "again")
-    assert file.read_text().count("\n") > len(unlabeled)
+    rows = predict(TrainedSupervisedEvaluator(trained, unlabeled, 3), tmp_path / "again")
+    assert [row["image"] for row in rows] == [item["name"] for item in unlabeled.data]
+    assert (tmp_path / "again" / "predictions.csv").read_text().count("\n") > len(unlabeled)
 
     ensemble = Trained(made["model"], "", ensemble=[tmp_path / "best.pt", tmp_path / "last.pt"])
     evaluator = TrainedSupervisedEvaluator(ensemble, unlabeled, 5)

@@ -269,7 +269,7 @@ def test_features_of_other_tools(
     assert [row["name"] for row in _rows(tmp_path)] == ["a/1.tif", "a/2.tif"]
     image, downsample, *_, mpp, title, _, _ = drawn.heat[0]
     assert (image.shape, image.min(), downsample, mpp) == ((80, 96, 3), 255, SIDE / 16, None)
-    assert title == "a/1.tif: true: tumour, predicted: tumour, 0.73"
+    assert title == "a/1.tif: true: tumour, predicted tumour, 0.73"
     assert explain.results["num_slides"] == 2
 
 

@@ -178,7 +178,8 @@ def test_the_end_names_the_best_epoch(make_run: MakeRun, tmp_path: Path, patienc
     run = make_run(script=[(0.5, 1.0), (0.75, 1.0), (0.5, 1.0)], patience=patience)
     with caplog.at_level(logging.INFO, "monai_pipelines"):
         run.trainer.run()
-    assert caplog.messages[-1] == f"best epoch 2, roc_auc 0.7500: {tmp_path / 'best.pt'}"
+    assert caplog.messages[-2] == f"best epoch 2, roc_auc 0.7500: {tmp_path / 'best.pt'}"
+    assert caplog.messages[-1].startswith(f"wrote {tmp_path}: best.pt, last.pt")
 
 
 def test_patience_counts_validations(make_run: MakeRun) -> None:

@@ -350,12 +350,17 @@ def test_inference_lists_what_was_skipped(tmp_path, caplog):
     parts = {"run": lambda: None, "predictions": SimpleNamespace(rows=rows), "dataset": dataset}
     trained = _trained(["healthy", "ill"], threshold=0.3)
     with caplog.at_level(logging.INFO, "monai_pipelines"):
-        file = predict(SimpleNamespace(**parts, trained=trained), tmp_path / "new")
-    assert caplog.messages == [f"1 predicted at the threshold 0.3, 1 skipped: {file}"]
-    with open(file, newline="", encoding="utf-8") as opened:
+        predict(SimpleNamespace(**parts, trained=trained), tmp_path / "new")
+    assert caplog.messages == [
+        "a.png: ill 0.40, at or above the threshold 0.30: ill",
+        "b.png: skipped",
+        "1 predicted at the threshold 0.3, 1 skipped",
+        f"wrote {tmp_path / 'new'}: predictions.csv",
+    ]
+    with open(tmp_path / "new" / "predictions.csv", newline="", encoding="utf-8") as opened:
         first, second = csv.DictReader(opened)
     assert (first["image"], first["predicted_name"], first["skipped"]) == ("a.png", "ill", "")
     assert (second["image"], second["predicted"], second["skipped"]) == ("b.png", "", "no image")
     trained = _trained(["healthy", "ill"], multilabel=True)
-    several = predict(SimpleNamespace(**parts, trained=trained), tmp_path)
-    assert "0.6,0.4,1|0,healthy," in several.read_text(encoding="utf-8")
+    predict(SimpleNamespace(**parts, trained=trained), tmp_path)
+    assert "0.6,0.4,1|0,healthy," in (tmp_path / "predictions.csv").read_text(encoding="utf-8")

@@ -37,7 +37,7 @@ def test_pictures_are_small(image, kind, size, flags):
     small = picture("sample-3", "healthy\na.png", image)
     content = small.pop("content")
     wanted = {"caption": "healthy\na.png", "file": f"pictures/sample-3.{kind}", "volume": False, "anatomical": False}
-    assert small == wanted | {"small": False} | flags
+    assert small == wanted | {"small": False, "at": None} | flags
     with Image.open(io.BytesIO(content)) as drawn:
         assert drawn.format == kind.upper()
         assert size in (None, drawn.size)

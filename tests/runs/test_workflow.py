@@ -25,7 +25,9 @@ def start(bundle: Path, tmp_path: Path) -> Start:
         record = {"_target_": "monai_pipelines.runs.record_run", "output_dir": "@output_dir", "model": "@model",
                   "bundle_root": "@bundle_root", "cohort": "@cohort", "augmentation": None,
                   "source": "@dataset_dir"}  # fmt: skip
-        cohort = {"_target_": "monai_pipelines.data.Cohort", "train": [], "validation": [], "test": [], "classes": []}
+        item = {"name": "a", "patient": "a", "label": 0}
+        cohort = {"_target_": "monai_pipelines.data.Cohort", "train": [item], "validation": [item], "test": [],
+                  "classes": []}  # fmt: skip
         settings = {"bundle_root": str(bundle), "output_dir": str(tmp_path / "run"), "cohort": cohort, "run": [record]}
         flow = ConfigWorkflow(files, logging_file=False, **{**settings, **override})
         flow.initialize()
