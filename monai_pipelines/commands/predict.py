@@ -1,4 +1,4 @@
-"""``predict``: what a run says about images."""
+"""``predict``: a run applied to images."""
 
 from __future__ import annotations
 

@@ -91,13 +91,13 @@ def predict(
         else:
             write_predictions(file, every, model.classes, threshold, model.multilabel, unit)
     how = "" if threshold is None else f" {at_threshold(threshold)}"
-    said = [_found(row, *_shown(trained)) if model.detects else _decided(row, trained) for row in every]
-    for row in said[:_NUM_LOGGED]:
+    results = [_found(row, *_shown(trained)) if model.detects else _decided(row, trained) for row in every]
+    for row in results[:_NUM_LOGGED]:
         logger.info("%s: %s", row["image"], row.get("words", "skipped"))
     logger.info("%d predicted%s, %d skipped", len(rows), how, len(dataset.skipped))
     if output_dir is not None:
         _log_written(output_dir, "predictions.csv", *_OF_HANDLERS)
-    return said
+    return results
 
 
 def _log_written(folder: str | PathLike[str], *names: str) -> None:

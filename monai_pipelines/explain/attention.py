@@ -15,7 +15,7 @@ from PIL import Image
 from scipy.stats import rankdata
 
 from monai_pipelines.report.figures import plain
-from monai_pipelines.report.pictures import bar_mm, scale_bar
+from monai_pipelines.report.pictures import bar_length, scale_bar
 
 Scale = Literal["mean", "rank"]
 
@@ -95,7 +95,7 @@ def attention_figure(
         axes.set_title(name, fontsize=11)
         axes.spines[:].set_color("#d0d7de")
         if slide_mpp is not None:
-            scale_bar(axes, bar_mm((width - 0.5) * slide_mpp * downsample / 1000), 1000 / (slide_mpp * downsample))
+            scale_bar(axes, bar_length((width - 0.5) * slide_mpp * downsample / 1000), 1000 / (slide_mpp * downsample))
     if title:
         figure.suptitle(plain(title, 90, lines=1), fontsize=12, weight="bold")
     return figure

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from monai_pipelines.explain.maps import Explanation
 from monai_pipelines.report.figures import plain
-from monai_pipelines.report.pictures import bar_mm, default_voxel, planes, scale_bar, shown_pixels
+from monai_pipelines.report.pictures import bar_length, default_voxel, planes, scale_bar, shown_pixels
 from monai_pipelines.report.words import METHODS
 
 _COLORMAP = "plasma"
@@ -145,7 +145,7 @@ def _volume(image: Any, map_: NDArray[np.float32], at: Sequence[int], heading: s
             else:
                 axes.set_title(plane.name, fontsize=11)
             if hasattr(image, "affine"):
-                scale_bar(axes, bar_mm(min(x, y)))
+                scale_bar(axes, bar_length(min(x, y)))
     rows[1, 1].set_title(heading, fontsize=11)
     _color_bar(figure, drawn, rows[1])
     return figure

@@ -59,9 +59,9 @@ def explain_scan(
 
     Returns:
         the content of ``explanation.json``: ``image`` (name of the file), ``checkpoint``, ``prob`` (by class, tempered
-        if the checkpoint says so), ``predicted`` (names), ``words`` (the decision), ``threshold``, ``temperature``,
-        ``explained``, ``method``, ``stage``, ``cells``, ``cell_px``, ``cell_mm``, ``resolution`` (in words), ``map``
-        (name of the file), ``fingerprint`` of the chain, ``epoch``, ``versions``.
+        if the checkpoint has a temperature), ``predicted`` (names), ``words`` (the decision), ``threshold``,
+        ``temperature``, ``explained``, ``method``, ``stage``, ``cells``, ``cell_px``, ``cell_mm``, ``resolution`` (in
+        words), ``map`` (name of the file), ``fingerprint`` of the chain, ``epoch``, ``versions``.
 
     Raises:
         ValueError: no run or bundle, more than one image (see `explain_scans`), a bundle of slides, a detector, a class
@@ -76,9 +76,7 @@ def explain_scan(
         raise ValueError(
             f"{image}: wanted one image, got {len(found.items)}, as {found.items[0]['name']}; name that one"
         )
-    summary = found.explain(0, Path(out), method, stage, class_name)
-    _print(summary, Path(out))
-    return summary
+    return found.explain_only(Path(out), method, stage, class_name)
 
 
 def explain_scans(
@@ -103,7 +101,7 @@ def explain_scans(
     """
     found = _Found(source, images, checkpoint)
     if len(found.items) == 1:
-        return [explain_scan(source, images, out, method, stage, class_name, checkpoint)]
+        return [found.explain_only(Path(out), method, stage, class_name)]
     summaries, console = [], Console(soft_wrap=True, highlight=False)
     for index, item in enumerate(track(found.items, "explaining")):
         try:
@@ -189,6 +187,12 @@ class _Found:
         figure = overlay_figure(shown, explanation, classes[k], classes[k] in names, words)
         figure.savefig(folder / "explanation.png", dpi=130)
         (folder / "explanation.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        return summary
+
+    def explain_only(self, folder: Path, method: str, stage: str | None, class_name: str | None) -> dict[str, Any]:
+        """Write the files of the only image and print the result; its summary."""
+        summary = self.explain(0, folder, method, stage, class_name)
+        _print(summary, folder)
         return summary
 
     def _read(self, index: int) -> tuple[Chain | None, Any]:

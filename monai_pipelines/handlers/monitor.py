@@ -20,7 +20,7 @@ from monai_pipelines.report.box_pictures import boxes_figure
 from monai_pipelines.report.figures import history_figure
 from monai_pipelines.report.pictures import images_figure
 from monai_pipelines.report.predictions import class_name
-from monai_pipelines.report.words import OF_ORDERED_CLASSES
+from monai_pipelines.report.words import hidden_metrics
 from monai_pipelines.runs.folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -110,8 +110,8 @@ class Monitor:
         logger.info("epoch %d/%d: %s", epoch, engine.state.max_epochs, ", ".join(parts))
 
     def _numbers(self, metrics: dict[str, Any]) -> dict[str, float | None]:
-        """Without those of ordered classes, unless one is the key metric."""
-        hidden = {*OF_ORDERED_CLASSES} - {self.validator.key_metric}
+        """Those that are shown; None where not finite."""
+        hidden = hidden_metrics(self.validator.key_metric)
         return {n: float(v) if math.isfinite(float(v)) else None for n, v in metrics.items() if n not in hidden}
 
     def _input(self, images: list[torch.Tensor], labels: Any) -> Figure:

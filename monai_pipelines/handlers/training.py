@@ -75,7 +75,7 @@ class TrainingHandlers:
         return epoch == engine.state.max_epochs and bool(epoch % self.interval)
 
     def log_written(self) -> None:
-        """Say where the results are."""
+        """Log where the results are."""
         logger.info("wrote %s: best.pt, last.pt, history.json, history.png, run.json, tensorboard", self.output_dir)
 
     def schedule(self, engine: Any) -> None:

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from monai_pipelines.detection.boxes import Found, Target
 from monai_pipelines.report.figures import BOX_COLORS, plain
-from monai_pipelines.report.pictures import default_voxel, planes, shown_pixels
+from monai_pipelines.report.pictures import bar_length, default_voxel, planes, shown_pixels
 
 LINES: dict[str, Any] = {"lesion": "-", "ignored": ":", "detection": (0, (4, 2))}
 VIEW_MM = 60.0  # side of the neighborhood of a finding in a scan
@@ -129,7 +129,8 @@ def image_finding_figure(image: Any, boxes: Sequence[Box], at: NDArray[Any], px:
     draw_image(part, image, boxes)
     part.set(xlim=(left, left + side), ylim=(top + side, top))
     _write_scores(part)
-    _scale_bar(part, _round_number(side * px / 4) / px, f"{_round_number(side * px / 4):g} px")
+    length = bar_length(side * px)
+    _scale_bar(part, length / px, f"{length:g} px")
     return figure
 
 
@@ -294,9 +295,3 @@ def _scale_bar(axes: Axes, length: float, text: str) -> None:
     axes.plot([x, x + length], [y, y], color="white", linewidth=1.8, solid_capstyle="butt", path_effects=outline)
     place = y + 0.02 * (top - bottom)
     axes.text(x, place, text, color="white", fontsize=_SIZE, va="bottom", path_effects=_OUTLINE)
-
-
-def _round_number(value: float) -> float:
-    """The highest of 1, 2, 5, 10, 20 ... that is not above a value."""
-    power = 10.0 ** math.floor(math.log10(value))
-    return max(step * power for step in (1, 2, 5) if step * power <= value * (1 + 1e-9))

@@ -24,9 +24,9 @@ from monai_pipelines.report.predictions import Row
 from monai_pipelines.report.results import plain_data
 from monai_pipelines.report.words import (
     LOWER_IS_BETTER,
-    OF_ORDERED_CLASSES,
     described_metrics,
     detection_words,
+    hidden_metrics,
     rule_words,
 )
 from monai_pipelines.runs.folder import RunFolder
@@ -68,7 +68,7 @@ def compare_runs(
     if a["classes"] != b["classes"]:
         raise ValueError(f"compare: wanted runs of the same classes, got {a['classes']} in A and {b['classes']} in B")
     rows_a, rows_b = a.pop("rows"), b.pop("rows")
-    hidden = {*OF_ORDERED_CLASSES} - {a["key_metric"], b["key_metric"]}
+    hidden = hidden_metrics(a["key_metric"], b["key_metric"])
     names = [name for name in rows_a if name in rows_b]
     if not names:
         raise ValueError(

@@ -20,7 +20,7 @@ _METRICS = {  # of each task; the last is that of the baseline
         **{"sensitivity": "Sensitivity", "false_positives_per_image": "False positives", "baseline": "Baseline CPM"},
     },
 }
-_SETTINGS = {  # of run.json, that tell runs apart
+_SETTINGS = {  # of run.json, by which runs differ
     **{"network": "Architecture", "num_parameters": "Parameters", "overlays": "Overlays", "max_epochs": "Epochs"},
     **{"batch_size": "Batch", "learning_rate": "Learning rate", "inferer": "Inferer", "data": "Data"},
 }

@@ -20,7 +20,7 @@ from monai_pipelines.report.figures import best_epoch, class_figure, confusion_f
 from monai_pipelines.report.predictions import write_predictions
 from monai_pipelines.report.results import Row, class_table, evaluation_results, plain_data, shortcut_probs
 from monai_pipelines.report.saved import Evaluation
-from monai_pipelines.report.words import GROUPS, METHODS, OF_ORDERED_CLASSES, described_metrics, rule_words
+from monai_pipelines.report.words import GROUPS, METHODS, described_metrics, hidden_metrics, rule_words
 
 DPI = 170  # of the figures: sharp on a phone
 
@@ -91,10 +91,7 @@ def _metrics(evaluation: Evaluation, scored: Sequence[Row]) -> dict[str, Any]:
     rows, classes = evaluation.rows, evaluation.classes
     names = ("threshold", "threshold_by", "temperature", "subgroups")
     metrics = evaluation_results(scored, classes, **{name: getattr(evaluation, name) for name in names})
-    for name in OF_ORDERED_CLASSES:
-        if name != evaluation.key_metric:
-            metrics = _without(metrics, name)
-    return metrics | {
+    return _without(metrics, hidden_metrics(evaluation.key_metric)) | {
         "splits": plain_data(evaluation.splits or {"scored": class_table(scored, classes)}),
         "audit": plain_data(evaluation.audit),
         "compared_with_training": evaluation.compared,
@@ -107,11 +104,11 @@ def _metrics(evaluation: Evaluation, scored: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def _without(value: Any, name: str) -> Any:
-    """Without the entry of a name, at any depth."""
+def _without(value: Any, names: set[str]) -> Any:
+    """Without the entries of these names, at any depth."""
     if isinstance(value, dict):
-        return {key: _without(part, name) for key, part in value.items() if key != name}
-    return [_without(part, name) for part in value] if isinstance(value, list) else value
+        return {key: _without(part, names) for key, part in value.items() if key not in names}
+    return [_without(part, names) for part in value] if isinstance(value, list) else value
 
 
 def _figures(evaluation: Evaluation, metrics: Mapping[str, Any], scored: Sequence[Row]) -> dict[str, Figure]:

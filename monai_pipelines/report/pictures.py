@@ -148,19 +148,20 @@ def slices_figure(
             axes.set_title(plane.name, fontsize=11)
             plane.mark_sides(axes)
             if hasattr(image, "affine"):
-                scale_bar(axes, bar_mm(min(x, y)))
+                scale_bar(axes, bar_length(min(x, y)))
     return figure
 
 
-def bar_mm(width_mm: float) -> float:
-    """Length of a scale bar: 1, 2 or 5 times a power of ten mm, a tenth to a quarter of a width.
+def bar_length(width: float) -> float:
+    """Length of a scale bar: 1, 2 or 5 times a power of ten, a tenth to a quarter of a width.
 
     Example:
-        >>> bar_mm(300)
+        >>> bar_length(300)
         50.0
     """
-    power = 10.0 ** math.floor(math.log10(width_mm / 4))
-    return power * max(step for step in (1, 2, 5) if step * power <= width_mm / 4)
+    longest = width / 4
+    power = 10.0 ** math.floor(math.log10(longest))
+    return max(step * power for step in (1, 2, 5) if step * power <= longest * (1 + 1e-9))
 
 
 def scale_bar(axes: Axes, length_mm: float, pixels_per_mm: float = 1.0) -> None:

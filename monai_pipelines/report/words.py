@@ -49,7 +49,6 @@ GROUPS = {
     ),
     "probability": ("brier", "ece", "log_loss"),
 }
-OF_ORDERED_CLASSES = ("kappa_quadratic",)  # shown only as the key metric: whoever names it has ordered classes
 LOWER_IS_BETTER = ("loss", *GROUPS["probability"])
 DETECTION = {
     "cpm": ("CPM", "mean sensitivity at 1/8, 1/4, 1/2, 1, 2, 4 and 8 false positives per {per}"),
@@ -67,6 +66,16 @@ DETECTION = {
     ),
 }
 METHODS = {"gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++", "occlusion": "Occlusion sensitivity"}
+
+
+def hidden_metrics(*key_metrics: str | None) -> set[str]:
+    """Metrics of ordered classes, which are shown only as the key metric: whoever names one has ordered classes.
+
+    Example:
+        >>> hidden_metrics("roc_auc"), hidden_metrics("kappa_quadratic")
+        ({'kappa_quadratic'}, set())
+    """
+    return {"kappa_quadratic"}.difference(key_metrics)
 
 
 def described_metrics(unit: str, multilabel: bool) -> dict[str, tuple[str, str]]:
@@ -174,7 +183,7 @@ def decision_words(
 
 
 def _beside(name: str, prob: float, threshold: float, about: str) -> str:
-    """With as many digits as tell the two apart."""
+    """With enough digits to distinguish the two."""
     digits = next((n for n in range(2, 7) if f"{prob:.{n}f}" != f"{threshold:.{n}f}"), 2)
     side = "below" if prob < threshold else "at or above"
     return f"{name} {prob:.{digits}f}{about}, {side} the threshold {threshold:.{digits}f}"

@@ -42,12 +42,12 @@ def inference_config(source: str | PathLike[str], **overrides: Any) -> ConfigPar
         >>> config.get_parsed_content("chain").describe()["knobs"]["size"]
         [64, 64, 64]
     """
-    folder, values = Path(source), dict[str, Any]()
-    if RunFolder(folder).run is None and not (folder / "configs").is_dir():
+    folder = Path(source)
+    is_run = RunFolder(folder).run is not None
+    if not is_run and not (folder / "configs").is_dir():
         folder = declared_path("bundles") / folder
     config = _read(source, [folder / "configs" / "inference.yaml"])
-    if RunFolder(folder).run is not None:
-        values = {**trained_values(folder, config.get()), "checkpoint": str(folder / "best.pt")}
+    values = {**trained_values(folder, config.get()), "checkpoint": str(folder / "best.pt")} if is_run else {}
     config.update({"bundle_root": str(folder), **values})
     _override(config, overrides)
     _check_weights(config.get(), folder)

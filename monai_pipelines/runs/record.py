@@ -47,10 +47,9 @@ def record_run(
     Returns:
         the content of ``run.json``: ``command``, ``config_files`` (names in ``output_dir/configs``, in order) and
         ``overrides`` of it, ``settings`` (the numbers, names and switches on top of the configs as they were used, and
-        what else tells runs apart: ``network``, ``num_parameters``, ``overlays``, ``chain``, ``data``, ``inferer``; for
-        tables of hyper-parameters), ``seed``, ``split_seed``, ``split_fractions``, ``data_sha256``, ``source``,
-        ``folder`` (where it ran),
-        ``fingerprint`` (of the chain), ``chain``, ``augmentation``, ``versions``.
+        what else distinguishes runs: ``network``, ``num_parameters``, ``overlays``, ``chain``, ``data``, ``inferer``;
+        for tables of hyper-parameters), ``seed``, ``split_seed``, ``split_fractions``, ``data_sha256``, ``source``,
+        ``folder`` (the working directory), ``fingerprint`` (of the chain), ``chain``, ``augmentation``, ``versions``.
 
     Raises:
         TypeError, KeyError: see `check_subgroups`.

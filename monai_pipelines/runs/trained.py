@@ -196,8 +196,8 @@ def check_split(split: Mapping[str, Any] | None, cohort: Any) -> None:
 
     Args:
         split: `monai_pipelines.data.Cohort.split_card` of the training; None (unknown) is a warning.
-        cohort: of the evaluation, with ``test``, ``external`` and ``split_card``. Names in external data say little,
-            as many are called 0001.png: equal ones are a warning, equal contents an error.
+        cohort: of the evaluation, with ``test``, ``external`` and ``split_card``. In external data equal contents are
+            an error, equal names only a warning, since unrelated images are often called 0001.png.
 
     Raises:
         ValueError: test images, or images of the same patients, were trained on or chose the epoch.

@@ -39,7 +39,7 @@ class FixedSpatial(InvertibleTransform):
 
         Args:
             data: (C, *size) with the trace and affine of the result. Floating-point values are interpolated linearly,
-                or, if the trace says so, like integers and booleans by the nearest neighbor.
+                or, if the trace has the mode "nearest", like integers and booleans by the nearest neighbor.
 
         Returns:
             (C, *source_size) of the same dtype; 0 where the step cut off.
