@@ -233,6 +233,7 @@ def test_another_order_is_told(tmp_path: Path) -> None:
 
 
 def test_network_without_feature_maps_is_explained_by_occlusion(tmp_path: Path, drawn: list[Any]) -> None:
+    torch.manual_seed(0)  # with other weights fewer than two predictions may be right
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
     dataset = _Items(_images(LOGITS), LABELS)
     handler = ExplainImages(tmp_path, trained_with(network, PrepareImages(), ["a", "b"]), dataset)
