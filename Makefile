@@ -24,24 +24,27 @@ PHANTOMS_medmnist_classification := pathmnist $(DATA)
 PHANTOMS_lung_nodule_ct_detection := lung-ct $(DATA) --patients 150 --matrix 128 --slice-mm 5 --lesion-mm 18 30
 PHANTOMS_chest_xray_detection := chest-xray $(DATA) --patients 400
 PHANTOMS_histology_slide_classification := slides $(DATA) --slides 120
+# Of another seed, for the inference; where there are none, it gets those of the training.
+NEW_lung_nodule_ct_detection := lung-ct $(DATA)-new --patients 8 --matrix 128 --slice-mm 5 --lesion-mm 18 30
+NEW_histology_slide_classification := slides $(DATA)-new --slides 4
 IMAGES_lung_ct_classification := $(DATA)/scans
-IMAGES_lung_nodule_ct_detection := $(DATA)/scans
+IMAGES_lung_nodule_ct_detection := $(DATA)-new/scans
 IMAGES_medmnist_classification := $(DATA)/pathmnist.npz
 IMAGES_histology_slide_classification := $(DATA)-new/slides
 CACHE := $(if $(filter medmnist% histology_slide%,$(BUNDLE)),,--cache_dir $(DEMO)/cache)
 IMAGES := $(or $(IMAGES_$(BUNDLE)),$(DATA))
 
-# Slides want a tile network: that of the tile bundle's demo, on twice as many tiles. Inference gets slides of another seed.
+# Slides want a tile network: that of the tile bundle's demo, on twice as many tiles.
 TILES := bundles/colorectal_histology_classification
 ifeq ($(BUNDLE),histology_slide_classification)
 BACKBONE := $(DEMO)/backbone-$(SEED)/best.pt
 WITH_BACKBONE := --backbone_weights $(BACKBONE)
-demo: $(BACKBONE) $(DATA)-new/.complete
+demo: $(BACKBONE)
 endif
 
 .PHONY: demo test nightly lint bench clean
 
-demo: $(DATA)/.complete
+demo: $(DATA)/.complete $(if $(NEW_$(BUNDLE)),$(DATA)-new/.complete)
 	$(RUN_BUNDLE) --config_file "['$(TRAIN)']" $(TRAINED) $(WITH_BACKBONE) --overwrite True
 	$(RUN_BUNDLE) --run_id evaluate --config_file "['$(TRAIN)']" $(TRAINED) $(WITH_BACKBONE)
 	$(RUN_BUNDLE) --config_file "['$(CONFIGS)/inference.yaml$(AND)$(SMALL)']" --dataset_dir $(IMAGES) \
@@ -49,7 +52,7 @@ demo: $(DATA)/.complete
 	@echo
 	@echo "Report:       $(DEMO)/report.html"
 	@echo "Numbers:      $(DEMO)/metrics.json  $(DEMO)/predictions.csv (held out)"
-	@echo "Inference:    $(DEMO)/inference/predictions.csv (all images of the folder)"
+	@echo "Inference:    $(DEMO)/inference/predictions.csv (all images of $(IMAGES))"
 	@echo "Curves:       .venv/bin/tensorboard --logdir $(DEMO)/tensorboard"
 
 $(DATA)/.complete: | $(INSTALLED)
@@ -59,7 +62,7 @@ $(DATA)/.complete: | $(INSTALLED)
 
 $(DATA)-new/.complete: | $(INSTALLED)
 	rm -rf $(@D)
-	$(PY) -m monai_pipelines phantoms slides $(@D) --slides 4 --seed 1$(SEED)
+	$(PY) -m monai_pipelines phantoms $(NEW_$(BUNDLE)) --seed 1$(SEED)
 	touch $@
 
 $(DEMO)/backbone-$(SEED)/best.pt: | $(INSTALLED)

@@ -253,9 +253,10 @@ class RandSpatial(RandStep):
     def to_input(self, shape: Sequence[int]) -> Tensor:
         """(B, d + 1, d + 1) float64: from voxel of the output to voxel of an input of ``shape``, by the last draws."""
 
-    def moved_boxes(self, boxes: NdarrayOrTensor, shape: Sequence[int], number: int = 0) -> Tensor:
-        """Where the last draws moved boxes, (N, 2 d), of the image no. ``number`` of a batch; not clipped."""
-        return move_boxes(boxes, torch.linalg.inv(edges_affine(self.to_input(shape)[number])))
+    def moved_boxes(self, boxes: Sequence[NdarrayOrTensor], shape: Sequence[int]) -> list[Tensor]:
+        """Where the last draws moved the boxes (N, 2 d) of each image of a batch; not clipped."""
+        to_output = torch.linalg.inv(edges_affine(self.to_input(shape)))
+        return [move_boxes(*one) for one in zip(boxes, to_output, strict=True)]
 
     def _unit(self, values: Tensor) -> Tensor:
         return values if self.moves_masks else super()._unit(values)
@@ -305,9 +306,10 @@ class RandSpatiald(RandStepd, NoWayBack):
         single = data[key].ndim == dims + 1
         if BOX_KEYS[0] in d:
             given = [[d[k]] if single else d[k] for k in BOX_KEYS]
+            boxes, labels, ignore = given
             moved = [
-                clip_boxes(self.step.moved_boxes(boxes, shape, number), labels, ignore, size, self.min_visible)
-                for number, (boxes, labels, ignore) in enumerate(zip(*given, strict=True))
+                clip_boxes(*one, size, self.min_visible)
+                for one in zip(self.step.moved_boxes(boxes, shape), labels, ignore, strict=True)
             ]
             for k, parts in zip(BOX_KEYS, zip(*moved, strict=True), strict=True):
                 d[k] = parts[0] if single else list(parts)

@@ -229,14 +229,18 @@ class RandSpatial3D(RandSpatial):
         """(B, 4, 4) float64: from voxel of the output to voxel of an input of ``shape``, without the deformation."""
         return torch.tensor(np.stack([draw.backward(shape, self.crop_size or shape) for draw in self.draws]))
 
-    def moved_boxes(self, boxes: NdarrayOrTensor, shape: Sequence[int], number: int = 0) -> Tensor:
-        """Where the last draws moved boxes, (N, 6), of the volume no. ``number`` of a batch; not clipped.
+    def moved_boxes(self, boxes: Sequence[NdarrayOrTensor], shape: Sequence[int]) -> list[Tensor]:
+        """Where the last draws moved the boxes (N, 6) of each volume of a batch; not clipped.
 
         Under a deformation, the boxes around the moved surfaces of their ellipsoids, see `move_boxes`.
         """
-        draw: SpatialDraw = self.draws[number]
-        if not draw.elastic_voxels.any():
-            return super().moved_boxes(boxes, shape, number)
+        moved = super().moved_boxes(boxes, shape)
+        return [
+            self._deformed(these, draw, shape) if draw.elastic_voxels.any() else rigid
+            for these, draw, rigid in zip(boxes, self.draws, moved, strict=True)
+        ]
+
+    def _deformed(self, boxes: NdarrayOrTensor, draw: SpatialDraw, shape: Sequence[int]) -> Tensor:
         values = torch.as_tensor(boxes).as_subclass(Tensor)
         low, high = values.double().cpu().numpy()[:, :, None].reshape(-1, 2, 3, 1).transpose(1, 0, 2, 3)
         surfaces = (low + high) / 2 - 0.5 + (high - low) / 2 * _DIRECTIONS  # (N, 3, P), voxels
