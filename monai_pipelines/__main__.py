@@ -13,6 +13,7 @@ from monai_pipelines.commands import (
     compare,
     evaluate,
     explain,
+    export,
     features,
     phantoms,
     predict,
@@ -31,7 +32,7 @@ app = typer.Typer(
 )
 for command in (
     *(show.show, bundles.bundles, audit.audit, predict.predict, evaluate.evaluate, explain.explain),
-    *(report.report, compare.compare),
+    *(report.report, compare.compare, export.export),
     *(features.features, sweep.sweep, cache.cache),
 ):
     app.command()(command)

@@ -64,6 +64,11 @@ def box_sizes(boxes: Tensor) -> Tensor:
     return high - low
 
 
+def side_lengths(image: Tensor) -> Tensor:
+    """Sides (d,) float32 of an image (B, C, *size), which a trace does not keep as constants."""
+    return torch.stack([torch.as_tensor(n, device=image.device) for n in image.shape[2:]]).float()
+
+
 def contains(boxes: Tensor, points: Tensor) -> Tensor:
     """Whether points (M, d) lie in boxes (N, 2 d): (N, M)."""
     low, high = boxes.unflatten(1, (2, -1)).unbind(1)

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from monai.apps.detection.utils.box_coder import BoxCoder
-from monai.data.box_utils import box_iou, clip_boxes_to_image
+from monai.data.box_utils import box_iou
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, smooth_l1_loss
+from torch.nn.functional import cross_entropy, pad, smooth_l1_loss
 
-from monai_pipelines.detection.boxes import Found, Target, box_centers, box_sizes, contains, select
+from monai_pipelines.detection.boxes import Target, box_centers, box_sizes, contains
 from monai_pipelines.detection.detector import Detector
 from monai_pipelines.detection.losses import hard_negatives
 from monai_pipelines.detection.pyramid import FeaturePyramid
@@ -87,7 +87,7 @@ class FasterRCNN(Detector):
         anyone = [target._replace(labels=torch.zeros_like(target.labels)) for target in targets]
         losses = {f"proposal {name}": loss for name, loss in self.head.losses(maps, anyone).items()}
         with torch.no_grad():
-            proposed = self._propose(maps, size)
+            proposed = [boxes[there] for boxes, there in zip(*self._propose(maps, size), strict=True)]
             regions, matches = zip(*map(self._match, proposed, targets), strict=True)
         logits, codes = self._classified(maps, regions)
         labels = torch.cat([_labels(target, match) for target, match in zip(targets, matches, strict=True)])
@@ -102,26 +102,31 @@ class FasterRCNN(Detector):
         losses["box"] = smooth_l1_loss(codes[positive], wanted, reduction="sum") / num
         return losses
 
-    def _find(self, maps: list[Tensor], size: torch.Size) -> list[Found]:
-        regions = self._propose(maps, size)
-        logits, codes = self._classified(maps, regions)
-        prob = logits.float().softmax(1)[:, 1:]
-        boxes = self.coder.decode_single(codes.float(), torch.cat(regions))
-        counts = [len(these) for these in regions]
-        return [select(b, p, size, **self.select) for b, p in zip(boxes.split(counts), prob.split(counts), strict=True)]
+    def _candidates(self, maps: list[Tensor], size: torch.Size) -> tuple[Tensor, Tensor]:
+        regions, there = self._propose(maps, size)
+        logits, codes = self._classified(maps, list(regions))
+        prob = logits.float().softmax(1)[:, 1:].unflatten(0, there.shape)
+        boxes = self.coder.decode_single(codes.float(), regions.flatten(0, 1)).reshape(regions.shape)
+        return torch.where(there[..., None], boxes, 0.0), torch.where(there[..., None], prob, -1.0)
 
-    def _propose(self, maps: list[Tensor], size: torch.Size) -> list[Tensor]:
-        prob, boxes = self.head.decoded(maps)
-        num = self.num_proposals
-        return [
-            select(b, p, size, min_score=0, num_candidates=4 * num, max_iou=self.proposal_iou, num_boxes=num).boxes
-            for b, p in zip(boxes, prob, strict=True)
-        ]
+    def _propose(self, maps: list[Tensor], size: torch.Size) -> tuple[Tensor, Tensor]:
+        """Regions (B, R, 2 d), the most probable first, and whether there are so many (B, R)."""
+        boxes, prob = self.head.decoded(maps)
+        extra = 4 * self.num_proposals  # as many are looked at
+        scores, best = pad(prob.detach().squeeze(-1), (0, extra), value=-1.0).topk(extra)
+        boxes = _rows(pad(boxes.detach(), (0, 0, 0, extra)), best)
+        limit = torch.stack([torch.as_tensor(n, device=boxes.device) for n in size] * 2).to(boxes)
+        boxes = torch.minimum(boxes.clamp(min=0), limit)
+        low, high = boxes.chunk(2, dim=-1)
+        large = (high - low >= 1).all(-1)
+        kept = large & _not_suppressed((_overlap(boxes) > self.proposal_iou) & large[:, None])
+        scores, best = torch.where(kept, scores, -1.0).topk(self.num_proposals)
+        return _rows(boxes, best), scores >= 0
 
     def _match(self, proposed: Tensor, target: Target) -> tuple[Tensor, Tensor]:
         """Regions with the lesions themselves among them, and the lesion of each; -1: background, -2: not learned."""
-        inside, _ = clip_boxes_to_image(target.boxes, [10**6] * self.spatial_dims, remove_empty=True)
-        regions = torch.cat([proposed, inside[~target.ignore]])
+        lesions = target.boxes[~target.ignore].clamp(min=0)
+        regions = torch.cat([proposed, lesions[(box_sizes(lesions) > 0).all(1)]])
         if not len(target.boxes):
             return regions, torch.full((len(regions),), -1, device=regions.device)
         iou = torch.as_tensor(box_iou(regions, target.boxes))
@@ -142,6 +147,10 @@ class FasterRCNN(Detector):
         features = maps[0].new_zeros(len(level), maps[0].shape[1], *[self.cells] * self.spatial_dims)
         for k, one in enumerate(maps):
             here = level == k
+            if torch.jit.is_tracing():  # ONNX cannot reshape the features of no regions
+                of_all = roi_align(one, regions, self.pyramid.strides[k], self.cells)
+                features = torch.where(here.reshape(-1, *[1] * (of_all.ndim - 1)), of_all, features)
+                continue
             these = [boxes[chosen] for boxes, chosen in zip(regions, here.split(counts), strict=True)]
             features[here] = roi_align(one, these, self.pyramid.strides[k], self.cells)
         hidden = self.classifier(features)
@@ -153,3 +162,31 @@ def _labels(target: Target, match: Tensor) -> Tensor:
     labels = match.clamp(max=-1) + 1
     labels[match >= 0] = 1 + target.labels[match[match >= 0]]
     return labels
+
+
+def _rows(boxes: Tensor, index: Tensor) -> Tensor:
+    """Of boxes (B, N, 2 d) those of each image at (B, K)."""
+    return boxes.gather(1, index[..., None].expand(-1, -1, boxes.shape[2]))
+
+
+def _overlap(boxes: Tensor) -> Tensor:
+    """Intersection over union (B, N, N) of boxes (B, N, 2 d), 0 with empty ones."""
+    low, high = boxes.chunk(2, dim=-1)
+    shared = torch.minimum(high[:, :, None], high[:, None]) - torch.maximum(low[:, :, None], low[:, None])
+    shared, area = shared.clamp(min=0).prod(-1), (high - low).prod(-1)
+    return shared / (area[:, :, None] + area[:, None] - shared).clamp(min=1e-12)
+
+
+@torch.jit.script_if_tracing  # type: ignore[untyped-decorator]
+def _not_suppressed(overlap: Tensor) -> Tensor:
+    """Which boxes (B, N), highest score first, remain when each that does suppresses the later ones it overlaps.
+
+    A box is decided once those before it are, so that the loop ends with what going through them in order gives.
+    """
+    earlier = overlap.tril(-1)
+    kept = torch.ones_like(earlier[:, 0])
+    decided = torch.zeros_like(kept)
+    while bool((kept != decided).any()):
+        decided = kept
+        kept = ~(earlier & decided.unsqueeze(1)).any(-1)
+    return kept

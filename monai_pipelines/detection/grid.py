@@ -10,7 +10,7 @@ from monai.networks.layers import Conv
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from monai_pipelines.detection.boxes import Found, Target, box_centers, box_sizes, contains, select
+from monai_pipelines.detection.boxes import Target, box_centers, box_sizes, contains
 from monai_pipelines.detection.detector import Detector, flat
 from monai_pipelines.detection.losses import distance_iou, focal_loss
 from monai_pipelines.detection.pyramid import FeaturePyramid
@@ -95,7 +95,7 @@ class GridDetector(Detector):
             axes = [(torch.arange(n, device=level.device) + 0.5) * stride for n in level.shape[2:]]
             grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)
             centers.append(grid)
-            strides.append(grid.new_full((len(grid), 1), stride))
+            strides.append(torch.full_like(grid[:, :1], stride))
         return torch.cat(centers), torch.cat(strides)
 
     def match(self, target: Target, centers: Tensor, strides: Tensor) -> Tensor:
@@ -138,7 +138,6 @@ class GridDetector(Detector):
             "box": (1 - distance_iou(boxes[positive], wanted)).sum() / num,
         }
 
-    def _find(self, maps: list[Tensor], size: torch.Size) -> list[Found]:
+    def _candidates(self, maps: list[Tensor], size: torch.Size) -> tuple[Tensor, Tensor]:
         objectness, classes, boxes = self._outputs(maps)
-        prob = objectness.float().sigmoid()[..., None] * classes.float().sigmoid()
-        return [select(b, p, size, **self.select) for b, p in zip(boxes, prob, strict=True)]
+        return boxes, objectness.float().sigmoid()[..., None] * classes.float().sigmoid()

@@ -14,7 +14,7 @@ from monai.data.box_utils import box_pair_giou
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, smooth_l1_loss
 
-from monai_pipelines.detection.boxes import Found, Target, box_centers, contains, select
+from monai_pipelines.detection.boxes import Target, box_centers, contains
 from monai_pipelines.detection.detector import Detector, flat
 from monai_pipelines.detection.losses import focal_loss, hard_negatives
 from monai_pipelines.detection.pyramid import FeaturePyramid
@@ -141,11 +141,11 @@ class AnchorHead(nn.Module):
         return {"class": loss, "box": box / num}
 
     def decoded(self, maps: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Probabilities (B, M, C) and boxes (B, M, 2 d)."""
+        """Boxes (B, M, 2 d) and probabilities (B, M, C)."""
         logits, codes = self(maps)
-        anchors = torch.cat(self.grid(maps))
-        boxes = [self.coder.decode_single(code.float(), anchors) for code in codes]
-        return logits.float().sigmoid(), torch.stack(boxes)
+        of_anchors = codes.float().transpose(0, 1).flatten(1)  # (M, B * 2 d)
+        boxes = self.coder.decode_single(of_anchors, torch.cat(self.grid(maps))).unflatten(1, (-1, codes.shape[2]))
+        return boxes.transpose(0, 1), logits.float().sigmoid()
 
 
 class RetinaNet(Detector):
@@ -191,9 +191,8 @@ class RetinaNet(Detector):
     def _losses(self, maps: list[Tensor], targets: Sequence[Target], size: torch.Size) -> dict[str, Tensor]:
         return self.head.losses(maps, targets)
 
-    def _find(self, maps: list[Tensor], size: torch.Size) -> list[Found]:
-        prob, boxes = self.head.decoded(maps)
-        return [select(b, p, size, **self.select) for b, p in zip(boxes, prob, strict=True)]
+    def _candidates(self, maps: list[Tensor], size: torch.Size) -> tuple[Tensor, Tensor]:
+        return self.head.decoded(maps)
 
 
 def _signs(match: Tensor) -> Tensor:

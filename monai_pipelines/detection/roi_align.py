@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from monai_pipelines.detection.boxes import box_sizes
+from monai_pipelines.detection.boxes import box_sizes, side_lengths
 
 
 def roi_align(features: Tensor, boxes: Sequence[Tensor], stride: int, cells: int, samples: int = 2) -> Tensor:
@@ -37,7 +37,7 @@ def roi_align(features: Tensor, boxes: Sequence[Tensor], stride: int, cells: int
     """
     dims, side = features.ndim - 2, cells * samples
     steps = (torch.arange(side, device=features.device, dtype=torch.float32) + 0.5) / side
-    extent = torch.tensor(features.shape[2:], device=features.device, dtype=torch.float32) * stride
+    extent = side_lengths(features) * stride
     parts = []
     for one, these in zip(features, boxes, strict=True):
         lows, sides = these[:, :dims], box_sizes(these)

@@ -10,6 +10,7 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from monai_pipelines.engines.evaluation import evaluate, predict
+from monai_pipelines.runs.export import export
 from monai_pipelines.runs.inference import inference_config, training_config
 
 Paths = str | PathLike[str]
@@ -128,6 +129,20 @@ class Run:
         }
         config.update({name: value for name, value in values.items() if name not in overrides})
         return _evaluate(config)
+
+    def export(self, file: Paths, size: Sequence[int] | None = None, **overrides: Any) -> dict[str, Any]:
+        """Write the network as TorchScript or ONNX, see `monai_pipelines.runs.export.export`.
+
+        Args:
+            file: ``.ts`` or ``.onnx``.
+            size: sides of the images, where the network takes no others.
+            overrides: of the bundle's ``inference.yaml``, such as ``backbone_weights="best.pt"``.
+
+        Returns:
+            the description in the file.
+        """
+        config = inference_config(self.folders[0], **self._weights(), handlers=[], **overrides)
+        return export(config.get_parsed_content("trained"), file, size)
 
     def _weights(self) -> dict[str, Any]:
         names = [str(folder) for folder in self.folders]

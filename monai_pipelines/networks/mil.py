@@ -100,7 +100,7 @@ class AttentionMIL(nn.Module):
 
         Args:
             bag: (B, N, in_features) floating point; with a backbone its input, (B, N, 3, H, W).
-            mask: (B, N) bool, True where there is a tile; None: everywhere.
+            mask: (B, N) bool, True where there is a tile; None: everywhere, as always in a trace.
             return_attention: return the attention too.
 
         Returns:
@@ -112,6 +112,8 @@ class AttentionMIL(nn.Module):
         """
         if not torch.jit.is_scripting():
             self._check(bag, mask, return_attention)
+            if torch.jit.is_tracing():
+                return self._traced(bag)
         if mask is None:
             mask = torch.ones(bag.shape[:2], dtype=torch.bool, device=bag.device)
         num_tiles: list[int] = mask.sum(1).tolist()
@@ -141,6 +143,16 @@ class AttentionMIL(nn.Module):
         if return_attention:
             return logits, attention
         return logits
+
+    @torch.jit.unused
+    def _traced(self, bag: Tensor) -> Tensor:
+        """Logits of bags of tiles only, by tensor operations that hold for any number of them."""
+        hidden = self.embed(self._features(bag.flatten(0, 1)))
+        of_bags = hidden.reshape(bag.shape[0], bag.shape[1], -1)
+        if self.attend is None:
+            return self.head(of_bags.mean(1) if self.pooling == "mean" else of_bags.amax(1)).float()
+        weights = self.attend(hidden).float().reshape(bag.shape[0], bag.shape[1], -1).softmax(1)
+        return self.head((weights.transpose(1, 2).to(hidden.dtype) @ of_bags).flatten(1)).float()
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the attention, as its graph can be neither copied nor pickled."""

@@ -54,12 +54,13 @@ def test_four_images_are_learned(kind: str, dims: int, side: int, steps: int) ->
     [
         pytest.param([], id="none"),
         pytest.param([[5, 6]], id="one pixel"),
+        pytest.param([[0, 0.5], [6, 14]], id="less than a pixel"),
         pytest.param([[0, 4], [28, 32]], id="at the border"),
         pytest.param([[-10, 60]], id="larger than the image"),
         pytest.param([[4, 12], [4, 12]], id="twice"),
     ],
 )
-def test_losses_are_finite_and_have_gradients(kind: str, dims: int, boxes: list[list[int]]) -> None:
+def test_losses_are_finite_and_have_gradients(kind: str, dims: int, boxes: list[list[float]]) -> None:
     images, _ = blobs(dims, 32, [0, 0])
     target = make_target([[*[low] * dims, *[high] * dims] for low, high in boxes], dims=dims)
     detector = make_detector(kind, dims)

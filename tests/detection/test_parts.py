@@ -215,6 +215,22 @@ def test_non_maximum_suppression_is_monais(dims: int) -> None:
     assert nothing.boxes.shape == (0, 2 * dims)
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("num_proposals", [5, 100, 1000])
+def test_proposals_are_those_of_non_maximum_suppression(dims: int, num_proposals: int) -> None:
+    detector = make_detector("faster_rcnn", dims)
+    detector.num_proposals = num_proposals
+    torch.nn.init.normal_(detector.head.score.cls_logits.weight, std=0.1)
+    size = (48, 64, 40)[:dims]
+    with torch.no_grad():
+        maps = detector.pyramid(torch.rand(2, 1, *size))
+        boxes, prob = detector.head.decoded(maps)
+        for proposed, there, *given in zip(*detector._propose(maps, size), boxes, prob, strict=True):
+            knobs = {"min_score": 0, "num_candidates": 4 * num_proposals, "max_iou": detector.proposal_iou}
+            wanted = select(*given, size, num_boxes=num_proposals, **knobs).boxes
+            assert torch.equal(proposed[there], wanted)
+
+
 def test_sum_of_losses() -> None:
     losses = {"class": torch.tensor(0.5), "box": torch.tensor(0.25)}
     assert float(SumOfLosses()(losses)) == 0.75
