@@ -24,7 +24,7 @@ from torch.utils.data import get_worker_info
 
 from monai_pipelines import __version__
 from monai_pipelines.declared import declared_path, list_declared
-from monai_pipelines.errors import ChainMismatchError, ScanError
+from monai_pipelines.errors import ChainMismatchError, ScanError, error_text, root_cause
 from monai_pipelines.transforms.keyed import EachKeyd
 
 
@@ -285,6 +285,7 @@ def load_chain(name: str | Path, steps: Mapping[str, Any] | None = None, **knobs
     Raises:
         FileNotFoundError: no such chain.
         KeyError: an unknown knob or step; names the nearest one.
+        ValueError: a value that a step cannot take.
 
     Example:
         >>> chain = load_chain("lung_ct", size=(96, 96, 96), steps={"window": {"window_hu": "mediastinum"}})
@@ -294,8 +295,11 @@ def load_chain(name: str | Path, steps: Mapping[str, Any] | None = None, **knobs
     path = chain_file(name)
     config: dict[str, Any] = dict(ConfigParser.load_config_file(path))
     declared_steps: dict[str, dict[str, Any]] = dict(config.pop("steps"))
+    single = []
     for knob, value in knobs.items():
         _check_name(path.stem, "knob", knob, config)
+        if isinstance(config[knob], list) and isinstance(value, int | float | str):
+            single.append(f"{knob} {value!r}: wanted a list, such as {config[knob]}")
         config[knob] = _plain(value)
     for step, change in (steps or {}).items():
         _check_name(path.stem, "step", step, declared_steps)
@@ -333,7 +337,16 @@ def load_chain(name: str | Path, steps: Mapping[str, Any] | None = None, **knobs
         "steps": described,
         "versions": {"monai_pipelines": __version__, "monai": version("monai")},
     }
-    chain_steps = {step: parser.get_parsed_content(f"steps::{step}") for step in declared_steps}
+    chain_steps = {}
+    for step in declared_steps:
+        try:
+            chain_steps[step] = parser.get_parsed_content(f"steps::{step}")
+        except RuntimeError as error:  # MONAI's, around it
+            cause = root_cause(error)
+            if not isinstance(cause, ValueError | TypeError | KeyError):
+                raise
+            problem = "; ".join(single) or error_text(cause)
+            raise ValueError(f"chain {path.stem}, step {step!r}: {problem}") from None
     return Chain(chain_steps, description, ensure_tuple(config.get("keys", "image"))[0])
 
 

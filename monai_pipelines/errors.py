@@ -16,6 +16,13 @@ def error_text(error: BaseException) -> str:
     return str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
 
 
+def root_cause(error: BaseException) -> BaseException:
+    """What was raised first: MONAI wraps what a component raises."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
 class ScanError(ValueError):
     """A scan that cannot be used.
 

@@ -67,6 +67,29 @@ def test_every_knob_is_used_by_a_step(name: str) -> None:
     assert [knob for knob in declared if knob != "steps" and not re.search(rf"@{knob}\b", steps)] == []
 
 
+@pytest.mark.parametrize(
+    ("name", "knobs", "message"),
+    [
+        (
+            "lung_ct",
+            {"size": [64, 64]},
+            r"step 'resample': ResampleCT: size must be \(X, Y, Z\) in voxels.*got \[64, 64\]",
+        ),
+        ("augment_ct", {"scale": 1.1}, r"step 'spatial': scale 1\.1: wanted a list, such as \[0\.9, 1\.1\]"),
+        ("slide_tiles", {"inks": "green"}, "step 'tissue': inks 'green': wanted a list, such as"),
+    ],
+)
+def test_a_wrong_value_is_reported_with_its_step(name: str, knobs: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=f"chain {name}, {message}"):
+        load_chain(name, **knobs)
+
+
+@pytest.mark.parametrize("name", ["xray", "image2d", "histology_tile"])
+def test_one_size_is_that_of_both_axes(name: str) -> None:
+    image = MetaTensor(torch.rand(1 if name == "xray" else 3, 80, 100))
+    assert torch.equal(load_chain(name, size=64)(image), load_chain(name, size=[64, 64])(image))
+
+
 def test_description_has_every_argument_given_or_by_default(user_chain: Path) -> None:
     step = "{_target_: monai.transforms.ScaleIntensityRanged, keys: [image], a_min: -1, a_max: 2.5}"
     user_chain.write_text(f"knob: null\nsteps:\n  scale: {step}\n")

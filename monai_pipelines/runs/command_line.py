@@ -19,7 +19,7 @@ from monai.utils import set_determinism
 
 from monai_pipelines.chains import did_you_mean
 from monai_pipelines.declared import declared_path, find_bundle, in_installed_package
-from monai_pipelines.errors import ChainMismatchError, CohortError, ScanError, error_text
+from monai_pipelines.errors import ChainMismatchError, CohortError, ScanError, error_text, root_cause
 from monai_pipelines.runs.workflow import configs_of, this_workflow, unused_names
 
 _TEXT = re.compile(r"[^$@%].*|\$@\w+ \+ '/.*")  # a default that is a text or a path
@@ -227,13 +227,6 @@ def _meant(name: str, text: str, default: Any) -> str:
 def top(name: str) -> str:
     """The top-level entry of an id: network_def of ``network_def::widen_factor``."""
     return re.split("::|#", name)[0]
-
-
-def root_cause(error: BaseException) -> BaseException:
-    """What was raised first: MONAI wraps what a component raises."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
 
 
 def _print_cause_last(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

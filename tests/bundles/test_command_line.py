@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ckpt_export, verify_metadata, verify_net_in_out
+from monai.bundle import verify_metadata, verify_net_in_out
 
 from monai_pipelines.explain.scan import explain_scan
 from monai_pipelines.report import rebuild_report
@@ -163,26 +163,6 @@ def test_monais_own_checks_pass(bundle: Bundle, schema: dict[str, Any], tmp_path
     (config,) = bundle.config("train")
     small = {"_meta_::network_data_format::inputs::image::spatial_shape": shape}
     verify_net_in_out("network", meta_file=metadata, config_file=config, device="cpu", **small)
-
-
-def test_export_gives_the_same_output(bundle: Bundle, demo: Demo, tmp_path: Path) -> None:
-    if bundle.detects:
-        pytest.skip("lists of boxes have no TorchScript")
-    ckpt_export(
-        "network_def",
-        filepath=str(tmp_path / "model.ts"),
-        ckpt_file=str(demo.run / "best.pt"),
-        meta_file=str(bundle.root / "configs" / "metadata.json"),
-        config_file=bundle.config("inference", "demo"),
-        key_in_ckpt="model",
-    )
-    network = bundle.parser("inference", "demo").get_parsed_content("network_def").eval()
-    network.load_state_dict(torch.load(demo.run / "best.pt", weights_only=True)["model"])
-    image = bundle.metadata["network_data_format"]["inputs"]["image"]
-    shape = [32] * len(image["spatial_shape"]) if image["type"] == "image" else [network.in_features]
-    images = torch.rand(2, image["num_channels"], *shape)
-    with torch.no_grad():
-        assert torch.allclose(torch.jit.load(tmp_path / "model.ts")(images), network(images), atol=1e-5)
 
 
 # ---- the same in every bundle

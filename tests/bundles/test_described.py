@@ -16,7 +16,7 @@ import torch
 from monai_pipelines import Chain, __version__
 from monai_pipelines.declared import declared_path, list_declared
 from monai_pipelines.detection import Target
-from monai_pipelines.runs.command_line import root_cause
+from monai_pipelines.errors import root_cause
 
 
 @pytest.mark.parametrize("name", ["train", "inference"])

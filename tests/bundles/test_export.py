@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from monai.bundle import onnx_export
+from monai.bundle import ckpt_export, onnx_export
 from monai.data import load_net_with_metadata
 from torch import Tensor, nn
 
@@ -104,20 +104,28 @@ def test_a_runs_network_by_the_command_line(bundle: Bundle, demo: Demo, suffix: 
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
-def test_monais_command_exports_onnx(bundle: Bundle, demo: Demo, tmp_path: Path) -> None:
-    weight = next(bundle.parser("inference", "demo").get_parsed_content("network_def").parameters())
+def test_monais_commands(bundle: Bundle, demo: Demo, tmp_path: Path) -> None:
+    network = bundle.parser("inference", "demo").get_parsed_content("network_def").eval()
+    network.load_state_dict(torch.load(demo.run / "best.pt", weights_only=True)["model"])
+    weight = next(network.parameters())
+    images = torch.rand([2, *([8] if weight.ndim == 2 else []), weight.shape[1], 64, 64, 64][: max(3, weight.ndim)])
+    options = {
+        "ckpt_file": str(demo.run / "best.pt"),
+        "meta_file": str(bundle.root / "configs" / "metadata.json"),
+        "config_file": bundle.config("inference", "demo"),
+        "key_in_ckpt": "model",
+        "input_shape": list(images.shape),
+    }
+    ckpt_export("network_def", filepath=str(tmp_path / "model.ts"), use_trace=bundle.detects, **options)
+    legacy = {"dynamo": False, "opset_version": 20}
     onnx_export(
-        "network_def",
-        filepath=str(tmp_path / "model.onnx"),
-        ckpt_file=str(demo.run / "best.pt"),
-        meta_file=str(bundle.root / "configs" / "metadata.json"),
-        config_file=bundle.config("inference", "demo"),
-        key_in_ckpt="model",
-        use_trace=True,
-        input_shape=[1, 8, weight.shape[1]] if weight.ndim == 2 else [1, weight.shape[1], *[64] * (weight.ndim - 2)],
-        converter_kwargs={"dynamo": False, "opset_version": 20},
+        "network_def", filepath=str(tmp_path / "model.onnx"), use_trace=True, converter_kwargs=legacy, **options
     )
-    onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    with torch.no_grad():
+        wanted = network.candidates(images) if bundle.detects else [network(images)]
+    for run in (_run_torchscript(tmp_path / "model.ts"), _run_onnx(tmp_path / "model.onnx")):
+        for got, one in zip(run(images), wanted, strict=True):
+            torch.testing.assert_close(got, one, rtol=1e-3, atol=1e-4)
 
 
 class _FixedSize(nn.Module):

@@ -16,7 +16,7 @@ from monai.bundle import ConfigWorkflow
 from monai.utils import set_determinism
 
 from monai_pipelines.declared import declared_path
-from monai_pipelines.runs.command_line import root_cause
+from monai_pipelines.errors import root_cause
 from tests.bundles.conftest import WEIGHTS, check_metrics, demo_of
 
 NAME = "histology_slide_classification"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from monai_pipelines.runs.command_line import root_cause
+from monai_pipelines.errors import root_cause
 from tests.bundles.conftest import CASES, Bundle, Demo, Start, bundle_of, check_metrics
 
 SEED = 2  # draws test patients of whom some were trained on, for every bundle's tiny data

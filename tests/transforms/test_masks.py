@@ -124,6 +124,5 @@ def test_wrong_masks(tmp_path: Path) -> None:
         PlaceMask()(image, tmp_path / "colors.png")
     with pytest.raises(ScanError, match=r"nothing\.png: unreadable mask \(FileNotFoundError\)"):
         PlaceMask()(image, str(tmp_path / "nothing.png"))
-    with pytest.raises(RuntimeError) as error:  # MONAI's, around it
+    with pytest.raises(ValueError, match="a mask belongs to one slide"):
         load_chain("slide_tiles", keys=["image", "mask"])
-    assert "a mask belongs to one slide" in str(error.value.__cause__)

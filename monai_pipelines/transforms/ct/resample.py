@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from monai_pipelines.transforms.ct.grid import cubic_weights, placed, resample_separable
 from monai_pipelines.transforms.inverse import FixedSpatial, FixedSpatiald
+from monai_pipelines.transforms.sizes import checked_size
 
 AIR_HU = -1000.0
 LOWEST_HU = -1024.0
@@ -55,7 +56,7 @@ class ResampleCT(FixedSpatial):
     ) -> None:
         if size is None and spacing_mm is None:
             raise ValueError("ResampleCT: give size (voxels), spacing_mm, or both")
-        self.size = None if size is None else np.broadcast_to(np.asarray(size, int), 3)
+        self.size = None if size is None else np.array(checked_size("ResampleCT: size", size, 3))
         self.spacing_mm = None if spacing_mm is None else np.broadcast_to(np.asarray(spacing_mm, float), 3)
         if margin_mm < 0 or any(v is not None and v.min() <= 0 for v in (self.size, self.spacing_mm)):
             got = f"{size}, {spacing_mm} and {margin_mm}"

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from monai_pipelines.transforms.boxes import MIN_VISIBLE, RandSpatial, RandSpatiald
+from monai_pipelines.transforms.sizes import checked_size
 
 ORDERS = {"bilinear": 1, "nearest": 0}
 BACKENDS = ("torch", "elasticdeform")
@@ -116,7 +117,7 @@ class RandSpatial3D(RandSpatial):
         elastic_std_voxels: standard deviation of the control points' displacements.
         elastic_prob: its probability.
         elastic_points: control points along each axis.
-        crop_size: size (X, Y, Z) of a sub-volume, always taken, at a random position; None keeps the whole.
+        crop_size: size (X, Y, Z) of a sub-volume, or one number, always taken, at a random position; None keeps all.
         mode: "bilinear" (in 3D: trilinear), or "nearest" for masks.
         fill: value outside the input; "bilinear" blends into it over one voxel.
         backend: "torch", or "elasticdeform" (optional package), the slower reference, on the CPU. They differ only in
@@ -155,7 +156,7 @@ class RandSpatial3D(RandSpatial):
         elastic_std_voxels: float = 3.0,
         elastic_prob: float = 0.2,
         elastic_points: int = 3,
-        crop_size: Sequence[int] | None = None,
+        crop_size: int | Sequence[int] | None = None,
         mode: str = "bilinear",
         fill: float = 0.0,
         backend: str = "torch",
@@ -183,8 +184,7 @@ class RandSpatial3D(RandSpatial):
             raise ValueError(f"RandSpatial3D: scale must be (low, high), 0 < low <= high, got {list(scale)}")
         if elastic_points < 2:
             raise ValueError(f"RandSpatial3D: elastic_points must be 2 or more, got {elastic_points}")
-        if crop_size is not None and (len(crop_size) != 3 or min(crop_size) < 1):
-            raise ValueError(f"RandSpatial3D: crop_size must be three sizes in voxels or None, got {list(crop_size)}")
+        self.crop_size = None if crop_size is None else checked_size("RandSpatial3D: crop_size", crop_size, 3)
         for name, value, known in (("mode", mode, ORDERS), ("backend", backend, BACKENDS)):
             if value not in known:
                 raise ValueError(f"RandSpatial3D: {name} must be one of {', '.join(known)}, got {value!r}")
@@ -198,7 +198,6 @@ class RandSpatial3D(RandSpatial):
             elastic_prob,
             elastic_points,
         )
-        self.crop_size = None if crop_size is None else tuple(crop_size)
         self.mode, self.fill = mode, fill
         self.warp = _warp_torch if backend == "torch" else _warp_elasticdeform
 

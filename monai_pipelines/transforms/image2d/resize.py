@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from monai_pipelines.transforms.inverse import FixedSpatial, FixedSpatiald
+from monai_pipelines.transforms.sizes import checked_size
 
 
 def moved(pixels: Tensor, image: MetaTensor, start: Sequence[float], step: Sequence[float] = (1, 1)) -> MetaTensor:
@@ -35,7 +36,7 @@ class ResizeImage(FixedSpatial):
     """Resize an image, anti-aliased: a triangle filter as wide as the reduction, bilinear for enlarging.
 
     Args:
-        size: (H, W) of the result, pixels.
+        size: (H, W) of the result, pixels, or one number for both.
         fit: if the aspect ratio differs, "stretch" changes it; "pad" keeps it and pads both sides; "crop" keeps it and
             cuts off both sides.
         fill: brightness of the padding, 0 (black) to 1 (white).
@@ -57,15 +58,13 @@ class ResizeImage(FixedSpatial):
     """
 
     def __init__(
-        self, size: Sequence[int], fit: Literal["stretch", "pad", "crop"] = "stretch", fill: float = 0.0
+        self, size: Sequence[int] | int, fit: Literal["stretch", "pad", "crop"] = "stretch", fill: float = 0.0
     ) -> None:
-        if len(size) != 2 or min(size) < 1:
-            raise ValueError(f"ResizeImage: size must be (H, W) in pixels, got {list(size)}")
         if fit not in ("stretch", "pad", "crop"):
             raise ValueError(f"ResizeImage: fit must be 'stretch', 'pad' or 'crop', got {fit!r}")
         if not 0 <= fill <= 1:
             raise ValueError(f"ResizeImage: fill must lie in 0..1 (black..white), got {fill}")
-        self.size, self.fit, self.fill = (int(size[0]), int(size[1])), fit, fill
+        self.size, self.fit, self.fill = checked_size("ResizeImage: size", size, 2), fit, fill
 
     def __call__(self, img: NdarrayOrTensor) -> MetaTensor:
         image: Any = convert_to_tensor(img, track_meta=True)
@@ -87,17 +86,16 @@ class ResizeImage(FixedSpatial):
         start = [(0.5 - b) * s - 0.5 for b, s in zip(before, step, strict=True)]
         return self._traced(moved(pixels, image, start, step), image)
 
-    def _inner(self, source: tuple[int, ...]) -> tuple[int, int]:
+    def _inner(self, source: tuple[int, ...]) -> tuple[int, ...]:
         """Size of the image before it is padded or cut."""
         if self.fit == "stretch":
             return self.size
         scales = [wanted / got for wanted, got in zip(self.size, source, strict=True)]
         scale = min(scales) if self.fit == "pad" else max(scales)
-        height, width = (max(1, round(scale * s)) for s in source)
-        return height, width
+        return tuple(max(1, round(scale * s)) for s in source)
 
 
-def _resized(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+def _resized(pixels: Tensor, size: tuple[int, ...]) -> Tensor:
     """(C, *size) of the same dtype, via float32 where torch needs it."""
     whole = pixels.dtype == torch.uint8
     direct = pixels.dtype in (torch.float32, torch.float64) or (whole and pixels.device.type == "cpu")

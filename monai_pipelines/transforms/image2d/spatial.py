@@ -17,6 +17,7 @@ from torch.nn.functional import grid_sample
 
 from monai_pipelines.transforms.boxes import MIN_VISIBLE, RandSpatial, RandSpatiald
 from monai_pipelines.transforms.random import RandImage
+from monai_pipelines.transforms.sizes import checked_size
 
 MODES = ("bilinear", "nearest")
 FILLS = ("border", "reflection")
@@ -76,7 +77,7 @@ class RandSpatial2D(RandImage, RandSpatial):
         scale_prob: its probability.
         shift: largest shift as a fraction of the side, one number or (rows, columns).
         shift_prob: its probability.
-        crop_size: size (H, W) of a crop, always taken, at a random position; None keeps the whole.
+        crop_size: size (H, W), or one number, of a crop, always taken, at a random position; None keeps the whole.
         mode: "bilinear" or "nearest".
         fill: outside the input: "border" (nearest pixel), "reflection", or a value, into which the interpolation
             blends over one pixel.
@@ -110,7 +111,7 @@ class RandSpatial2D(RandImage, RandSpatial):
         scale_prob: float = 0.5,
         shift: float | Sequence[float] = 0.05,
         shift_prob: float = 0.5,
-        crop_size: Sequence[int] | None = None,
+        crop_size: int | Sequence[int] | None = None,
         mode: str = "bilinear",
         fill: str | float = "border",
     ) -> None:
@@ -132,8 +133,7 @@ class RandSpatial2D(RandImage, RandSpatial):
                 raise ValueError(f"RandSpatial2D: {name} must be 0 or more (it holds for both directions), got {limit}")
         if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
             raise ValueError(f"RandSpatial2D: scale must be (low, high), 0 < low <= high, got {list(scale)}")
-        if crop_size is not None and (len(crop_size) != 2 or min(crop_size) < 1):
-            raise ValueError(f"RandSpatial2D: crop_size must be (H, W) in pixels or None, got {list(crop_size)}")
+        self.crop_size = None if crop_size is None else checked_size("RandSpatial2D: crop_size", crop_size, 2)
         if mode not in MODES:
             raise ValueError(f"RandSpatial2D: mode must be one of {', '.join(MODES)}, got {mode!r}")
         if fill not in FILLS and not isinstance(fill, Real):
@@ -141,7 +141,6 @@ class RandSpatial2D(RandImage, RandSpatial):
         self.probs = np.hstack([rotate90_prob, rotation_prob, scale_prob, shift_prob, ensure_tuple_rep(flip_prob, 2)])
         self.shift = np.array(ensure_tuple_rep(shift, 2), dtype=float)
         self.rotation_deg, self.scale = float(rotation_deg), (float(scale[0]), float(scale[1]))
-        self.crop_size = None if crop_size is None else tuple(crop_size)
         self.mode, self.fill = mode, fill
 
     def _draw(self) -> SpatialDraw2D:

@@ -151,9 +151,9 @@ def test_affine_follows(source: tuple[int, int], size: tuple[int, int], fit: str
 
 
 def test_errors() -> None:
-    with pytest.raises(ValueError, match=r"size must be \(H, W\) in pixels, got \[20\]"):
+    with pytest.raises(ValueError, match=r"size must be \(H, W\) in pixels, or one number, got \[20\]"):
         ResizeImage([20])
-    with pytest.raises(ValueError, match=r"size must be \(H, W\) in pixels, got \[20, 0\]"):
+    with pytest.raises(ValueError, match=r"size must be \(H, W\) in pixels, or one number, got \[20, 0\]"):
         ResizeImage([20, 0])
     with pytest.raises(ValueError, match="fit must be 'stretch', 'pad' or 'crop', got 'squash'"):
         ResizeImage((2, 2), "squash")

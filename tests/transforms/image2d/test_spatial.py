@@ -242,7 +242,7 @@ def test_parts_are_drawn_independently_within_rates_and_limits() -> None:
         ({"rotation_deg": -10}, "rotation_deg must be 0 or more .* got -10"),
         ({"shift": (0, -1)}, r"shift must be 0 or more .* got \(0, -1\)"),
         ({"scale": (1.1, 0.9)}, r"scale must be \(low, high\), 0 < low <= high, got \[1.1, 0.9\]"),
-        ({"crop_size": (5,)}, r"crop_size must be \(H, W\) in pixels or None, got \[5\]"),
+        ({"crop_size": (5,)}, r"crop_size must be \(H, W\) in pixels, or one number, got \(5,\)"),
         ({"mode": "bicubic"}, "mode must be one of bilinear, nearest, got 'bicubic'"),
         ({"fill": "edge"}, "fill must be one of border, reflection or a value, got 'edge'"),
         ({"fill": None}, "fill must be one of border, reflection or a value, got None"),
