@@ -12,11 +12,11 @@ from scipy.special import stdtr, stdtrit
 from scipy.stats import norm, rankdata
 
 from monai_pipelines.metrics.boxes import Detections, Lesions, checked_study
-from monai_pipelines.metrics.class_summary import ClassMetrics
+from monai_pipelines.metrics.class_summary import WITHOUT_UPPER_BOUND, ClassMetrics
 from monai_pipelines.metrics.classification import classification_metrics
 from monai_pipelines.metrics.confusion_counts import mean_of_defined
 from monai_pipelines.metrics.detection import metrics_of_study
-from monai_pipelines.metrics.intervals import over_resamples, resampled_metrics
+from monai_pipelines.metrics.intervals import BOUNDS, over_resamples, resampled_metrics
 from monai_pipelines.metrics.weighted import group_indices
 
 _ROUNDING = 1e-12
@@ -35,11 +35,11 @@ def compare_predictions(
     """Differences between two models in all metrics on the same images, with intervals and p values.
 
     Both models are scored on the same resampled patients, so what makes an image hard for both cancels. The 95%
-    interval is ``difference +- t s``, with s the standard deviation of the resampled differences times
-    ``sqrt(n / (n - 1))`` for n patients, and t the quantile of Student's distribution with n - 1 degrees of freedom; p
-    is the two-sided p value of ``difference / s``. Percentiles of the resamples are too narrow for few patients. Areas
-    under the ROC curve are also compared by :func:`delong_test`. The calibration error is biased upwards on few images,
-    and more so in resamples: its interval is approximate.
+    interval is ``difference +- t s``, cut at the largest possible difference, with s the standard deviation of the
+    resampled differences times ``sqrt(n / (n - 1))`` for n patients, and t the quantile of Student's distribution with
+    n - 1 degrees of freedom; p is the two-sided p value of ``difference / s``. Percentiles of the resamples are too
+    narrow for few patients. Areas under the ROC curve are also compared by :func:`delong_test`. The calibration error
+    is biased upwards on few images, and more so in resamples: its interval is approximate.
 
     Args:
         prob_a, prob_b: (N, C) probabilities of the models, rows in the same order.
@@ -80,11 +80,14 @@ def compare_predictions(
     positive = truth == 1 if truth.ndim == 2 else truth[:, None] == np.arange(scores[0].shape[1])
     classes = [1] if positive.shape[1] == 2 and truth.ndim == 1 else range(positive.shape[1])
     num = len(set(groups))
+    bounds = BOUNDS if len(classes) == 1 or truth.ndim == 2 else {**BOUNDS, "brier": (0, 2)}
+    metrics = {}
+    for name in a:
+        low, high = bounds.get(name, (0, 1))
+        difference = _difference(b[name] - a[name], boot_b[name] - boot_a[name], num, high - low)
+        metrics[name] = {"a": a[name], "b": b[name], **difference}
     return {
-        "metrics": {
-            name: {"a": a[name], "b": b[name], **_difference(b[name] - a[name], boot_b[name] - boot_a[name], num)}
-            for name in a
-        },
+        "metrics": metrics,
         "delong": [delong_test(positive[:, k], scores[0][:, k], scores[1][:, k], groups)._asdict() for k in classes],
     }
 
@@ -131,8 +134,9 @@ def compare_detections(
             _with_resamples(metrics, num, num_resamples, seed) for metrics in (metrics_a, metrics_b)
         )
         for name, in_a in values_a.items():
-            in_b = values_b[name]
-            differences[name] = {"a": in_a, "b": in_b, **_difference(in_b - in_a, boot_b[name] - boot_a[name], num)}
+            in_b, largest = values_b[name], math.inf if name in WITHOUT_UPPER_BOUND else 1
+            difference = _difference(in_b - in_a, boot_b[name] - boot_a[name], num, largest)
+            differences[name] = {"a": in_a, "b": in_b, **difference}
     return differences
 
 
@@ -148,14 +152,15 @@ def _with_resamples(
     )
 
 
-def _difference(value: float, resamples: NDArray[np.float64], num_groups: int) -> dict[str, float]:
+def _difference(value: float, resamples: NDArray[np.float64], num_groups: int, largest: float) -> dict[str, float]:
+    """Interval and p value of a difference that lies in -largest..largest."""
     defined = resamples[np.isfinite(resamples)]
     low = high = p = math.nan
     if not math.isnan(value) and 2 * len(defined) >= len(resamples) and num_groups > 1:
         error = float(defined.std()) * math.sqrt(num_groups / (num_groups - 1))
         if error > _ROUNDING:
             reach = float(stdtrit(num_groups - 1, 0.975)) * error
-            low, high = value - reach, value + reach
+            low, high = max(-largest, value - reach), min(largest, value + reach)
             p = 2 * float(stdtr(num_groups - 1, -abs(value) / error))
         elif abs(value) <= _ROUNDING:
             low, high, p = value, value, 1.0

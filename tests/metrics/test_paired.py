@@ -129,6 +129,19 @@ def test_delong_for_each_class():
     assert tests == [delong_test(label % 2, two[0][:, 1], two[1][:, 1], groups)._asdict()]
 
 
+def test_intervals_of_three_patients_stay_within_what_is_possible():
+    label = np.array([0, 1, 0, 1, 0, 1])
+    a = np.array([0.9, 0.2, 0.4, 0.6, 0.3, 0.9])
+    b = np.array([0.1, 0.9, 0.8, 0.7, 0.6, 0.2])
+    groups = [0, 0, 1, 1, 2, 2]
+    metrics = compare_predictions(*(np.stack([1 - p, p], 1) for p in (a, b)), label, groups)["metrics"]
+    limits = {name: 2 if name in ("mcc", "kappa") else 1 for name in metrics if name != "log_loss"}
+    ends = {name: (metrics[name]["low"], metrics[name]["high"]) for name in limits}
+    assert all(-limits[name] <= low <= high <= limits[name] for name, (low, high) in ends.items() if low == low)
+    assert ends["roc_auc"][0] == -1
+    assert metrics["log_loss"]["high"] - metrics["log_loss"]["low"] > 4
+
+
 def test_undefined_metrics_are_nan():
     a, b, _, groups = _cohort(8)
     result = compare_predictions(a, b, np.zeros(120, int), groups, num_resamples=20)
