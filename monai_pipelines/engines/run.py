@@ -11,6 +11,7 @@ from monai.bundle import ConfigParser
 
 from monai_pipelines.engines.evaluation import evaluate, predict
 from monai_pipelines.runs.export import export
+from monai_pipelines.runs.folder import check_no_run
 from monai_pipelines.runs.inference import inference_config, training_config
 
 Paths = str | PathLike[str]
@@ -76,8 +77,11 @@ class Run:
 
         Raises:
             CohortError, FileNotFoundError: nothing to predict, or no checkpoint.
+            FileExistsError: ``out`` is the folder of a training.
             ValueError: an override that names nothing.
         """
+        if out is not None:
+            check_no_run(out)
         quiet: dict[str, Any] = {"handlers": []} if out is None else {"output_dir": str(out)}
         config = inference_config(self.folders[0], **self._weights(), dataset_dir=str(source), **quiet, **overrides)
         config.get_parsed_content("trained").load()
@@ -109,9 +113,11 @@ class Run:
 
         Raises:
             CohortError: lists all problems of the data.
+            FileExistsError: ``out`` is the folder of a training.
             ValueError: images that were seen in training, data whose classes cannot be renamed, an override that names
                 nothing.
         """
+        check_no_run(out)
         config = training_config(self.folders[0], **overrides)
         if rename and "rename" not in config["cohort"]:
             raise ValueError(f"{data}: rename wants classes with names; the labels of these data are numbers")

@@ -20,6 +20,7 @@ from monai.utils import set_determinism
 from monai_pipelines.chains import did_you_mean
 from monai_pipelines.declared import declared_path, find_bundle, in_installed_package
 from monai_pipelines.errors import ChainMismatchError, CohortError, ScanError, error_text, root_cause
+from monai_pipelines.runs.folder import check_no_run
 from monai_pipelines.runs.workflow import configs_of, this_workflow, unused_names
 
 _TEXT = re.compile(r"[^$@%].*|\$@\w+ \+ '/.*")  # a default that is a text or a path
@@ -84,6 +85,7 @@ def start_run(
         output_dir: where files will be written.
 
     Raises:
+        FileExistsError: an inference into the folder of a training.
         SystemExit: ``bundle_root`` is no bundle, ``output_dir`` is in the installed package, a config comes after those
             that change it, an override names nothing that the configs have, or is no list where they have one.
     """
@@ -103,6 +105,8 @@ def start_run(
         trained = _of_the_run(command)
         _start_again_as_meant(command, trained)
     _check_overrides(command, trained)
+    if output_dir is not None and command.config_files and "train" not in _content(command):
+        check_no_run(output_dir)
     if seed is not None:
         set_determinism(seed)
 
@@ -157,7 +161,7 @@ def check_order(config_files: Sequence[str]) -> None:
 
 
 def _check_overrides(command: CommandLine, trained: Iterable[str]) -> None:
-    configs = ConfigParser.load_config_files(command.config_files)
+    configs = _content(command)
     known = {*_TRACKING, *map(top, configs), *trained}
     workflow = this_workflow()
     wrong = [name for name in command.overrides if top(name) not in known]
@@ -175,6 +179,10 @@ def _check_overrides(command: CommandLine, trained: Iterable[str]) -> None:
             raise SystemExit(f'--{name} {value}: wanted a list, such as "[{listed}]"')
 
 
+def _content(command: CommandLine) -> dict[str, Any]:
+    return ConfigParser.load_config_files(command.config_files)
+
+
 def _of_the_run(command: CommandLine) -> dict[str, Any]:
     """What an inference takes from the run of its checkpoint."""
     from monai_pipelines.runs.inference import values_beside  # it reads command lines, too
@@ -188,7 +196,7 @@ def _start_again_as_meant(command: CommandLine, trained: Mapping[str, Any]) -> N
     To MONAI ``true`` and ``null`` are texts, ``--dataset_dir 2024`` is a number, and so are the names in
     ``--classes [0,1]``; ``None`` leaves the config's value as it is.
     """
-    defaults = ConfigParser.load_config_files(command.config_files)
+    defaults = _content(command)
     arguments = as_meant(sys.argv[1:], defaults)
     others = {name: value for name, value in trained.items() if (name, value) not in defaults.items()}
     shown = {name: "$None" if value is None else repr(value) for name, value in others.items()}

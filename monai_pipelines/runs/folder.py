@@ -109,6 +109,19 @@ def claim_folder(output_dir: str | PathLike[str], resume: bool = False, overwrit
         )
 
 
+def check_no_run(output_dir: str | PathLike[str]) -> None:
+    """Check that results of other data do not replace those of a run.
+
+    Raises:
+        FileExistsError: the folder is that of a training.
+    """
+    if RunFolder(output_dir).run is not None:
+        raise FileExistsError(
+            f"{output_dir}: the folder of a training, whose evaluation would be replaced; name another, such as "
+            f"{Path(output_dir, 'inference')}"
+        )
+
+
 def is_place(name: str) -> bool:
     """Whether an entry of a config says where things are, or depends on the machine."""
     return name in _OF_THE_MACHINE or name.endswith(("_dir", "_root"))

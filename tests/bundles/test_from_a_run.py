@@ -127,8 +127,19 @@ def test_inference_needs_the_checkpoint_alone(tmp_path: Path) -> None:
     assert float(row["prob_diseased"]) == pytest.approx(
         load_run(run).predict(demo.data / "disease")[0]["prob"]["diseased"], abs=1e-4
     )
+    in_run = [*arguments, "--output_dir", str(run)]
+    assert "whose evaluation would be replaced" in run_command(bundle.root, "run", *in_run, check=False).stderr
     named = run_command(bundle.root, "run", *arguments, "--size", "[48, 48]", check=False)
     assert "resize.size: [32, 32] there, [48, 48] here" in named.stderr, "what is named stays"
+
+
+@pytest.mark.xdist_group(NAME)
+def test_results_of_other_data_do_not_replace_those_of_a_run() -> None:
+    demo = demo_of(NAME)
+    with pytest.raises(FileExistsError, match="whose evaluation would be replaced; name another"):
+        load_run(demo.run).predict(demo.data / "disease", demo.run)
+    with pytest.raises(FileExistsError, match="whose evaluation would be replaced; name another"):
+        load_run(demo.run).evaluate(demo.data, demo.run)
 
 
 @pytest.mark.xdist_group(NAME)
