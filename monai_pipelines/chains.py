@@ -270,6 +270,9 @@ class RandomChain(Chain, Compose):  # type: ignore[misc]
 _in_this_worker = count()  # chains without a seed, so that two equal ones draw differently
 
 
+_OF_EACH_AXIS = ("size", "spacing_mm")  # knobs that may be one number
+
+
 def load_chain(name: str | Path, steps: Mapping[str, Any] | None = None, **knobs: Any) -> Chain:
     """Load a declared transform chain, with some of its knobs or steps changed.
 
@@ -295,12 +298,11 @@ def load_chain(name: str | Path, steps: Mapping[str, Any] | None = None, **knobs
     path = chain_file(name)
     config: dict[str, Any] = dict(ConfigParser.load_config_file(path))
     declared_steps: dict[str, dict[str, Any]] = dict(config.pop("steps"))
-    single = []
+    lists = {knob: value for knob, value in config.items() if isinstance(value, list)}
     for knob, value in knobs.items():
         _check_name(path.stem, "knob", knob, config)
-        if isinstance(config[knob], list) and isinstance(value, int | float | str):
-            single.append(f"{knob} {value!r}: wanted a list, such as {config[knob]}")
-        config[knob] = _plain(value)
+        of_each_axis = knob in _OF_EACH_AXIS and knob in lists and isinstance(value, int | float)
+        config[knob] = [value] * len(lists[knob]) if of_each_axis else _plain(value)
     for step, change in (steps or {}).items():
         _check_name(path.stem, "step", step, declared_steps)
         if change is None or change is False:
@@ -345,8 +347,10 @@ def load_chain(name: str | Path, steps: Mapping[str, Any] | None = None, **knobs
             cause = root_cause(error)
             if not isinstance(cause, ValueError | TypeError | KeyError):
                 raise
-            problem = "; ".join(single) or error_text(cause)
-            raise ValueError(f"chain {path.stem}, step {step!r}: {problem}") from None
+            used = [knob for knob in lists if f"'@{knob}'" in str(declared_steps[step])]
+            single = [knob for knob in used if isinstance(config[knob], int | float | str)]
+            hints = "".join(f" ({knob}: wanted a list, such as {lists[knob]}, got {config[knob]})" for knob in single)
+            raise ValueError(f"chain {path.stem}, step {step!r}: {error_text(cause)}{hints}") from cause
     return Chain(chain_steps, description, ensure_tuple(config.get("keys", "image"))[0])
 
 

@@ -181,12 +181,12 @@ def _overlap(boxes: Tensor) -> Tensor:
 def _not_suppressed(overlap: Tensor) -> Tensor:
     """Which boxes (B, N), highest score first, remain when each that does suppresses the later ones it overlaps.
 
-    A box is decided once those before it are, so that the loop ends with what going through them in order gives.
+    Repeated until nothing changes; after k rounds the first k boxes are final, as if gone through in order.
     """
     earlier = overlap.tril(-1)
     kept = torch.ones_like(earlier[:, 0])
-    decided = torch.zeros_like(kept)
-    while bool((kept != decided).any()):
-        decided = kept
-        kept = ~(earlier & decided.unsqueeze(1)).any(-1)
+    before = torch.zeros_like(kept)
+    while bool((kept != before).any()):
+        before = kept
+        kept = ~(earlier & before.unsqueeze(1)).any(-1)
     return kept

@@ -117,7 +117,6 @@ class Run:
             ValueError: images that were seen in training, data whose classes cannot be renamed, an override that names
                 nothing.
         """
-        check_no_run(out)
         config = training_config(self.folders[0], **overrides)
         if rename and "rename" not in config["cohort"]:
             raise ValueError(f"{data}: rename wants classes with names; the labels of these data are numbers")
@@ -134,9 +133,10 @@ class Run:
             "title": f"{config.get_parsed_content('title')}: {Path(data).name}",
         }
         config.update({name: value for name, value in values.items() if name not in overrides})
+        check_no_run(config.get_parsed_content("output_dir"))
         return _evaluate(config)
 
-    def export(self, file: Paths, size: Sequence[int] | None = None, **overrides: Any) -> dict[str, Any]:
+    def export(self, file: Paths, size: int | Sequence[int] | None = None, **overrides: Any) -> dict[str, Any]:
         """Write the network as TorchScript or ONNX, see `monai_pipelines.runs.export.export`.
 
         Args:

@@ -100,7 +100,7 @@ class AttentionMIL(nn.Module):
 
         Args:
             bag: (B, N, in_features) floating point; with a backbone its input, (B, N, 3, H, W).
-            mask: (B, N) bool, True where there is a tile; None: everywhere, as always in a trace.
+            mask: (B, N) bool, True where there is a tile; None: everywhere; a trace takes none.
             return_attention: return the attention too.
 
         Returns:
@@ -113,7 +113,7 @@ class AttentionMIL(nn.Module):
         if not torch.jit.is_scripting():
             self._check(bag, mask, return_attention)
             if torch.jit.is_tracing():
-                return self._traced(bag)
+                return self._traced(bag, mask, return_attention)
         if mask is None:
             mask = torch.ones(bag.shape[:2], dtype=torch.bool, device=bag.device)
         num_tiles: list[int] = mask.sum(1).tolist()
@@ -145,8 +145,10 @@ class AttentionMIL(nn.Module):
         return logits
 
     @torch.jit.unused
-    def _traced(self, bag: Tensor) -> Tensor:
+    def _traced(self, bag: Tensor, mask: Tensor | None, return_attention: bool) -> Tensor:
         """Logits of bags of tiles only, by tensor operations that hold for any number of them."""
+        if mask is not None or return_attention:
+            raise ValueError("AttentionMIL: a trace takes bags without a mask and gives no attention")
         hidden = self.embed(self._features(bag.flatten(0, 1)))
         of_bags = hidden.reshape(bag.shape[0], bag.shape[1], -1)
         if self.attend is None:

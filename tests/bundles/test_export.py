@@ -150,6 +150,8 @@ def _fixed(folder: Path) -> Trained:
 def test_a_network_of_one_size(suffix: str, tmp_path: Path) -> None:
     described = exporting.export(_fixed(tmp_path), tmp_path / f"model{suffix}", size=[40, 48])
     assert described["inputs"] == {"image": ["batch", 1, 40, 48]}
+    with pytest.raises(ValueError, match="size must be"):
+        exporting.export(_fixed(tmp_path), tmp_path / f"other{suffix}", size=[40, 48, 8])
     with pytest.raises(ValueError, match=r"does not take \(2, 1, 64, 64\).*--size"):
         exporting.export(_fixed(tmp_path), tmp_path / f"other{suffix}")
     assert not list(tmp_path.glob("other*"))

@@ -58,9 +58,9 @@ class ResampleCT(FixedSpatial):
             raise ValueError("ResampleCT: give size (voxels), spacing_mm, or both")
         self.size = None if size is None else np.array(checked_size("ResampleCT: size", size, 3))
         self.spacing_mm = None if spacing_mm is None else np.broadcast_to(np.asarray(spacing_mm, float), 3)
-        if margin_mm < 0 or any(v is not None and v.min() <= 0 for v in (self.size, self.spacing_mm)):
-            got = f"{size}, {spacing_mm} and {margin_mm}"
-            raise ValueError(f"ResampleCT: size and spacing_mm must be positive, margin_mm not negative, got {got}")
+        if margin_mm < 0 or (self.spacing_mm is not None and self.spacing_mm.min() <= 0):
+            got = f"{spacing_mm} and {margin_mm}"
+            raise ValueError(f"ResampleCT: spacing_mm must be positive, margin_mm not negative, got {got}")
         self.margin_mm = margin_mm
 
     def __call__(self, img: torch.Tensor | NDArray[Any], mask: MetaTensor | None = None) -> Any:
