@@ -221,7 +221,7 @@ def _name_patients(items: Sequence[Item], pattern: re.Pattern[str] | None) -> li
     if not pattern or not nameless:
         return []
     images = f"{len(nameless)} of {len(items)} images, such as {nameless[0]}"
-    return [f"patient_pattern {pattern.pattern!r} finds no patient in {images}"]
+    return [f"patient_pattern {pattern.pattern!r} finds no patient in {images}; null: a patient for each image"]
 
 
 def _innermost(path: Path) -> Path:
