@@ -124,7 +124,8 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
         "images outside the class folders: 1, such as loose.png",
     ]
     assert _problems(tmp_path, patient_pattern=r"(p\d)_")[1] == (
-        "patient_pattern '(p\\\\d)_' finds no patient in 1 of 13 images, such as sick/odd.png; null: a patient for each image"
+        "patient_pattern '(p\\\\d)_' finds no patient in 1 of 13 images, such as sick/odd.png; "
+        "null: a patient for each image"
     )
 
 
@@ -194,7 +195,8 @@ def test_pattern_names_the_patients_of_a_table(tmp_path: Path, columns: str, fie
         assert set().union(*patients) == {f"{c}{k}" for c in "ab" for k in range(8)}
         assert all(part.count(name) == 2 for part in patients for name in part), "both tiles of a slide stay together"
     assert _problems(tmp_path, patient_pattern=r"(a\d)_") == [
-        "patient_pattern '(a\\\\d)_' finds no patient in 16 of 32 images, such as b0_0.png; null: a patient for each image"
+        "patient_pattern '(a\\\\d)_' finds no patient in 16 of 32 images, such as b0_0.png; "
+        "null: a patient for each image"
     ]
 
 
