@@ -301,8 +301,8 @@ def load_chain(name: str | Path, steps: Mapping[str, Any] | None = None, **knobs
     lists = {knob: value for knob, value in config.items() if isinstance(value, list)}
     for knob, value in knobs.items():
         _check_name(path.stem, "knob", knob, config)
-        of_each_axis = knob in _OF_EACH_AXIS and knob in lists and isinstance(value, int | float)
-        config[knob] = [value] * len(lists[knob]) if of_each_axis else _plain(value)
+        one = knob in _OF_EACH_AXIS and knob in lists and isinstance(value, int | float)
+        config[knob] = [value] * len(lists[knob]) if one else _plain(value)
     for step, change in (steps or {}).items():
         _check_name(path.stem, "step", step, declared_steps)
         if change is None or change is False:
@@ -344,12 +344,11 @@ def load_chain(name: str | Path, steps: Mapping[str, Any] | None = None, **knobs
         try:
             chain_steps[step] = parser.get_parsed_content(f"steps::{step}")
         except RuntimeError as error:  # MONAI's, around it
-            cause = root_cause(error)
+            cause, used = root_cause(error), str(declared_steps[step])
             if not isinstance(cause, ValueError | TypeError | KeyError):
                 raise
-            used = [knob for knob in lists if f"'@{knob}'" in str(declared_steps[step])]
-            single = [knob for knob in used if isinstance(config[knob], int | float | str)]
-            hints = "".join(f" ({knob}: wanted a list, such as {lists[knob]}, got {config[knob]})" for knob in single)
+            single = [k for k in lists if f"'@{k}'" in used and not isinstance(config[k], list | None)]
+            hints = "".join(f" ({k}: wanted a list, such as {lists[k]}, got {config[k]})" for k in single)
             raise ValueError(f"chain {path.stem}, step {step!r}: {error_text(cause)}{hints}") from cause
     return Chain(chain_steps, description, ensure_tuple(config.get("keys", "image"))[0])
 
