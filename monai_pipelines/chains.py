@@ -298,11 +298,11 @@ def load_chain(name: str | Path, steps: Mapping[str, Any] | None = None, **knobs
     path = chain_file(name)
     config: dict[str, Any] = dict(ConfigParser.load_config_file(path))
     declared_steps: dict[str, dict[str, Any]] = dict(config.pop("steps"))
-    lists = {knob: value for knob, value in config.items() if isinstance(value, list)}
     for knob, value in knobs.items():
         _check_name(path.stem, "knob", knob, config)
-        one = knob in _OF_EACH_AXIS and knob in lists and isinstance(value, int | float)
-        config[knob] = [value] * len(lists[knob]) if one else _plain(value)
+        if knob in _OF_EACH_AXIS and isinstance(config[knob], list) and isinstance(value, int | float):
+            value = [value] * len(config[knob])
+        config[knob] = _plain(value)
     for step, change in (steps or {}).items():
         _check_name(path.stem, "step", step, declared_steps)
         if change is None or change is False:
@@ -344,12 +344,10 @@ def load_chain(name: str | Path, steps: Mapping[str, Any] | None = None, **knobs
         try:
             chain_steps[step] = parser.get_parsed_content(f"steps::{step}")
         except RuntimeError as error:  # MONAI's, around it
-            cause, used = root_cause(error), str(declared_steps[step])
+            cause = root_cause(error)
             if not isinstance(cause, ValueError | TypeError | KeyError):
                 raise
-            single = [k for k in lists if f"'@{k}'" in used and not isinstance(config[k], list | None)]
-            hints = "".join(f" ({k}: wanted a list, such as {lists[k]}, got {config[k]})" for k in single)
-            raise ValueError(f"chain {path.stem}, step {step!r}: {error_text(cause)}{hints}") from cause
+            raise ValueError(f"chain {path.stem}, step {step!r}: {error_text(cause)}") from cause
     return Chain(chain_steps, description, ensure_tuple(config.get("keys", "image"))[0])
 
 

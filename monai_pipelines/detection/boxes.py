@@ -64,9 +64,9 @@ def box_sizes(boxes: Tensor) -> Tensor:
     return high - low
 
 
-def side_lengths(image: Tensor) -> Tensor:
-    """Sides (d,) float32 of an image (B, C, *size), which a trace does not keep as constants."""
-    return torch.stack([torch.as_tensor(n, device=image.device) for n in image.shape[2:]]).float()
+def side_lengths(size: Sequence[int], device: torch.device) -> Tensor:
+    """A size (d,) as float32, which a trace does not keep as constants."""
+    return torch.stack([torch.as_tensor(n, device=device) for n in size]).float()
 
 
 def contains(boxes: Tensor, points: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from monai.data.box_utils import box_iou
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad, smooth_l1_loss
 
-from monai_pipelines.detection.boxes import Target, box_centers, box_sizes, contains
+from monai_pipelines.detection.boxes import Target, box_centers, box_sizes, contains, side_lengths
 from monai_pipelines.detection.detector import Detector
 from monai_pipelines.detection.losses import hard_negatives
 from monai_pipelines.detection.pyramid import FeaturePyramid
@@ -115,11 +115,11 @@ class FasterRCNN(Detector):
         extra = 4 * self.num_proposals  # as many are looked at
         scores, best = pad(prob.detach().squeeze(-1), (0, extra), value=-1.0).topk(extra)
         boxes = _rows(pad(boxes.detach(), (0, 0, 0, extra)), best)
-        limit = torch.stack([torch.as_tensor(n, device=boxes.device) for n in size] * 2).to(boxes)
-        boxes = torch.minimum(boxes.clamp(min=0), limit)
+        boxes = torch.minimum(boxes.clamp(min=0), side_lengths(size, boxes.device).repeat(2))
         low, high = boxes.chunk(2, dim=-1)
         large = (high - low >= 1).all(-1)
-        kept = large & _not_suppressed((_overlap(boxes) > self.proposal_iou) & large[:, None])
+        overlap = torch.stack([torch.as_tensor(box_iou(of_image, of_image)) for of_image in boxes])
+        kept = large & _not_suppressed((overlap > self.proposal_iou) & large[:, None])
         scores, best = torch.where(kept, scores, -1.0).topk(self.num_proposals)
         return _rows(boxes, best), scores >= 0
 
@@ -167,14 +167,6 @@ def _labels(target: Target, match: Tensor) -> Tensor:
 def _rows(boxes: Tensor, index: Tensor) -> Tensor:
     """Of boxes (B, N, 2 d) those of each image at (B, K)."""
     return boxes.gather(1, index[..., None].expand(-1, -1, boxes.shape[2]))
-
-
-def _overlap(boxes: Tensor) -> Tensor:
-    """Intersection over union (B, N, N) of boxes (B, N, 2 d), 0 with empty ones."""
-    low, high = boxes.chunk(2, dim=-1)
-    shared = torch.minimum(high[:, :, None], high[:, None]) - torch.maximum(low[:, :, None], low[:, None])
-    shared, area = shared.clamp(min=0).prod(-1), (high - low).prod(-1)
-    return shared / (area[:, :, None] + area[:, None] - shared).clamp(min=1e-12)
 
 
 @torch.jit.script_if_tracing  # type: ignore[untyped-decorator]

@@ -37,7 +37,7 @@ def roi_align(features: Tensor, boxes: Sequence[Tensor], stride: int, cells: int
     """
     dims, side = features.ndim - 2, cells * samples
     steps = (torch.arange(side, device=features.device, dtype=torch.float32) + 0.5) / side
-    extent = side_lengths(features) * stride
+    extent = side_lengths(features.shape[2:], features.device) * stride
     parts = []
     for one, these in zip(features, boxes, strict=True):
         lows, sides = these[:, :dims], box_sizes(these)

@@ -17,7 +17,12 @@ from monai_pipelines.metrics.weighted import MetricValues, WeightedMetrics, grou
 
 LEVEL = 0.95
 CHUNK = 16  # resamples at a time: a row of their weights fills two cache lines
-BOUNDS = {"mcc": (-1, 1), "kappa": (-1, 1), "kappa_quadratic": (-1, 1), "log_loss": (0, math.inf)}
+BOUNDS: dict[str, tuple[float, float]] = {
+    "mcc": (-1, 1),
+    "kappa": (-1, 1),
+    "kappa_quadratic": (-1, 1),
+    "log_loss": (0, math.inf),
+}
 LOGARITHMIC = ("brier", "log_loss")
 OF_ALL_ROWS = ("accuracy", "brier", "log_loss", "ece")
 OF_CLASS = ("precision", "recall", "f1", "average_precision", "average_precision_micro")
@@ -36,6 +41,11 @@ class Intervals(NamedTuple):
     """name -> (low, high), for the metrics of :func:`classification_metrics`"""
     per_class: list[dict[str, Interval]]
     """the same for each class, for the metrics of :func:`per_class_metrics`"""
+
+
+def bounds_of(multiclass: bool) -> dict[str, Interval]:
+    """Lowest and highest value of the metrics that do not lie in 0..1; multiclass: of one label among three or more."""
+    return {**BOUNDS, "brier": (0, 2)} if multiclass else BOUNDS
 
 
 def metric_intervals(
@@ -91,7 +101,7 @@ def metric_intervals(
     values, resamples = metrics(np.ones((num_groups, 1))), _resampled(metrics, num_resamples, seed)
     sides = np.array([_sides(rows, metrics.group) for rows in (metrics.positive, metrics.predicted)])
     averaged = sides[:, 1:] if metrics.micro is None else sides
-    bounds = BOUNDS if metrics.micro is None or metrics.multilabel else {**BOUNDS, "brier": (0, 2)}
+    bounds = bounds_of(multiclass=metrics.micro is not None and not metrics.multilabel)
     overall = _intervals(values.overall, resamples.overall, bounds, averaged, num_groups)
     if (ece := float(values.overall["ece"][0])) and "ece" in overall:
         errors = np.abs(resamples.gaps - values.gaps).sum(axis=0)

@@ -16,7 +16,7 @@ from monai_pipelines.metrics.class_summary import WITHOUT_UPPER_BOUND, ClassMetr
 from monai_pipelines.metrics.classification import classification_metrics
 from monai_pipelines.metrics.confusion_counts import mean_of_defined
 from monai_pipelines.metrics.detection import metrics_of_study
-from monai_pipelines.metrics.intervals import BOUNDS, over_resamples, resampled_metrics
+from monai_pipelines.metrics.intervals import bounds_of, over_resamples, resampled_metrics
 from monai_pipelines.metrics.weighted import group_indices
 
 _ROUNDING = 1e-12
@@ -80,7 +80,7 @@ def compare_predictions(
     positive = truth == 1 if truth.ndim == 2 else truth[:, None] == np.arange(scores[0].shape[1])
     classes = [1] if positive.shape[1] == 2 and truth.ndim == 1 else range(positive.shape[1])
     num = len(set(groups))
-    bounds = BOUNDS if len(classes) == 1 or truth.ndim == 2 else {**BOUNDS, "brier": (0, 2)}
+    bounds = bounds_of(multiclass=len(classes) > 1 and truth.ndim == 1)
     metrics = {}
     for name in a:
         low, high = bounds.get(name, (0, 1))

@@ -144,7 +144,6 @@ class AttentionMIL(nn.Module):
             return logits, attention
         return logits
 
-    @torch.jit.unused
     def _traced(self, bag: Tensor, mask: Tensor | None, return_attention: bool) -> Tensor:
         """Logits of bags of tiles only, by tensor operations that hold for any number of them."""
         if mask is not None or return_attention:

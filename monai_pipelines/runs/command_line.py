@@ -99,13 +99,13 @@ def start_run(
     if command.tracking == "mlflow":
         settings = declared_path("bundles") / "mlflow.yaml"
         raise SystemExit(f"--tracking mlflow: MONAI's settings do not fit these bundles; write --tracking {settings}")
-    trained = dict[str, Any]()
+    configs, trained = ConfigParser.load_config_files(command.config_files), dict[str, Any]()
     if _by_monai():
         check_order(command.config_files)
         trained = _of_the_run(command)
-        _start_again_as_meant(command, trained)
-    _check_overrides(command, trained)
-    if output_dir is not None and command.config_files and "train" not in _content(command):
+        _start_again_as_meant(command, configs, trained)
+    _check_overrides(command, configs, trained)
+    if output_dir is not None and configs and "train" not in configs:
         check_no_run(output_dir)
     if seed is not None:
         set_determinism(seed)
@@ -160,8 +160,7 @@ def check_order(config_files: Sequence[str]) -> None:
         raise SystemExit(f'{whole[0]} undoes what comes before it; write --config_file "[{listed}]"')
 
 
-def _check_overrides(command: CommandLine, trained: Iterable[str]) -> None:
-    configs = _content(command)
+def _check_overrides(command: CommandLine, configs: Mapping[str, Any], trained: Iterable[str]) -> None:
     known = {*_TRACKING, *map(top, configs), *trained}
     workflow = this_workflow()
     wrong = [name for name in command.overrides if top(name) not in known]
@@ -179,10 +178,6 @@ def _check_overrides(command: CommandLine, trained: Iterable[str]) -> None:
             raise SystemExit(f'--{name} {value}: wanted a list, such as "[{listed}]"')
 
 
-def _content(command: CommandLine) -> dict[str, Any]:
-    return ConfigParser.load_config_files(command.config_files)
-
-
 def _of_the_run(command: CommandLine) -> dict[str, Any]:
     """What an inference takes from the run of its checkpoint."""
     from monai_pipelines.runs.inference import values_beside  # it reads command lines, too
@@ -190,13 +185,12 @@ def _of_the_run(command: CommandLine) -> dict[str, Any]:
     return values_beside(command.config_files, command.overrides) if command.config_files else {}
 
 
-def _start_again_as_meant(command: CommandLine, trained: Mapping[str, Any]) -> None:
+def _start_again_as_meant(command: CommandLine, defaults: Mapping[str, Any], trained: Mapping[str, Any]) -> None:
     """Start this program again if MONAI reads arguments otherwise than they are meant, or not those of the run.
 
     To MONAI ``true`` and ``null`` are texts, ``--dataset_dir 2024`` is a number, and so are the names in
     ``--classes [0,1]``; ``None`` leaves the config's value as it is.
     """
-    defaults = _content(command)
     arguments = as_meant(sys.argv[1:], defaults)
     others = {name: value for name, value in trained.items() if (name, value) not in defaults.items()}
     shown = {name: "$None" if value is None else repr(value) for name, value in others.items()}

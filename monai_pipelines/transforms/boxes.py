@@ -305,8 +305,7 @@ class RandSpatiald(RandStepd, NoWayBack):
         shape, size = data[key].shape[-dims:], d[key].shape[-dims:]
         single = data[key].ndim == dims + 1
         if BOX_KEYS[0] in d:
-            given = [[d[k]] if single else d[k] for k in BOX_KEYS]
-            boxes, labels, ignore = given
+            boxes, labels, ignore = ([d[k]] if single else d[k] for k in BOX_KEYS)
             moved = [
                 clip_boxes(*one, size, self.min_visible)
                 for one in zip(self.step.moved_boxes(boxes, shape), labels, ignore, strict=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from monai.config import KeysCollection
 from torch import Tensor
@@ -45,8 +46,10 @@ class _RandFactor3D(_RandIntensity3D):
 
     def __init__(self, factor: Sequence[float] = (0.9, 1.1), prob: float = 0.3) -> None:
         super().__init__(prob)
-        if len(factor) != 2 or not 0 <= factor[0] <= factor[1]:
-            raise ValueError(f"{type(self).__name__}: factor must be (low, high), 0 <= low <= high, got {list(factor)}")
+        if np.size(factor) != 2 or not 0 <= factor[0] <= factor[1]:
+            raise ValueError(
+                f"{type(self).__name__}: factor must be (low, high), 0 <= low <= high, got {np.ravel(factor).tolist()}"
+            )
         self.factor = (float(factor[0]), float(factor[1]))
 
     def _value(self) -> float:

@@ -180,8 +180,10 @@ class RandSpatial3D(RandSpatial):
         for name, limit in limits.items():
             if not np.min(limit) >= 0:
                 raise ValueError(f"RandSpatial3D: {name} must be 0 or more (it holds for both directions), got {limit}")
-        if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
-            raise ValueError(f"RandSpatial3D: scale must be (low, high), 0 < low <= high, got {list(scale)}")
+        if np.size(scale) != 2 or not 0 < scale[0] <= scale[1]:
+            raise ValueError(
+                f"RandSpatial3D: scale must be (low, high), 0 < low <= high, got {np.ravel(scale).tolist()}"
+            )
         if elastic_points < 2:
             raise ValueError(f"RandSpatial3D: elastic_points must be 2 or more, got {elastic_points}")
         self.crop_size = None if crop_size is None else checked_size("RandSpatial3D: crop_size", crop_size, 3)

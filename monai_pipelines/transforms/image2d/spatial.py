@@ -131,8 +131,10 @@ class RandSpatial2D(RandImage, RandSpatial):
         for name, limit in (("rotation_deg", rotation_deg), ("shift", shift)):
             if not np.min(limit) >= 0:
                 raise ValueError(f"RandSpatial2D: {name} must be 0 or more (it holds for both directions), got {limit}")
-        if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
-            raise ValueError(f"RandSpatial2D: scale must be (low, high), 0 < low <= high, got {list(scale)}")
+        if np.size(scale) != 2 or not 0 < scale[0] <= scale[1]:
+            raise ValueError(
+                f"RandSpatial2D: scale must be (low, high), 0 < low <= high, got {np.ravel(scale).tolist()}"
+            )
         self.crop_size = None if crop_size is None else checked_size("RandSpatial2D: crop_size", crop_size, 2)
         if mode not in MODES:
             raise ValueError(f"RandSpatial2D: mode must be one of {', '.join(MODES)}, got {mode!r}")
