@@ -1,110 +1,141 @@
-"""A DICOM chest CT of 250 x 512 x 512 to the network's 128^3: `lung_ct` against plain MONAI transforms.
+"""A DICOM chest CT of 250 x 512 x 512 to the network's 128^3: `lung_ct` and the usual ways to write it.
 
     python benchmarks/ct_chain.py [--rounds 5] [--csv benchmarks/results/ct_chain.csv]
 
-Both read the same phantom series (warm file cache), segment the lungs, window, crop to the lungs and resize. Methods
-alternate in one process; medians and their ratio are appended to the CSV with machine and date. MONAI has no lung
-segmentation, so its chain uses a published recipe at full resolution (threshold, largest components, closing); both
-chains are also timed without a mask.
+All read the same phantom series (warm file cache), segment the lungs, window, set what is outside them to air, crop
+to them and resize; then the same without a mask. The recipe is the published one of scipy and scikit-image: a mask at
+full resolution by threshold, components, closing and filling. MONAI and TorchIO have no lung segmentation and get the
+recipe's. TorchIO and MONAI's ITKReader are timed if they are installed (benchmarks/requirements.txt). Crops differ by a
+voxel or two, so that with a mask the outputs are compared by the shape of the lungs and the mean in them (ours without
+the 5 mm around them that the chain keeps), without one voxel by voxel.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import datetime
-import platform
-import shlex
-import statistics
-import sys
+import os
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import torch
+from harness import peak_mb, record, timed
 from monai.data import MetaTensor
 from monai.transforms import (
     Compose,
     CropForegroundd,
     EnsureChannelFirstd,
     LoadImaged,
+    MaskIntensityd,
     Orientationd,
     Resized,
     ScaleIntensityRanged,
     Spacingd,
 )
 from scipy import ndimage
+from skimage.measure import label
 
 from monai_pipelines import load_chain
 from monai_pipelines.phantoms import thorax_phantom, write_dicom_series
 from monai_pipelines.phantoms.scanners import SCANNERS
 
 SIZE = (128, 128, 128)
+WINDOW = (-1000, 400)
+NO_MASK = {"lungs": None, "measure": None, "mask": None}
+OURS = "lung_ct, masking: air"
+OURS_UNMASKED = "lung_ct without a mask"
 
 
 def recipe_lungs(hu: np.ndarray) -> np.ndarray:
-    """The published recipe at full resolution: air below -320 HU, not connected to the border, two largest, closed."""
-    labels, _ = ndimage.label(hu < -320)
-    border = np.unique(
-        np.concatenate([labels[0].ravel(), labels[-1].ravel(), labels[:, 0].ravel(), labels[:, -1].ravel()])
-    )
+    """The published mask (X, Y, Z) at full resolution: air off the border, two largest, closed, filled."""
+    labels = label(hu < -320, connectivity=1)
+    edges = (labels[0], labels[-1], labels[:, 0], labels[:, -1])
     sizes = np.bincount(labels.ravel())
-    sizes[border] = 0
-    lungs = np.isin(labels, np.argsort(sizes)[-2:])
+    sizes[np.unique(np.concatenate([[0], *(edge.ravel() for edge in edges)]))] = 0
+    lungs = np.isin(labels, [i for i in np.argsort(sizes)[-2:] if sizes[i] > sizes.max() / 4])  # no bowel gas
     closed = ndimage.binary_closing(lungs, iterations=3)
     return np.stack([ndimage.binary_fill_holes(plane) for plane in np.moveaxis(closed, 2, 0)], axis=2)
 
 
-def add_mask(data: dict[str, Any]) -> dict[str, Any]:
-    """Add the recipe's mask to the item."""
+def recipe(folder: str, mask: bool) -> np.ndarray:
+    """The published chain with pydicom, scikit-image and scipy."""
+    slices = [pydicom.dcmread(entry.path) for entry in os.scandir(folder)]
+    slices.sort(key=lambda one: float(one.ImagePositionPatient[2]))
+    hu = np.stack([one.pixel_array * float(one.RescaleSlope) + float(one.RescaleIntercept) for one in slices], axis=2)
+    hu = hu.transpose(1, 0, 2)[::-1, ::-1]  # rows and columns to RAS
+    image = np.clip((hu - WINDOW[0]) / (WINDOW[1] - WINDOW[0]), 0, 1)
+    if mask:
+        lungs = recipe_lungs(hu)
+        step = float(slices[1].ImagePositionPatient[2]) - float(slices[0].ImagePositionPatient[2])
+        voxel = (*map(float, slices[0].PixelSpacing), step)
+        box = [
+            slice(max(0, int(along.min() - 10 / mm)), int(along.max() + 1 + 10 / mm))
+            for along, mm in zip(np.nonzero(lungs), voxel, strict=True)
+        ]
+        image = np.where(lungs, image, 0)[tuple(box)]
+    return ndimage.zoom(image, np.divide(SIZE, image.shape), order=1)
+
+
+def with_mask(data: dict[str, Any]) -> dict[str, Any]:
+    """The item with the recipe's mask."""
     mask = recipe_lungs(data["image"][0].numpy())
     return {**data, "lungs": MetaTensor(torch.from_numpy(mask[None].astype(np.float32)), affine=data["image"].affine)}
 
 
-class Monai:
-    """The same with MONAI's dictionary transforms, with or without the recipe's mask."""
-
-    def __init__(self, mask: bool) -> None:
-        self.mask = mask
-        self.load = Compose(
-            [
-                LoadImaged("image", reader="PydicomReader", image_only=True),
-                EnsureChannelFirstd("image"),
-                Orientationd("image", axcodes="RAS", labels=None),
-            ]
-        )
-        keys, modes = (["image", "lungs"], ["bilinear", "nearest"]) if mask else (["image"], ["bilinear"])
-        crop = [CropForegroundd(keys, source_key="lungs", margin=10, allow_smaller=True)] if mask else []
-        resize = [
-            Resized(
-                keys,
-                SIZE,
-                mode=["trilinear", "nearest"] if mask else ["trilinear"],
-                anti_aliasing=[True, False] if mask else [True],
-            )
-        ]
-        self.prepare = Compose(
-            [
-                Spacingd(keys, pixdim=(1, 1, 1), mode=modes),
-                *crop,
-                *resize,
-                ScaleIntensityRanged("image", -1000, 400, 0, 1, clip=True),
-            ]
-        )
-
-    def __call__(self, series: str) -> torch.Tensor:
-        data = self.load({"image": series})
-        return self.prepare(add_mask(data) if self.mask else data)["image"]
+def monai_chain(mask: bool, reader: str, anti_aliasing: bool, lazy: bool = False) -> Callable[[str], torch.Tensor]:
+    """MONAI's dictionary transforms."""
+    keys = ["image", "lungs"] if mask else ["image"]
+    modes = ["bilinear", "nearest"][: len(keys)]
+    load = [
+        LoadImaged("image", reader=reader, image_only=True),
+        EnsureChannelFirstd("image"),
+        Orientationd("image", axcodes="RAS", labels=None),
+    ]
+    spacing = Spacingd(keys, pixdim=(1, 1, 1), mode=modes)
+    crop = [CropForegroundd(keys, source_key="lungs", margin=10, allow_smaller=True)] if mask else []
+    resize = Resized(
+        keys,
+        SIZE,
+        mode=["trilinear", "nearest"][: len(keys)],
+        anti_aliasing=[anti_aliasing, False][: len(keys)],
+    )
+    window = ScaleIntensityRanged("image", *WINDOW, 0, 1, clip=True)
+    air = [MaskIntensityd("image", mask_key="lungs")] if mask else []
+    segment = [with_mask] if mask else []
+    if lazy:  # the mask is needed for the crop, on the scan's grid
+        fused = Compose([*crop, spacing, resize], lazy=True)
+        chain = Compose([*load, *segment, fused, window, *air])
+    else:
+        masked_keys = Spacingd("image", pixdim=(1, 1, 1), mode="bilinear")
+        chain = Compose([*load, masked_keys, *segment, *crop, resize, window, *air])
+    return lambda folder: chain({"image": folder})["image"][0]
 
 
-def ours(mask: bool) -> Callable[[str], torch.Tensor]:
-    """`lung_ct`; without the mask the whole scan is resampled."""
-    off = None if mask else {"lungs": None, "measure": None, "mask": None}
-    return load_chain("lung_ct", steps=off, size=SIZE)
+def torchio_chain(mask: bool) -> Callable[[str], torch.Tensor]:
+    """TorchIO's transforms."""
+    import torchio as tio
+
+    def run(folder: str) -> torch.Tensor:
+        image = tio.Resample(1)(tio.ToCanonical()(tio.ScalarImage(folder)))
+        subject = tio.Subject(image=image)
+        if mask:
+            lungs = recipe_lungs(image.data[0].numpy())
+            low, high = (f(np.argwhere(lungs), axis=0) for f in (np.min, np.max))
+            low, high = np.maximum(low - 10, 0), np.minimum(high + 11, lungs.shape)
+            crop = [side for pair in zip(low, lungs.shape - high, strict=True) for side in pair]
+            subject.add_image(tio.LabelMap(tensor=torch.from_numpy(lungs[None]), affine=image.affine), "lungs")
+            subject = tio.Crop([int(side) for side in crop])(subject)
+        window = [tio.Clamp(*WINDOW), tio.RescaleIntensity((0, 1), in_min_max=WINDOW)]
+        subject = tio.Compose([tio.Resize(SIZE), *window])(subject)
+        return (subject["image"].data * subject["lungs"].data if mask else subject["image"].data)[0]
+
+    return run
 
 
 def main() -> None:
@@ -112,8 +143,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--slices", type=int, default=250)
     parser.add_argument("--matrix", type=int, default=512)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch and of our kernels")
     parser.add_argument("--csv", type=Path, default=Path(__file__).parent / "results" / "ct_chain.csv")
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder:
         scan = thorax_phantom(
@@ -121,46 +154,46 @@ def main() -> None:
         )
         hu = scan.hu[:, :, (scan.hu.shape[2] - args.slices) // 2 :][:, :, : args.slices]
         write_dicom_series(folder, hu, scan.affine)
-        methods: dict[str, Callable[[str], Any]] = {
-            "monai_pipelines lung_ct": ours(mask=True),
-            "MONAI transforms + recipe's mask": Monai(mask=True),
-            "monai_pipelines lung_ct, no mask": ours(mask=False),
-            "MONAI transforms, no mask": Monai(mask=False),
+        before = peak_mb()
+        chains: dict[str, Callable[[str], Any]] = {
+            OURS: load_chain("lung_ct", size=SIZE, masking="air"),
+            "recipe: pydicom, scikit-image, scipy": partial(recipe, mask=True),
+            "MONAI, recipe's mask, PydicomReader": monai_chain(True, "PydicomReader", False),
+            "MONAI lazy, recipe's mask": monai_chain(True, "PydicomReader", False, lazy=True),
+            OURS_UNMASKED: load_chain("lung_ct", steps=NO_MASK, size=SIZE),
+            "recipe without a mask": partial(recipe, mask=False),
+            "MONAI without a mask": monai_chain(False, "PydicomReader", False),
+            "MONAI without a mask, anti-aliasing": monai_chain(False, "PydicomReader", True),
         }
-        times: dict[str, list[float]] = {name: [] for name in methods}
-        for round_ in range(args.rounds + 1):
-            for name, method in methods.items():
-                start = time.perf_counter()
-                method(folder)
-                if round_:
-                    times[name].append(time.perf_counter() - start)
-    medians = {name: 1000 * statistics.median(values) for name, values in times.items()}
-    args.csv.parent.mkdir(parents=True, exist_ok=True)
-    new = not args.csv.exists()
-    with args.csv.open("a", newline="", encoding="utf-8") as file:
-        out = csv.writer(file, lineterminator="\n")
-        if new:
-            out.writerow(
-                [
-                    "date",
-                    "method",
-                    "median_ms",
-                    "min_ms",
-                    "max_ms",
-                    "ratio_to_ours",
-                    "rounds",
-                    "volume",
-                    "machine",
-                    "command",
-                ]
-            )
-        for name, values in times.items():
-            base = medians["monai_pipelines lung_ct" + (", no mask" if "no mask" in name else "")]
-            row = [name, *(round(v) for v in (medians[name], 1000 * min(values), 1000 * max(values)))]
-            row += [round(medians[name] / base, 1), args.rounds, "x".join(map(str, hu.shape))]
-            machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-            out.writerow([datetime.date.today(), *row, machine, shlex.join(["python", *sys.argv])])
-            print(f"{row[0]:36} {row[1]:7} ms ({row[2]}-{row[3]})  x{row[4]}")
+        if find_spec("itk"):
+            chains["MONAI, recipe's mask, ITKReader"] = monai_chain(True, "ITKReader", False)
+        if find_spec("torchio"):
+            chains["TorchIO, recipe's mask"] = torchio_chain(True)
+            chains["TorchIO without a mask"] = torchio_chain(False)
+        ours = {OURS: np.asarray(chains[OURS](folder))[0]}
+        print(f"{OURS}: {peak_mb() - before:.0f} MB above what was held before it")
+        ours[OURS_UNMASKED] = np.asarray(chains[OURS_UNMASKED](folder))[0]
+        tight = np.asarray(load_chain("lung_ct", size=SIZE, masking="air", dilate_mm=0)(folder))[0]
+        differences = {}
+        for name, chain in chains.items():
+            output = np.asarray(chain(folder)).reshape(SIZE)
+            if partner(name) == OURS_UNMASKED:  # one grid
+                difference = abs(output - ours[OURS_UNMASKED]).mean()
+                differences[name] = f"mean difference {difference:.4f} of the window"
+                assert difference < 0.02, f"{name}: another result, {differences[name]}"
+            elif name != OURS:
+                dice = 2 * ((output > 0) & (tight > 0)).sum() / ((output > 0).sum() + (tight > 0).sum())
+                means = output[output > 0].mean() - tight[tight > 0].mean()
+                differences[name] = f"Dice of the lungs {dice:.3f}, mean in them {means:+.4f} of the window"
+                assert dice > 0.9, f"{name}: another result, {differences[name]}"
+        seconds = timed({name: partial(chain, folder) for name, chain in chains.items()}, args.rounds)
+    data = f"DICOM {'x'.join(map(str, hu.shape))} -> {'x'.join(map(str, SIZE))}"
+    record(args.csv, seconds, partner, differences, data, "torch", "monai", "numba", "scipy", "torchio")
+
+
+def partner(name: str) -> str:
+    """Our chain that does the same."""
+    return OURS_UNMASKED if "without a mask" in name else OURS
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from pydicom.uid import (
 from monai_pipelines.errors import ScanError
 from monai_pipelines.privacy import quiet_libraries
 from monai_pipelines.remarks import printed_remarks
+from monai_pipelines.transforms.dicom_walk import HEADER_BYTES, usual_dataset
 
 GZIP_MAGIC = b"\x1f\x8b"
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
@@ -103,9 +104,12 @@ class Header:
         Raises:
             ScanError: missing, empty, another number of values, not numbers, not finite, or out of range.
         """
+        return np.array(self._checked(name, count, low, high))
+
+    def _checked(self, name: str, count: int, low: float, high: float) -> tuple[float, ...]:
         found = self._numbers(name)
-        values = np.array(found if found is not None and None not in found else [], float)
-        if len(values) != count or not ((values >= low) & (values <= high)).all():
+        values = tuple(value for value in found or () if value is not None and low <= value <= high)
+        if len(values) != count or values != found:
             wanted = f"{count} numbers" if count > 1 else "a number"
             raise self.error(f"{name}: wanted {wanted} from {low:g} to {high:g}, got {self._shown(name)}")
         return values
@@ -118,11 +122,11 @@ class Header:
         """
         if default is not None and not self._numbers(name):
             return float(default)
-        return float(self.numbers(name, 1, low, high)[0])
+        return float(self._checked(name, 1, low, high)[0])
 
     def first(self, name: str, low: float, high: float) -> float:
         """As `number`, the first of several."""
-        found = self._numbers(name) or [None]
+        found = self._numbers(name) or (None,)
         if found[0] is None or not low <= found[0] <= high:
             raise self.error(f"{name}: wanted numbers from {low:g} to {high:g}, got {self._shown(name)}")
         return found[0]
@@ -150,8 +154,8 @@ class Header:
         """An error about this file."""
         return ScanError(self.file, f"{reason}; {way_out}")
 
-    def _numbers(self, name: str) -> list[float | None] | None:
-        """Values, None for each that is not a number; [] if empty, None if missing."""
+    def _numbers(self, name: str) -> tuple[float | None, ...] | None:
+        """Values, None for each that is not a number; () if empty, None if missing."""
         element = self.element(name)
         if element is None:
             return None
@@ -159,14 +163,11 @@ class Header:
         if isinstance(value, bytes):
             kind = _BINARY.get(element.VR or dictionary_VR(_tag(name)))
             if kind:
-                order = "<" if element.is_little_endian else ">"
-                whole = len(value) - len(value) % np.dtype(kind).itemsize
-                return np.frombuffer(value[:whole], order + kind).tolist()
+                return _binary_numbers(value, ("<" if element.is_little_endian else ">") + kind)
             value = value.decode("ascii", "replace")
         if isinstance(value, str):
-            parts = value.strip(" \0").split("\\")
-            return [] if parts == [""] else [_number(part) for part in parts]
-        return [_number(str(part)) for part in (value if isinstance(value, Sequence) else [value])]
+            return _numbers_in(value)
+        return tuple(_number(str(part)) for part in (value if isinstance(value, Sequence) else [value]))
 
     def _shown(self, name: str) -> str:
         """The value for a message; text is left out, for it may be about a patient."""
@@ -189,13 +190,16 @@ def read_header(file: Path, tags: Sequence[str]) -> Header:
         ScanError: damaged.
     """
     try:
-        with file.open("rb") as opened:
-            start = opened.read(132)
+        with file.open("rb", buffering=0) as opened:
+            start = opened.read(HEADER_BYTES)
+        usual = usual_dataset(file, start, tags, _DEFER_BYTES)
+        if usual is not None:
+            return Header(file, usual)
         source: Any = file
         if start[:2] == GZIP_MAGIC:
             source = BytesIO(gzip.decompress(file.read_bytes()))
-            start = source.getvalue()[:132]
-        if start[128:] != b"DICM" and start[:2] not in _FIRST_GROUPS:
+            start = source.getvalue()
+        if start[128:132] != b"DICM" and start[:2] not in _FIRST_GROUPS:
             raise InvalidDicomError
         header = parse_header(file, source, tags, _DEFER_BYTES if source is file else None)
         if source is file and header.dataset.file_meta.TransferSyntaxUID.is_deflated:
@@ -217,11 +221,19 @@ def parse_header(file: Path, source: Any, tags: Sequence[str], defer_bytes: int 
     return Header(file, dataset)
 
 
-def stored_values(header: Header, frame: int = 0, num_frames: int = 1) -> NDArray[Any]:
+def stored_values(
+    header: Header, frame: int = 0, num_frames: int = 1, place: NDArray[np.int16] | None = None
+) -> NDArray[Any]:
     """Stored values of one frame: only the bits that BitsStored and HighBit name, signed as PixelRepresentation says.
 
+    Args:
+        header: of the file or the frame.
+        frame: number of the frame.
+        num_frames: in the file.
+        place: (rows, columns), contiguous: uncompressed pixels of 16 bits are read into it.
+
     Returns:
-        (rows, columns) of integers.
+        (rows, columns) of integers; they may lie in ``place``.
 
     Raises:
         ScanError: pixel data shorter or longer than the header says, more than one value per pixel, or a transfer
@@ -245,7 +257,7 @@ def stored_values(header: Header, frame: int = 0, num_frames: int = 1) -> NDArra
     if allocated % 8 or allocated == 24:
         raise header.error(f"BitsAllocated: wanted 8, 16 or 32, got {allocated}")
     order, size = ">" if syntax == ExplicitVRBigEndian else "<", allocated // 8
-    raw = _frame_bytes(header, frame, num_frames, rows * columns * size)
+    raw = _frame_bytes(header, frame, num_frames, rows * columns * size, place if size == 2 else None)
     values = np.frombuffer(raw, f"{order}{'i' if signed else 'u'}{size}").reshape(rows, columns)
     lowest, top = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
     if high == bits - 1 and values.min() >= lowest and values.max() <= top:
@@ -254,8 +266,8 @@ def stored_values(header: Header, frame: int = 0, num_frames: int = 1) -> NDArra
     return left.view(f"{order}{'i' if signed else 'u'}{size}") >> (allocated - bits)
 
 
-def _frame_bytes(header: Header, frame: int, num_frames: int, size: int) -> bytes:
-    """The bytes of an uncompressed frame."""
+def _frame_bytes(header: Header, frame: int, num_frames: int, size: int, place: NDArray[Any] | None) -> Any:
+    """The bytes of an uncompressed frame, in ``place`` if it is given and the file is read."""
     element = header.element("PixelData")
     length = element.length if element.value is None else len(element.value)
     wanted = size * num_frames
@@ -267,9 +279,12 @@ def _frame_bytes(header: Header, frame: int, num_frames: int, size: int) -> byte
         raise header.error(f"PixelData holds {length} bytes, Rows x Columns are {wanted}: the header does not fit")
     if element.value is not None:
         return element.value[frame * size : (frame + 1) * size]
+    raw: Any = bytearray(size) if place is None else place
     with header.file.open("rb") as opened:
         opened.seek(element.value_tell + frame * size)
-        return opened.read(size)
+        if opened.readinto(raw) != size:
+            raise header.error("truncated while it was read", "copy it again")
+    return raw
 
 
 def decoded(header: Header, frame: int) -> NDArray[Any]:
@@ -322,6 +337,18 @@ def _decoded_by_gdcm(dataset: Dataset) -> NDArray[Any]:
 @cache
 def _tag(name: str) -> BaseTag:
     return Tag(name)
+
+
+@lru_cache(4096)  # most are the same in all slices
+def _binary_numbers(value: bytes, kind: str) -> tuple[float, ...]:
+    whole = len(value) - len(value) % np.dtype(kind).itemsize
+    return tuple(np.frombuffer(value[:whole], kind).tolist())
+
+
+@lru_cache(4096)
+def _numbers_in(text: str) -> tuple[float | None, ...]:
+    parts = text.strip(" \0").split("\\")
+    return () if parts == [""] else tuple(map(_number, parts))
 
 
 def _number(text: str) -> float | None:

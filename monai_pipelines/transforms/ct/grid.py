@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -11,7 +14,8 @@ from monai.data import MetaTensor
 from numpy.typing import NDArray
 from torch.nn.functional import avg_pool3d
 
-CHUNK_VOXELS = 2**22  # converted to float at a time: cache-friendly, and bounds the memory
+CHUNK_VOXELS = 2**20  # converted to float at a time: cache-friendly, and bounds the memory
+_COMPILED = (torch.int16, torch.uint8, torch.float32)
 
 
 def placed(values: torch.Tensor, affine: NDArray[np.float64] | torch.Tensor, meta: Mapping[Any, Any]) -> MetaTensor:
@@ -41,10 +45,17 @@ def block_mean(volume: torch.Tensor, factors: Sequence[int]) -> torch.Tensor:
     """
     order = memory_order(volume)
     ordered, blocks = volume.permute(order), [factors[axis] for axis in order]
-    rows = max(1, CHUNK_VOXELS // max(1, ordered[0].numel()) // blocks[0]) * blocks[0]
-    used = ordered.shape[0] // blocks[0] * blocks[0]
-    parts = [avg_pool3d(ordered[i : min(i + rows, used)].float()[None], blocks)[0] for i in range(0, used, rows)]
-    return torch.cat(parts).permute(*np.argsort(order).tolist())
+    compiled = kernels_for(volume)
+    if compiled:
+        shape = [n // block for n, block in zip(ordered.shape, blocks, strict=True)]
+        mean, values = torch.empty(shape), np.ascontiguousarray(ordered.numpy())
+        in_threads(lambda first, last: compiled.block_mean(values, mean.numpy(), tuple(blocks), first, last), shape[0])
+    else:
+        rows = max(1, CHUNK_VOXELS // max(1, ordered[0].numel()) // blocks[0]) * blocks[0]
+        used = ordered.shape[0] // blocks[0] * blocks[0]
+        parts = [avg_pool3d(ordered[i : min(i + rows, used)].float()[None], blocks)[0] for i in range(0, used, rows)]
+        mean = torch.cat(parts)
+    return mean.permute(*np.argsort(order).tolist())
 
 
 def cubic_weights(num_in: int, start: float, step: float, num_out: int) -> NDArray[np.float32]:
@@ -89,23 +100,82 @@ def resample_separable(
         (num_out_x, num_out_y, num_out_z) float32.
     """
     order = memory_order(volume)
-    used = [_span(weights[axis]) for axis in order]
-    view = volume.permute(order)[tuple(used)]
+    in_order = [weights[axis] for axis in order]
+    compiled = kernels_for(volume)
+    resampled = _resample_compiled if compiled else _resample_torch
+    out = resampled(volume.permute(order), in_order, fill, -np.inf if at_least is None else at_least)
+    return out.add_(fill).permute(*np.argsort(order).tolist())
+
+
+def _resample_torch(
+    volume: torch.Tensor, weights: Sequence[NDArray[np.float32]], fill: float, at_least: float
+) -> torch.Tensor:
+    used = [_span(along) for along in weights]
+    view = volume[tuple(used)]
     first, second, third = (
-        torch.from_numpy(np.ascontiguousarray(weights[axis][:, span])) for axis, span in zip(order, used, strict=True)
+        torch.from_numpy(np.ascontiguousarray(along[:, span])).to(volume.device)
+        for along, span in zip(weights, used, strict=True)
     )
-    planes = torch.empty(view.shape[0], len(second), len(third))
+    planes = torch.empty(view.shape[0], len(second), len(third), device=volume.device)
     rows = max(1, CHUNK_VOXELS // max(1, view[0].numel()))
     for i in range(0, view.shape[0], rows):
-        part = view[i : i + rows].float() - fill
-        if at_least is not None:
-            part.clamp_(min=at_least - fill)
+        part = view[i : i + rows].float().clamp_(min=at_least).sub_(fill)
         planes[i : i + rows] = second @ (part @ third.T)
-    out = (first @ planes.flatten(1)).unflatten(1, planes.shape[1:]).add_(fill)
-    return out.permute(*np.argsort(order).tolist())
+    return (first @ planes.flatten(1)).unflatten(1, planes.shape[1:])
+
+
+def _resample_compiled(
+    volume: torch.Tensor, weights: Sequence[NDArray[np.float32]], fill: float, at_least: float
+) -> torch.Tensor:
+    from monai_pipelines.transforms.ct import kernels
+
+    values = np.ascontiguousarray(volume.numpy())
+    along_a, along_b, along_c = (np.ascontiguousarray(along) for along in weights)
+    out = np.zeros((len(along_a), len(along_c), len(along_b)), np.float32)
+    limits = np.float32(fill), np.float32(at_least)
+
+    def part(first: int, last: int) -> None:
+        some = along_a, along_b[first:last], along_c
+        reach = _reach(some[0]), _reach(some[1]), _reach(some[2])
+        kernels.resample(values, some, reach, out[:, :, first:last], *limits)
+
+    if all(along.any() for along in weights):
+        in_threads(part, len(along_b))
+    return torch.from_numpy(out).mT
+
+
+def kernels_for(volume: torch.Tensor) -> ModuleType | None:
+    """The compiled kernels, if there are any for a volume: on the CPU, with numba."""
+    if volume.device.type != "cpu" or volume.dtype not in _COMPILED:
+        return None
+    return _kernels()
+
+
+@cache
+def _kernels() -> ModuleType | None:
+    try:
+        from monai_pipelines.transforms.ct import kernels
+    except ImportError:
+        return None
+    return kernels
+
+
+def in_threads(work: Callable[[int, int], None], count: int) -> None:
+    """Do ``work(first, last)`` for parts of a range, beside each other in as many threads as torch has."""
+    num = max(1, min(torch.get_num_threads(), count))
+    ends = [count * i // num for i in range(num + 1)]
+    with ThreadPoolExecutor(num) as pool:
+        list(pool.map(work, ends[:-1], ends[1:]))
 
 
 def _span(weights: NDArray[np.float32]) -> slice:
     """The input voxels that any output sample uses."""
     used = np.nonzero(weights.any(axis=0))[0]
     return slice(int(used[0]), int(used[-1]) + 1) if used.size else slice(0, 1)
+
+
+def _reach(weights: NDArray[np.float32]) -> NDArray[np.int64]:
+    """For each input voxel (num_in, 2) the first output sample that it has a part in, and the one after the last."""
+    used = weights != 0
+    stop = np.where(used.any(axis=0), len(used) - used[::-1].argmax(axis=0), 0)
+    return np.stack([used.argmax(axis=0), stop], axis=1)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import chain
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -143,7 +148,8 @@ class LoadCT(Transform):
             ) from None
 
     def _read_dicom(self, path: Path) -> Volume:
-        found = find_slices(path)
+        with _no_collection():
+            found = find_slices(path)
         series, notes = choose_series(found, self.series)
         first = series.slices[0]
         if len(series.slices) == 1:
@@ -154,8 +160,9 @@ class LoadCT(Transform):
             step = self._step(path, series)
         stack = np.empty((len(series.slices), *first.shape), np.int16)
         rescales = [self._rescale(one.header) for one in series.slices]
-        for plane, one, rescale in zip(stack, series.slices, rescales, strict=True):
-            plane[:] = _pixels_hu(one, *rescale, notes)
+        plain = not first.header.dataset.file_meta.TransferSyntaxUID.is_encapsulated
+        with ThreadPoolExecutor(torch.get_num_threads() if plain else 1) as pool:  # decoders catch what C code prints
+            notes += chain.from_iterable(pool.map(_read_hu, stack, series.slices, rescales))
         if len(set(rescales)) > 1:
             notes.append("RescaleSlope or RescaleIntercept differs between slices")
         hu = stack.transpose(2, 1, 0)
@@ -213,18 +220,33 @@ class LoadCTd(EachKeyd):
         super().__init__(keys, LoadCT(series, uneven, tilt, no_rescale), allow_missing_keys)
 
 
-def _pixels_hu(one: Slice, slope: float, intercept: float, notes: list[str]) -> NDArray[np.int16]:
-    header = one.header
-    stored = stored_values(header, one.frame, one.num_frames)
-    padding = _padding(header, stored, slope, intercept, notes)
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Headers are thousands of small objects without cycles: to look for some takes longer than to read them."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _read_hu(plane: NDArray[np.int16], one: Slice, rescale: tuple[float, float]) -> list[str]:
+    """Read a slice in HU into (rows, columns); returns notes."""
+    slope, intercept = rescale
+    notes: list[str] = []
+    stored = stored_values(one.header, one.frame, one.num_frames, plane)
+    padding = _padding(one.header, stored, slope, intercept, notes)
     fits = int(stored.min()) + intercept >= -(2**15) and int(stored.max()) + intercept < 2**15
     if slope == 1 and intercept.is_integer() and abs(intercept) < 2**15 and fits:
-        hu = stored.astype(np.int16) + np.int16(intercept)
+        same_bits = stored.view("<i2") if stored.dtype.str in ("<u2", "<i2") else stored
+        np.add(same_bits, np.int16(intercept), out=plane, dtype=np.int16, casting="unsafe")
     else:
-        hu = to_int16(stored * slope + intercept)
+        plane[:] = to_int16(stored * slope + intercept)
     if padding is not None:
-        hu[padding] = AIR_HU
-    return hu
+        plane[padding] = AIR_HU
+    return notes
 
 
 def _thickness(header: Header, notes: list[str]) -> float:

@@ -12,7 +12,6 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from monai_pipelines.errors import ScanError
 from monai_pipelines.transforms.ct.grid import block_mean, placed
@@ -137,7 +136,7 @@ def _coarse_ras(volume: MetaTensor, grid_mm: float) -> tuple[NDArray[np.float32]
     coarse[:3, 3] = nib.affines.apply_affine(affine, (factors - 1) / 2)
     to_ras = nib.orientations.io_orientation(coarse)
     back = nib.orientations.inv_ornt_aff(to_ras, values.shape)
-    return np.ascontiguousarray(nib.orientations.apply_orientation(values, to_ras)), coarse @ back
+    return np.asfortranarray(nib.orientations.apply_orientation(values, to_ras)), coarse @ back
 
 
 def find_lungs(
@@ -146,7 +145,7 @@ def find_lungs(
     """Right (1) and left (2) lung of a coarse volume.
 
     Args:
-        hu: (x, y, z) in RAS order, HU, about 2-3 mm a voxel.
+        hu: (x, y, z) in RAS order, HU, about 2-3 mm a voxel; faster with x the fastest axis in memory.
         spacing_mm: voxel size, mm.
         air_hu: upper limit of air.
         closing_mm: radius of the closing of each lung.
@@ -154,17 +153,19 @@ def find_lungs(
     Returns:
         (x, y, z) labels; None without plausible lungs.
     """
-    inside = _inside(hu < air_hu)
+    air = hu < air_hu
+    inside = _inside(air)
     inside &= ~_trachea(inside, hu, spacing_mm)
     liter = float(np.prod(spacing_mm)) / 1e6
-    labels, count = ndimage.label(inside)
-    if count == 0:
-        return None
-    sizes = np.bincount(labels.ravel(), minlength=count + 1) * liter
-    components, trunk = np.arange(count + 1), _trunk(hu >= air_hu, spacing_mm)
-    means, in_trunk = ndimage.mean(hu, labels, components), ndimage.mean(trunk, labels, components)
-    plausible = [i for i in components[1:] if sizes[i] >= MIN_LUNG_L and means[i] > GAS_HU and in_trunk[i] > 0.5]
-    plausible.sort(key=lambda i: -sizes[i])
+    labels, counts = _components(inside)
+    sizes, trunk = counts * liter, _trunk(~air, spacing_mm)
+    plausible = []
+    for i in np.argsort(-sizes, kind="stable"):
+        if i == 0 or sizes[i] < MIN_LUNG_L:
+            continue
+        part = labels == i
+        if hu[part].mean() > GAS_HU and trunk[part].mean() > 0.5:
+            plausible.append(int(i))
     if not plausible:
         return None
     pair = _two_lungs(labels, plausible, sizes, liter)
@@ -173,34 +174,47 @@ def find_lungs(
     left, right = sorted(pair, key=_center_x)
     if not _center_x(left) < _center_x(trunk) < _center_x(right):
         return None
-    lungs = np.zeros(hu.shape, np.uint8)
+    lungs = np.zeros_like(labels, np.uint8)
     for side, lung in ((1, right), (2, left)):
         lungs[(lungs == 0) & _close(lung, spacing_mm, closing_mm)] = side
     return lungs
 
 
 def _center_x(mask: Mask) -> float:
-    return float(np.average(np.arange(len(mask)), weights=mask.sum(axis=(1, 2))))
+    return float(np.average(np.arange(len(mask)), weights=mask.sum(axis=tuple(range(1, mask.ndim)))))
+
+
+def _box(mask: Mask) -> tuple[slice, ...]:
+    """The smallest box around a mask that is not empty."""
+    axes = range(mask.ndim)
+    used = [np.flatnonzero(mask.any(axis=tuple(a for a in axes if a != axis))) for axis in axes]
+    return tuple(slice(int(along[0]), int(along[-1]) + 1) for along in used)
+
+
+def _components(mask: Mask) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Labels of the parts connected by faces, and the number of voxels of each; 0 is what is not in the mask."""
+    import cc3d
+
+    labels = cc3d.connected_components(mask, connectivity=6 if mask.ndim == 3 else 4)
+    return labels, np.bincount(labels.ravel(order="K"))
 
 
 def _inside(region: Mask) -> Mask:
     """Parts not connected to the edge of their axial slice (an open mouth must not join the lungs to the outside)."""
-    flat = np.zeros((3, 3, 3), bool)
-    flat[:, :, 1] = ndimage.generate_binary_structure(2, 1)
-    labels, count = ndimage.label(region, flat)
-    outside = np.zeros(count + 1, bool)
-    for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
-        outside[np.unique(edge)] = True
-    outside[0] = True
-    return ~outside[labels]
+    import fill_voids
+
+    inside = np.zeros_like(region)
+    for z in range(region.shape[2]):
+        inside[:, :, z] = region[:, :, z] & fill_voids.fill(~region[:, :, z])
+    return inside
 
 
 def _trunk(tissue: Mask, spacing_mm: NDArray[np.float64]) -> Mask:
     """The trunk with everything it encloses, without the shell of a hollow table: thinner than a chest wall."""
     radius = (int(spacing_mm[0] <= 5), int(spacing_mm[1] <= 5), 0)
     thick = _grow(~_grow(~tissue, radius), radius)
-    labels, _ = ndimage.label(thick)
-    trunk = labels == np.argmax(np.bincount(labels[thick], minlength=2))
+    labels, counts = _components(thick)
+    trunk = labels == (1 + np.argmax(counts[1:]) if len(counts) > 1 else -1)
     return trunk | _inside(~trunk)
 
 
@@ -216,27 +230,31 @@ def _trachea(inside: Mask, hu: NDArray[np.float32], spacing_mm: NDArray[np.float
     previous: Mask | None = None
     previous_area = 0.0
     for z in range(inside.shape[2] - 1, -1, -1):
-        labels, count = ndimage.label(inside[:, :, z])
-        areas = np.bincount(labels.ravel(), minlength=count + 1)
+        if not inside[:, :, z].any():
+            if previous is not None:
+                break
+            continue
+        labels, areas = _components(inside[:, :, z])
         if previous is None:
-            for i in (i for i in range(1, count + 1) if low <= areas[i] <= high):
-                x, y = np.nonzero(labels == i)
-                extent = (np.ptp(x) + 1) * spacing_mm[0], (np.ptp(y) + 1) * spacing_mm[1]
+            for i in (i for i in range(1, len(areas)) if low <= areas[i] <= high):
+                part = labels == i
+                extent = [(along.stop - along.start) * mm for along, mm in zip(_box(part), spacing_mm, strict=False)]
                 round_ = max(extent) <= 2.5 * min(extent) and areas[i] * pixel >= 0.5 * extent[0] * extent[1]
-                if round_ and abs(x.mean() - middle) < 0.12 * width and hu[:, :, z][labels == i].min() < -850:
-                    previous = labels == i
+                if round_ and abs(_center_x(part) - middle) < 0.12 * width and hu[:, :, z][part].min() < -850:
+                    previous = part
                     break
         else:
-            reach = ndimage.binary_dilation(previous, iterations=max(1, round(4 / float(spacing_mm[0]))))
-            touched = [i for i in np.unique(labels[reach]) if i]
-            now = np.isin(labels, [i for i in touched if areas[i] <= max(2.0 * previous_area, low)])
-            if not now.any() or now.sum() > high:
+            reach = previous
+            for _ in range(max(1, round(4 / float(spacing_mm[0])))):
+                reach = _grow(reach, (1, 1))
+            touched = [i for i in np.unique(labels[reach]) if i and areas[i] <= max(2.0 * previous_area, low)]
+            if not touched or areas[touched].sum() > high:
                 break
-            previous = now
+            previous = np.isin(labels, touched)
         if previous is not None:
             trachea[:, :, z] = previous
             previous_area = float(previous.sum())
-    return ndimage.binary_dilation(trachea, iterations=1)
+    return _grow(trachea, (1, 1, 1))
 
 
 def _two_lungs(
@@ -252,20 +270,24 @@ def _two_lungs(
 
 def _split(both: Mask, liter: float) -> tuple[Mask, Mask] | None:
     """Erode until two cores are left, then grow them back side by side; on every second voxel."""
-    half = both[::2, ::2, ::2]
-    core = half
+    where = tuple(slice(max(0, along.start // 2 * 2 - 2), along.stop + 2) for along in _box(both))
+    part = np.ascontiguousarray(both[where])
+    half = core = part[::2, ::2, ::2].copy()
     for _ in range(min(half.shape) // 2):
         core = ~_grow(~core, (1, 1, 1))
-        labels, count = ndimage.label(core)
-        sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:] * liter * 8
-        if count == 0:
+        if not core.any():
             return None
+        labels, counts = _components(core)
+        sizes = counts[1:] * liter * 8
         first, *rest = np.argsort(-sizes)
         if not rest or sizes[rest[0]] < 0.1 * sizes[first]:
             continue
         one, two = _regrow(labels == first + 1, labels == rest[0] + 1, half)
-        fine = [m.repeat(2, 0).repeat(2, 1).repeat(2, 2)[tuple(map(slice, both.shape))] for m in (one, two)]
-        return _regrow(both & fine[0], both & fine[1], both)
+        fine = [part & m.repeat(2, 0).repeat(2, 1).repeat(2, 2)[tuple(map(slice, part.shape))] for m in (one, two)]
+        lungs = np.zeros_like(both), np.zeros_like(both)
+        for lung, grown in zip(lungs, _regrow(fine[0], fine[1], part), strict=True):
+            lung[where] = grown
+        return lungs
     return None
 
 
@@ -283,10 +305,10 @@ def _grow(mask: Mask, radius: tuple[int, ...]) -> Mask:
     """Dilate by an ellipsoid of ``radius`` voxels, approximated by alternating crosses and cubes."""
     steps = max(radius)
     for step in range(steps):
-        out = mask.copy()
+        out = mask.copy(order="K")
         for axis, r in enumerate(radius):
             if (step + 1) * r // steps > step * r // steps:
-                source = (out.copy() if step % 2 else mask).swapaxes(0, axis)
+                source = (out.copy(order="K") if step % 2 else mask).swapaxes(0, axis)
                 target = out.swapaxes(0, axis)
                 target[1:] |= source[:-1]
                 target[:-1] |= source[1:]
@@ -296,12 +318,14 @@ def _grow(mask: Mask, radius: tuple[int, ...]) -> Mask:
 
 def _close(lung: Mask, spacing_mm: NDArray[np.float64], radius_mm: float) -> Mask:
     """Closing with a ball in the padded bounding box, then holes filled."""
+    import fill_voids
+
     radius = tuple(int(r) for r in np.rint(radius_mm / spacing_mm))
-    where = ndimage.find_objects(lung.astype(np.uint8))[0]
+    where = _box(lung)
     closed = np.pad(lung[where], [(r + 1, r + 1) for r in radius])
     if max(radius):
         closed = ~_grow(~_grow(closed, radius), radius)
-    closed = ndimage.binary_fill_holes(closed)
+    closed = fill_voids.fill(closed)
     out = np.zeros_like(lung)
     out[where] = closed[tuple(slice(r + 1, -r - 1) for r in radius)]
     return out

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import nibabel as nib
-import numpy as np
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor
 from monai.data import MetaTensor
 from monai.transforms import Transform
 from monai.utils import convert_to_tensor
-from scipy import ndimage
+from torch import Tensor
 
 from monai_pipelines.transforms.keyed import EachKeyd
 
@@ -47,13 +47,50 @@ class MaskLungs(Transform):
         if tuple(image.shape[1:]) != tuple(mask.shape[1:]):
             shapes = f"mask {tuple(mask.shape)}, image {tuple(image.shape)}"
             raise ValueError(f"MaskLungs: the mask is not on the image's grid ({shapes}); resample it first")
-        inside = np.asarray(mask)[0] > 0
-        if self.dilate_mm > 0:
-            spacing = nib.affines.voxel_sizes(image.affine.numpy())
-            inside = ndimage.distance_transform_edt(~inside, sampling=spacing) <= self.dilate_mm
-        grown = torch.from_numpy(inside)[None].to(image)
+        spacing = nib.affines.voxel_sizes(image.affine.numpy())
+        grown = dilated(torch.as_tensor(mask)[0] > 0, spacing, self.dilate_mm)[None].to(image)
         masked: Any = image * grown if self.masking == "air" else torch.cat([image, grown])
         return masked
+
+
+def dilated(mask: Tensor, spacing_mm: Sequence[float], radius_mm: float) -> Tensor:
+    """Voxels whose center is at most ``radius_mm`` from that of a voxel of the mask.
+
+    The ball is taken apart into lines along the last axis: the mask is dilated along them, and moved to each.
+
+    Args:
+        mask: (X, Y, Z) of booleans.
+        spacing_mm: voxel size.
+        radius_mm: 0 or more.
+
+    Returns:
+        (X, Y, Z) of booleans.
+
+    Example:
+        >>> dilated(torch.tensor([[[True, False, False, False]]]), (1, 1, 0.5), 1.0)
+        tensor([[[ True,  True,  True, False]]])
+    """
+    reach = [min(int(radius_mm / mm + 1e-6), n - 1) for mm, n in zip(spacing_mm, mask.shape, strict=True)]
+    lines = [mask]  # dilated along the last axis by 0, 1, ... voxels
+    for k in range(1, reach[2] + 1):
+        lines.append(lines[-1].clone())
+        for sign in (k, -k):
+            _add_moved(lines[-1], mask, (0, 0, sign))
+    out = mask.clone()
+    for i in range(-reach[0], reach[0] + 1):
+        for j in range(-reach[1], reach[1] + 1):
+            left = radius_mm**2 - (i * spacing_mm[0]) ** 2 - (j * spacing_mm[1]) ** 2
+            if left > -1e-6:
+                line = lines[min(int(max(left, 0) ** 0.5 / spacing_mm[2] + 1e-6), reach[2])]
+                _add_moved(out, line, (i, j, 0))
+    return out
+
+
+def _add_moved(out: Tensor, mask: Tensor, by: tuple[int, int, int]) -> None:
+    """``out |= mask`` moved by some voxels."""
+    to = tuple(slice(max(0, n), n if n < 0 else None) for n in by)
+    of = tuple(slice(max(0, -n), -n if n > 0 else None) for n in by)
+    out[to] |= mask[of]
 
 
 class MaskLungsd(EachKeyd):

@@ -161,12 +161,11 @@ class _Ras:
     def edges(self) -> NDArray[np.float64]:
         """Corners (2, 3) of the box around all non-zero voxels, in RAS voxels."""
         ends = []
+        filled = self.values.numpy() != 0
         for axis, flip in enumerate(self.flipped):
-            others = [a for a in range(3) if a != axis]
-            filled = self.values.bool().any(dim=others[1]).any(dim=others[0]).nonzero().flatten()
-            if len(filled) == 0:
+            used = np.flatnonzero(filled.any(axis=tuple(a for a in range(3) if a != axis)))
+            if len(used) == 0:
                 raise ValueError("ResampleCT: the mask is empty; SegmentLungs(no_lungs='flag') keeps the whole scan")
-            first, last = int(filled[0]), int(filled[-1])
-            n = self.values.shape[axis]
+            first, last, n = int(used[0]), int(used[-1]), filled.shape[axis]
             ends.append((n - 1 - last, n - 1 - first) if flip else (first, last))
         return np.array(ends, float).T + [[-0.5], [0.5]]

@@ -70,8 +70,8 @@ class Slice:
         """Whether rows, columns, spacing and orientation are those of another slice."""
         return (
             self.shape == other.shape
-            and np.allclose(self.spacing, other.spacing, rtol=1e-3, atol=0)
-            and np.allclose(self.orientation, other.orientation, rtol=0, atol=1e-3)
+            and bool((abs(self.spacing - other.spacing) <= 1e-3 * other.spacing).all())
+            and bool((abs(self.orientation - other.orientation) <= 1e-3).all())
         )
 
 
@@ -229,7 +229,8 @@ def _slices(header: Header) -> list[Slice]:
         raise header.error("no PixelData: truncated, or not a CT slice")
     if header.integer("SamplesPerPixel", 1, 4, default=1) != 1:
         raise header.error("wanted one value per pixel, got a color image", "leave it out")
-    frames, shared = (header.dataset.get(f"{kind}FunctionalGroupsSequence", ()) for kind in ("PerFrame", "Shared"))
+    names = ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence")
+    frames, shared = (() if header.element(name) is None else header.dataset[name].value for name in names)
     if num == 1 and not frames:
         return [_slice(header, 0, 1)]
     if len(frames) != num:
@@ -250,7 +251,7 @@ def _groups(item: Any) -> list[Any]:
 def _slice(header: Header, frame: int, num_frames: int) -> Slice:
     orientation = header.numbers("ImageOrientationPatient", 6, -1.01, 1.01)
     row, column = orientation[:3], orientation[3:]
-    if not np.allclose([row @ row, column @ column, row @ column], [1, 1, 0], atol=0.02):
+    if max(abs(row @ row - 1), abs(column @ column - 1), abs(row @ column)) > 0.02:
         raise header.error("ImageOrientationPatient: wanted two directions at right angles")
     return Slice(
         header,

@@ -5,8 +5,10 @@ import pytest
 import SimpleITK as sitk
 import torch
 from monai.data import MetaTensor
+from scipy import ndimage
 
 from monai_pipelines.transforms import MaskLungs
+from monai_pipelines.transforms.ct.mask_lungs import dilated
 
 SHAPE = (20, 18, 16)
 SPACING_MM = (2.0, 1.0, 3.0)
@@ -53,6 +55,17 @@ def test_hand_worked_growth() -> None:
         *((10, y, 10) for y in range(8, 13)),
         (11, 10, 10),
     ]
+
+
+@pytest.mark.parametrize(
+    ("spacing_mm", "radius_mm"),
+    [((2, 2, 2), 5), ((2.1, 1.7, 2.4), 5), ((0.7, 0.7, 5), 3), ((1, 1, 1), 9), ((5, 5, 5), 2)],
+)
+def test_dilated_is_the_distance_up_to_the_radius(spacing_mm: tuple[float, ...], radius_mm: float) -> None:
+    mask = np.random.default_rng(0).random((24, 30, 20)) < 0.002
+    expected = ndimage.distance_transform_edt(~mask, sampling=spacing_mm) <= radius_mm
+    assert mask.any()
+    np.testing.assert_array_equal(dilated(torch.from_numpy(mask), spacing_mm, radius_mm).numpy(), expected)
 
 
 def test_mask_as_a_channel() -> None:

@@ -1,0 +1,92 @@
+"""The two passes over all voxels of a scan, compiled (package numba): block means, and separable resampling.
+
+    mean[i, j, k] = sum of volume[i fa + a, j fb + b, k fc + c] over a block / (fa fb fc)
+    out[i, j, k]  = sum over a, b, c of wa[i, a] wb[j, b] wc[k, c] volume[a, b, c]
+
+Each voxel is read once, in the order of the memory; what a plane leaves stays in the cache. `grid` calls them, and does
+the same with torch where numba is missing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+@njit(cache=True, nogil=True, fastmath=True)
+def block_mean(volume: Array, mean: Array, blocks: tuple[int, int, int], first: int, last: int) -> None:
+    """Planes ``first`` to ``last`` of the means (A, B, C) float32 of an integer volume."""
+    fa, fb, fc = blocks
+    _, num_b, num_c = mean.shape
+    sums = np.empty(num_c * fc, np.float32)
+    for i in range(first, last):
+        for j in range(num_b):
+            sums[:] = 0
+            for a in range(i * fa, (i + 1) * fa):
+                for b in range(j * fb, (j + 1) * fb):
+                    row = volume[a, b]
+                    for c in range(len(sums)):
+                        sums[c] += row[c]
+            for k in range(num_c):
+                total = np.float32(0)
+                for c in range(k * fc, (k + 1) * fc):
+                    total += sums[c]
+                mean[i, j, k] = total / (fa * fb * fc)
+
+
+@njit(cache=True, nogil=True, fastmath=True)
+def resample(
+    volume: Array,
+    weights: tuple[Array, Array, Array],
+    reach: tuple[Array, Array, Array],
+    out: Array,
+    fill: np.float32,
+    low: np.float32,
+) -> None:
+    """Resample a volume (A, B, C) of which ``fill`` is taken off; values below ``low`` count as ``low``.
+
+    ``weights`` are (num_out, num_in) float32 for each axis, ``reach`` (num_in, 2) the first output sample that a voxel
+    has a part in, and the one after the last; ``out`` is (num_out_a, num_out_c, num_out_b) float32 zeros.
+    """
+    num_c, num_b = out.shape[1], out.shape[2]
+    (wa, wb, wc), (reach_a, reach_b, reach_c) = weights, reach
+    used = np.nonzero(reach_c[:, 0] < reach_c[:, 1])[0]
+    left, right = used[0], used[-1] + 1
+    row, rows = np.empty(right - left, np.float32), np.empty((num_b, right - left), np.float32)
+    columns, plane = np.empty((right - left, num_b), np.float32), np.empty((num_c, num_b), np.float32)
+    for a in range(len(volume)):
+        if reach_a[a, 0] == reach_a[a, 1]:
+            continue
+        rows[:] = 0
+        for b in range(len(reach_b)):
+            if reach_b[b, 0] == reach_b[b, 1]:
+                continue
+            source = volume[a, b]
+            for c in range(left, right):
+                value = np.float32(source[c])
+                row[c - left] = (value if value > low else low) - fill
+            for j in range(reach_b[b, 0], reach_b[b, 1]):
+                weight, target = wb[j, b], rows[j]
+                for c in range(len(row)):
+                    target[c] += weight * row[c]
+        for tile in range(0, len(row), 16):  # a transpose, 16 columns at a time
+            for j in range(num_b):
+                for c in range(tile, min(tile + 16, len(row))):
+                    columns[c, j] = rows[j, c]
+        plane[:] = 0
+        for c in range(left, right):
+            column = columns[c - left]
+            for k in range(reach_c[c, 0], reach_c[c, 1]):
+                weight, line = wc[k, c], plane[k]
+                for j in range(num_b):
+                    line[j] += weight * column[j]
+        for i in range(reach_a[a, 0], reach_a[a, 1]):
+            weight, target_plane = wa[i, a], out[i]
+            for k in range(num_c):
+                for j in range(num_b):
+                    target_plane[k, j] += weight * plane[k, j]
