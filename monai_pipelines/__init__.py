@@ -1,4 +1,4 @@
-"""MONAI pipelines that classify medical images, and the parts they are made of."""
+"""MONAI pipelines that classify medical images and detect lesions in them, and the parts they are made of."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from monai_pipelines.commands import (
 from monai_pipelines.errors import error_text
 
 app = typer.Typer(
-    help="MONAI pipelines that classify medical images.",
+    help="MONAI pipelines that classify medical images and detect lesions in them.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_show_locals=False,  # they hold headers

@@ -39,8 +39,11 @@ class ScanError(ValueError):
         return f"{self.path}: {self.reason}"
 
 
+_MOST_SHOWN = 60
+
+
 class CohortError(ValueError):
-    """A table or cohort with problems; the message lists all of them.
+    """A table or cohort with problems; the message lists them, of very many the first and the last.
 
     Args:
         subject: the table or cohort.
@@ -52,7 +55,10 @@ class CohortError(ValueError):
         self.subject, self.problems = str(subject), list(problems)
 
     def __str__(self) -> str:
-        return "\n  - ".join([f"{self.subject}: {len(self.problems)} problem(s)", *self.problems])
+        shown, more = self.problems, len(self.problems) - _MOST_SHOWN
+        if more > 0:
+            shown = [*shown[: _MOST_SHOWN - 5], f"... {more:,} more ...", *shown[-5:]]
+        return "\n  - ".join([f"{self.subject}: {len(self.problems)} problem(s)", *shown])
 
 
 class ChainMismatchError(ValueError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -25,7 +26,7 @@ def evaluate(
     """Evaluate a run on an external test set, at its threshold and temperature; the training data are not needed."""
     from monai_pipelines.engines import load_run
 
-    pairs = [pair.partition("=") for pair in map.split(",")] if map else []
+    pairs = [pair.partition("=") for pair in re.split("[,;]", map)] if map else []
     if wrong := ["".join(pair) for pair in pairs if not (pair[0].strip() and pair[2].strip())]:
         raise typer.BadParameter(f"--map wants THEIRS=YOURS,..., got {', '.join(wrong)}")
     rename = {theirs.strip(): yours.strip() for theirs, _, yours in pairs}

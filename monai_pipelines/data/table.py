@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 VOLUMES = (*NIFTI_SUFFIXES, *ITK_SUFFIXES)
 NO_FINDING = "No Finding"
+_NORMAL = re.compile("non?($|[^a-z])|normal|healthy|benign|negative|control", re.I)
 
 
 def read_cohort(
@@ -154,9 +155,10 @@ def _unknown_labels(places: Mapping[str, Sequence[str]], names: Sequence[str], m
 
 
 def classes_hint(found: Sequence[str]) -> list[str]:
-    """How to name the classes as the data do."""
-    listed = ",".join(map(repr, found))
-    return [f'to use the names that the data have, add --classes "[{listed}]"'] if found else []
+    """How to name the classes of a training as the data do."""
+    listed = ",".join(map(repr, sorted(found, key=lambda name: not _NORMAL.match(name))))
+    positive = ", the positive one last" if len(found) == 2 else ""
+    return [f'to train with the names that the data have, add --classes "[{listed}]"{positive}'] if found else []
 
 
 def renamed(names: Iterable[str], rename: Mapping[str, str] | None) -> list[str]:

@@ -59,6 +59,9 @@ class Run:
         for folder in self.folders:
             training_config(folder)
 
+    def __repr__(self) -> str:
+        return f"Run({', '.join(map(str, self.folders))})"
+
     def predict(self, source: Paths, out: Paths | None = None, **overrides: Any) -> list[dict[str, Any]]:
         """Classify images, or find lesions in them.
 

@@ -171,11 +171,15 @@ def _check_overrides(command: CommandLine, configs: Mapping[str, Any], trained: 
     for name, value in command.overrides.items():
         default = configs.get(name)
         if isinstance(default, list) and isinstance(value, int | float | str) and not str(value).startswith(("$", "@")):
-            parts = [part.strip() for part in re.split(r"[;,\s]+", str(value)) if part]
+            parts = [part.strip() for part in re.split(r"[;,\s]+", str(value).strip("[]")) if part]
             numbers = not isinstance(value, str) or (bool(default) and not isinstance(default[0], str))
             parts = parts * len(default) if numbers and len(parts) == 1 else parts
             listed = ",".join(parts if numbers else map(repr, parts))
             raise SystemExit(f'--{name} {value}: wanted a list, such as "[{listed}]"')
+        is_number = isinstance(default, int | float) and not isinstance(default, bool)
+        text = value if isinstance(value, str) and not value.startswith(("$", "@", "%")) else ""
+        if is_number and text and text.lower() not in _SWITCHES:
+            raise SystemExit(f"--{name} {value}: wanted a number, such as {default}")
 
 
 def _of_the_run(command: CommandLine) -> dict[str, Any]:

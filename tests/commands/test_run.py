@@ -76,7 +76,7 @@ WRONG = {
     "column": (["--subgroups", "['site']"], "error: subgroups: no column site; there are "),
     "size": (["--size", "64"], re.escape('--size 64: wanted a list, such as "[64,64]"')),
     "separator": (["--classes", "normal;disease"], "wanted a list, such as .*'normal','disease'"),
-    "folders": (["--classes", "['healthy','ill']"], r"add --classes \"\['disease','normal'\]\""),
+    "folders": (["--classes", "['healthy','ill']"], r"add --classes \"\['normal','disease'\]\""),
     "misspelt": (["--max_epoch", "1"], r"--max_epoch: .* \(did you mean 'max_epochs'\?\)"),
 }
 

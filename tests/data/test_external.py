@@ -68,7 +68,7 @@ def test_unknown_classes_say_how_they_are_mapped(other: Path) -> None:
         read_images(None, ["normal", "pneumonia"], test_source=other, rename={"NORMAL": "normal", "VIRUS": "pneumonia"})
     assert error.value.problems == [
         "folder 'BACTERIA' is none of the classes normal, pneumonia",
-        "to use the names that the data have, add --classes \"['BACTERIA','NORMAL','VIRUS']\"",
+        "to train with the names that the data have, add --classes \"['NORMAL','BACTERIA','VIRUS']\"",
         "classes of other names are mapped by rename, as {'theirs': 'yours'} (evaluate --map theirs=yours)",
     ]
 

@@ -120,7 +120,7 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
         "no folder for class 'sik' (did you mean 'sick'?)",
         "folder 'NORMAL' is none of the classes Normal, sik, third",
         "folder 'sick' is none of the classes Normal, sik, third",
-        "to use the names that the data have, add --classes \"['NORMAL','sick','third']\"",
+        "to train with the names that the data have, add --classes \"['NORMAL','sick','third']\"",
         "images outside the class folders: 1, such as loose.png",
     ]
     assert _problems(tmp_path, patient_pattern=r"(p\d)_")[1] == (

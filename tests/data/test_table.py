@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from monai_pipelines.data import Cohort, read_cohort
-from monai_pipelines.data.table import list_table
+from monai_pipelines.data.table import classes_hint, list_table
 from monai_pipelines.errors import CohortError
 
 CLASSES = ["healthy", "disease"]
@@ -37,6 +37,13 @@ def _cohort(folder: Path, patients: list[tuple[int, int]], **options: Any) -> Co
 
 def _patients(cohort: Cohort) -> dict[str, set[str]]:
     return {split: {item["patient"] for item in getattr(cohort, split)} for split in SPLITS}
+
+
+def test_the_class_of_healthy_ones_is_suggested_first() -> None:
+    """Of two classes the second is positive."""
+    (hint,) = classes_hint(["DR", "NORMAL"])
+    assert hint.endswith("add --classes \"['NORMAL','DR']\", the positive one last")
+    assert "['no_finding','nodule']" in classes_hint(["no_finding", "nodule"])[0]
 
 
 def test_items(tmp_path: Path) -> None:
@@ -80,7 +87,9 @@ def test_a_wrong_label_is_listed_once(tmp_path: Path) -> None:
 
 def test_labels_of_other_classes_and_other_separators(tmp_path: Path) -> None:
     listing = list_table(_table(tmp_path, "image,label\na,cat\nb,dog\n", ("a", "b")), CLASSES)
-    assert listing.problems[-1] == """to use the names that the data have, add --classes "['cat','dog']\""""
+    assert listing.problems[-1] == (
+        "to train with the names that the data have, add --classes \"['cat','dog']\", the positive one last"
+    )
     table = _table(tmp_path, "image,label\na,healthy;disease\n", ("a",))
     (problem,) = list_table(table, CLASSES, multilabel=True).problems
     assert problem.endswith("(several labels are joined by |)")
@@ -273,3 +282,9 @@ def test_digest_depends_on_names_labels_patients_and_given_splits(tmp_path: Path
         for item in getattr(cohort, split)
     ]
     assert cohort.digest == hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+
+
+def test_of_very_many_problems_the_first_and_the_last_are_shown() -> None:
+    shown = str(CohortError("table.csv", [f"line {i}" for i in range(300)])).splitlines()
+    assert shown[0] == "table.csv: 300 problem(s)"
+    assert (shown[1], shown[56], shown[-1]) == ("  - line 0", "  - ... 240 more ...", "  - line 299")

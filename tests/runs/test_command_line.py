@@ -45,6 +45,9 @@ def test_command_line_is_read_as_fire_does(
         ("--size=64", '--size 64: wanted a list, such as "[64,64,64]"'),
         ("--size=32;32;16", '--size 32;32;16: wanted a list, such as "[32,32,16]"'),
         ("--classes=healthy;ill", "--classes healthy;ill: wanted a list, such as \"['healthy','ill']\""),
+        ("--size=[32;32;16]", '--size [32;32;16]: wanted a list, such as "[32,32,16]"'),
+        ("--seed=abc", "--seed abc: wanted a number, such as 0"),
+        ("--learning_rate=fast", "--learning_rate fast: wanted a number, such as "),
         ("--subgroups=sex", "--subgroups sex: wanted a list, such as \"['sex']\""),
     ],
 )
