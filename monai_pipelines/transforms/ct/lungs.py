@@ -153,12 +153,27 @@ def find_lungs(
     Returns:
         (x, y, z) labels; None without plausible lungs.
     """
-    air = hu < air_hu
-    inside = _inside(air)
+    tissue = hu >= air_hu
+    if not tissue.any():
+        return None
+    x, y, _ = _box(tissue)  # with some of the air around: what is connected to the edges stays so
+    where = tuple(slice(max(0, along.start // 2 * 2 - 2), along.stop + 1) for along in (x, y))
+    found = _find_lungs(*map(np.asfortranarray, (hu[where], tissue[where])), spacing_mm, closing_mm)
+    if found is None:
+        return None
+    lungs = np.zeros_like(hu, np.uint8)
+    lungs[where] = found
+    return lungs
+
+
+def _find_lungs(
+    hu: NDArray[np.float32], tissue: Mask, spacing_mm: NDArray[np.float64], closing_mm: float
+) -> NDArray[np.uint8] | None:
+    inside = _inside(~tissue)
     inside &= ~_trachea(inside, hu, spacing_mm)
     liter = float(np.prod(spacing_mm)) / 1e6
     labels, counts = _components(inside)
-    sizes, trunk = counts * liter, _trunk(~air, spacing_mm)
+    sizes, trunk = counts * liter, _trunk(tissue, spacing_mm)
     plausible = []
     for i in np.argsort(-sizes, kind="stable"):
         if i == 0 or sizes[i] < MIN_LUNG_L:
