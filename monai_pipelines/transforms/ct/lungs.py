@@ -158,7 +158,7 @@ def find_lungs(
         return None
     x, y, _ = _box(tissue)  # with some of the air around: what is connected to the edges stays so
     where = tuple(slice(max(0, along.start // 2 * 2 - 2), along.stop + 1) for along in (x, y))
-    found = _find_lungs(*map(np.asfortranarray, (hu[where], tissue[where])), spacing_mm, closing_mm)
+    found = _find_lungs(np.asfortranarray(hu[where]), np.asfortranarray(tissue[where]), spacing_mm, closing_mm)
     if found is None:
         return None
     lungs = np.zeros_like(hu, np.uint8)
