@@ -86,6 +86,7 @@ bench: $(INSTALLED)
 	$(PY) benchmarks/ct_chain.py
 	$(PY) benchmarks/ct_reading.py
 	$(PY) benchmarks/ct_cache.py
+	$(PY) benchmarks/augment3d.py
 	$(PY) benchmarks/augment2d.py
 	$(PY) benchmarks/medmnist_loading.py
 	$(PY) benchmarks/slide_reading.py

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import pydicom
 import torch
-from harness import peak_mb, record, timed
+from harness import record, timed
 from monai.data import MetaTensor
 from monai.transforms import (
     Compose,
@@ -154,7 +154,6 @@ def main() -> None:
         )
         hu = scan.hu[:, :, (scan.hu.shape[2] - args.slices) // 2 :][:, :, : args.slices]
         write_dicom_series(folder, hu, scan.affine)
-        before = peak_mb()
         chains: dict[str, Callable[[str], Any]] = {
             OURS: load_chain("lung_ct", size=SIZE, masking="air"),
             "recipe: pydicom, scikit-image, scipy": partial(recipe, mask=True),
@@ -171,7 +170,6 @@ def main() -> None:
             chains["TorchIO, recipe's mask"] = torchio_chain(True)
             chains["TorchIO without a mask"] = torchio_chain(False)
         ours = {OURS: np.asarray(chains[OURS](folder))[0]}
-        print(f"{OURS}: {peak_mb() - before:.0f} MB above what was held before it")
         ours[OURS_UNMASKED] = np.asarray(chains[OURS_UNMASKED](folder))[0]
         tight = np.asarray(load_chain("lung_ct", size=SIZE, masking="air", dilate_mm=0)(folder))[0]
         differences = {}

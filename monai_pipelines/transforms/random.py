@@ -139,7 +139,7 @@ class RandImage(RandStep):
     def _fill(self, batch: Tensor, draws: Sequence[Any], changed: Sequence[int], size: Sequence[int]) -> Tensor:
         """Write the `changed` images, a chunk at a time, and the others into one new tensor (B, C, *size)."""
         dtype = self._unit(batch[:0]).dtype
-        out = _empty((*batch.shape[:2], *size), dtype, batch.device)
+        out = empty((*batch.shape[:2], *size), dtype, batch.device)
         for i in set(range(len(batch))).difference(changed):
             out[i] = self._unit(self._keep(batch[i], draws[i]))
         step = len(batch) if batch.is_cuda else max(torch.get_num_threads(), CHUNK_BYTES // (4 * batch[0].numel()))
@@ -150,7 +150,7 @@ class RandImage(RandStep):
         return out
 
 
-def _empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """`torch.empty`; on the CPU from NumPy, which asks for huge pages: large tensors are filled four times as fast."""
     if device.type != "cpu":
         return torch.empty(shape, dtype=dtype, device=device)

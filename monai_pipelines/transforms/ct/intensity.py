@@ -10,7 +10,7 @@ import torch
 from monai.config import KeysCollection
 from torch import Tensor
 
-from monai_pipelines.transforms.random import RandStep, RandStepd
+from monai_pipelines.transforms.random import RandStep, RandStepd, empty
 
 
 class _RandIntensity3D(RandStep):
@@ -26,8 +26,8 @@ class _RandIntensity3D(RandStep):
         """Draw the value."""
 
     @abstractmethod
-    def _change(self, volume: Tensor, value: float) -> Tensor:
-        """Apply the value to (C, X, Y, Z)."""
+    def _change(self, volume: Tensor, value: float, out: Tensor) -> None:
+        """Apply the value to (C, X, Y, Z); the result goes to ``out``."""
 
     def _draw(self) -> float | None:
         return self._value() if self.R.random_sample() < self.prob else None
@@ -36,9 +36,13 @@ class _RandIntensity3D(RandStep):
         volumes = self._unit(batch)
         if all(value is None for value in draws):
             return volumes
-        return torch.stack(
-            [v if value is None else self._change(v, value) for v, value in zip(volumes, draws, strict=True)]
-        )
+        changed = empty(volumes.shape, volumes.dtype, volumes.device)
+        for volume, value, out in zip(volumes, draws, changed, strict=True):
+            if value is None:
+                out.copy_(volume)
+            else:
+                self._change(volume, value, out)
+        return changed
 
 
 class _RandFactor3D(_RandIntensity3D):
@@ -81,8 +85,8 @@ class RandBrightness3D(_RandFactor3D):
         MONAI's `RandScaleIntensity` takes one volume, no batch.
     """
 
-    def _change(self, volume: Tensor, value: float) -> Tensor:
-        return volume * value
+    def _change(self, volume: Tensor, value: float, out: Tensor) -> None:
+        torch.mul(volume, value, out=out)
 
 
 class RandContrast3D(_RandFactor3D):
@@ -110,8 +114,8 @@ class RandContrast3D(_RandFactor3D):
         not MONAI's `RandAdjustContrast`, which is a gamma curve.
     """
 
-    def _change(self, volume: Tensor, value: float) -> Tensor:
-        return volume * value + volume.mean((1, 2, 3), keepdim=True) * (1 - value)
+    def _change(self, volume: Tensor, value: float, out: Tensor) -> None:
+        torch.mul(volume, value, out=out).add_(volume.mean((1, 2, 3), keepdim=True) * (1 - value))
 
 
 class RandNoise3D(_RandIntensity3D):
@@ -150,10 +154,9 @@ class RandNoise3D(_RandIntensity3D):
     def _value(self) -> float:
         return self.R.randint(2**31)
 
-    def _change(self, volume: Tensor, value: float) -> Tensor:
+    def _change(self, volume: Tensor, value: float, out: Tensor) -> None:
         generator = torch.Generator(volume.device).manual_seed(int(value))
-        noise = torch.randn(volume.shape, generator=generator, dtype=volume.dtype, device=volume.device)
-        return noise.mul_(self.std).add_(volume)
+        out.normal_(generator=generator).mul_(self.std).add_(volume)
 
 
 class RandBrightness3Dd(RandStepd):

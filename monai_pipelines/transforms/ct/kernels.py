@@ -1,4 +1,4 @@
-"""The two passes over all voxels of a scan, compiled (package numba): block means, and separable resampling.
+"""The passes over all voxels of a volume, compiled (package numba): block means, separable resampling, and warping.
 
     mean[i, j, k] = sum of volume[i fa + a, j fb + b, k fc + c] over a block / (fa fb fc)
     out[i, j, k]  = sum over a, b, c of wa[i, a] wb[j, b] wc[k, c] volume[a, b, c]
@@ -90,3 +90,65 @@ def resample(
             for k in range(num_c):
                 for j in range(num_b):
                     target_plane[k, j] += weight * plane[k, j]
+
+
+@njit(cache=True, nogil=True, fastmath=True)
+def warp(
+    volume: Array,
+    matrix: Array,
+    lines: Array,
+    response: Array,
+    out: Array,
+    fill: np.float32,
+    nearest: bool,
+    first: int,
+    last: int,
+) -> None:
+    """Planes ``first`` to ``last`` of a warped volume (C, X, Y, Z) float32, at each voxel
+
+        out[c, x, y, z] = volume[c] at matrix (x, y, z, 1) + sum over k of lines[:, x, y, k] response[z, k]
+
+    ``matrix`` is (3, 4) and ``lines`` (3, X, Y, K), of the output's X and Y, both float32; undeformed, K is 0.
+    Between voxels the value is trilinear, or that of the nearest one; outside it is ``fill``.
+    """
+    channels, num_x, num_y, num_z = volume.shape
+    depth = out.shape[3]
+    at = np.empty((3, depth), np.float32)
+    for x in range(first, last):
+        for y in range(out.shape[2]):
+            for axis in range(3):
+                start = matrix[axis, 0] * x + matrix[axis, 1] * y + matrix[axis, 3]
+                for z in range(depth):
+                    at[axis, z] = start + matrix[axis, 2] * z
+                for k in range(lines.shape[3]):
+                    point = lines[axis, x, y, k]
+                    for z in range(depth):
+                        at[axis, z] += point * response[z, k]
+            for z in range(depth):
+                px, py, pz = at[0, z], at[1, z], at[2, z]
+                if nearest:
+                    px, py, pz = np.rint(px), np.rint(py), np.rint(pz)
+                fx, fy, fz = np.floor(px), np.floor(py), np.floor(pz)
+                i, j, k = int(fx), int(fy), int(fz)
+                u, v, w = px - fx, py - fy, pz - fz
+                if 0 <= i < num_x - 1 and 0 <= j < num_y - 1 and 0 <= k < num_z - 1:
+                    for c in range(channels):
+                        near, far = volume[c, i], volume[c, i + 1]
+                        a = near[j, k] + w * (near[j, k + 1] - near[j, k])
+                        b = near[j + 1, k] + w * (near[j + 1, k + 1] - near[j + 1, k])
+                        d = far[j, k] + w * (far[j, k + 1] - far[j, k])
+                        e = far[j + 1, k] + w * (far[j + 1, k + 1] - far[j + 1, k])
+                        low, high = a + v * (b - a), d + v * (e - d)
+                        out[c, x, y, z] = low + u * (high - low)
+                elif -1 <= i < num_x and -1 <= j < num_y and -1 <= k < num_z:
+                    for c in range(channels):
+                        total = np.float32(0)
+                        for corner in range(8):
+                            di, dj, dk = corner >> 2, corner >> 1 & 1, corner & 1
+                            weight = (u if di else 1 - u) * (v if dj else 1 - v) * (w if dk else 1 - w)
+                            inside = 0 <= i + di < num_x and 0 <= j + dj < num_y and 0 <= k + dk < num_z
+                            total += weight * (volume[c, i + di, j + dj, k + dk] if inside else fill)
+                        out[c, x, y, z] = total
+                else:
+                    for c in range(channels):
+                        out[c, x, y, z] = fill

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from monai_pipelines.transforms.boxes import MIN_VISIBLE, RandSpatial, RandSpatiald
+from monai_pipelines.transforms.ct.grid import in_threads, kernels_for
+from monai_pipelines.transforms.random import empty
 from monai_pipelines.transforms.sizes import checked_size
 
 ORDERS = {"bilinear": 1, "nearest": 0}
@@ -120,8 +123,8 @@ class RandSpatial3D(RandSpatial):
         crop_size: size (X, Y, Z) of a sub-volume, or one number, always taken, at a random position; None keeps all.
         mode: "bilinear" (in 3D: trilinear), or "nearest" for masks.
         fill: value outside the input; "bilinear" blends into it over one voxel.
-        backend: "torch", or "elasticdeform" (optional package), the slower reference, on the CPU. They differ only in
-            that voxel, which elasticdeform fills without blending.
+        backend: "torch" (compiled by numba on the CPU, if it is installed), or "elasticdeform" (optional package), the
+            slower reference, on the CPU. They differ only in that voxel, which elasticdeform fills without blending.
 
     Returns:
         (C, *size) or (B, C, *size), of the dtype and on the device of the input.
@@ -273,6 +276,12 @@ class RandSpatial3D(RandSpatial):
 
 
 def _warp_torch(batch: Tensor, draws: Sequence[SpatialDraw], size: Sequence[int], mode: str, fill: float) -> Tensor:
+    kernels = None if batch.requires_grad else kernels_for(batch)
+    if kernels:
+        out = empty((*batch.shape[:2], *size), batch.dtype, batch.device)
+        for volume, draw, target in zip(batch, draws, out, strict=True):
+            _warp_compiled(kernels, volume, draw, target, mode == "nearest", fill)
+        return out
     shape = batch.shape[2:]
     to_unit = (2 / np.array(shape))[::-1, None]  # voxels -> grid_sample's -1..1, in the order (z, y, x)
 
@@ -297,6 +306,20 @@ def _warp_torch(batch: Tensor, draws: Sequence[SpatialDraw], size: Sequence[int]
     above = batch - fill if fill else batch  # grid_sample pads with zeros
     out = grid_sample(above, grid.movedim(1, -1), mode, padding_mode="zeros", align_corners=False)
     return out.add_(fill) if fill else out
+
+
+def _warp_compiled(
+    kernels: ModuleType, volume: Tensor, draw: SpatialDraw, out: Tensor, nearest: bool, fill: float
+) -> None:
+    shape, size, knots = volume.shape[1:], out.shape[1:], draw.elastic_voxels.shape[-1]
+    lines, rz = np.zeros((3, *size[:2], 0)), np.zeros((size[2], 0))
+    if draw.elastic_voxels.any():
+        starts = draw.start(shape, size)
+        rx, ry, rz = (spline_responses(shape[a], knots)[starts[a] + np.arange(size[a])] for a in range(3))
+        lines = np.einsum("aijk,xi,yj->axyk", draw.elastic_voxels, rx, ry, optimize=True)
+    field = [array.astype(np.float32, order="C") for array in (draw.backward(shape, size)[:3], lines, rz)]
+    values, target = np.ascontiguousarray(volume.numpy()), out.numpy()
+    in_threads(lambda *part: kernels.warp(values, *field, target, np.float32(fill), nearest, *part), size[0])
 
 
 def _warp_elasticdeform(

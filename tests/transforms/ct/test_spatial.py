@@ -11,11 +11,22 @@ import torch
 from monai.data import MetaTensor, decollate_batch, list_data_collate
 from scipy.ndimage import map_coordinates
 
+from monai_pipelines.transforms.ct import grid as grid_module
 from monai_pipelines.transforms.ct.spatial import RandSpatial3D, RandSpatial3Dd, SpatialDraw, spline_responses
 
 SHAPE = (14, 17, 11)
 NOTHING = {"rotation_prob": 0, "scale_prob": 0, "shift_prob": 0, "flip_prob": 0, "elastic_prob": 0}
 EVERYTHING = {"rotation_prob": 1, "scale_prob": 1, "shift_prob": 1, "flip_prob": 0.5, "elastic_prob": 1}
+
+
+@pytest.fixture(autouse=True, params=["compiled", "torch"])
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With numba, in three threads, and without."""
+    if request.param == "torch":
+        monkeypatch.setattr(grid_module, "_kernels", lambda: None)
+    else:
+        assert grid_module.kernels_for(torch.zeros(1)) is not None
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
 
 
 def volumes(*lead: int, shape: tuple[int, ...] = SHAPE, seed: int = 0) -> torch.Tensor:
