@@ -101,9 +101,12 @@ def resample_separable(
     """
     order = memory_order(volume)
     in_order = [weights[axis] for axis in order]
+    limits = fill, -np.inf if at_least is None else at_least
     compiled = kernels_for(volume)
-    resampled = _resample_compiled if compiled else _resample_torch
-    out = resampled(volume.permute(order), in_order, fill, -np.inf if at_least is None else at_least)
+    if compiled:
+        out = _resample_compiled(compiled, volume.permute(order), in_order, *limits)
+    else:
+        out = _resample_torch(volume.permute(order), in_order, *limits)
     return out.add_(fill).permute(*np.argsort(order).tolist())
 
 
@@ -125,10 +128,8 @@ def _resample_torch(
 
 
 def _resample_compiled(
-    volume: torch.Tensor, weights: Sequence[NDArray[np.float32]], fill: float, at_least: float
+    kernels: ModuleType, volume: torch.Tensor, weights: Sequence[NDArray[np.float32]], fill: float, at_least: float
 ) -> torch.Tensor:
-    from monai_pipelines.transforms.ct import kernels
-
     values = np.ascontiguousarray(volume.numpy())
     along_a, along_b, along_c = (np.ascontiguousarray(along) for along in weights)
     out = np.zeros((len(along_a), len(along_c), len(along_b)), np.float32)
@@ -145,8 +146,8 @@ def _resample_compiled(
 
 
 def kernels_for(volume: torch.Tensor) -> ModuleType | None:
-    """The compiled kernels, if there are any for a volume: on the CPU, with numba."""
-    if volume.device.type != "cpu" or volume.dtype not in _COMPILED:
+    """The compiled kernels, if there are any for a volume: on the CPU, without a gradient, with numba."""
+    if volume.device.type != "cpu" or volume.dtype not in _COMPILED or volume.requires_grad:
         return None
     return _kernels()
 

@@ -9,6 +9,7 @@ the same with torch where numba is missing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,17 @@ from numba import njit
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+_OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": {"reassoc", "contract", "nsz"}}  # sums in any order; NaN stays NaN
 
 
-@njit(cache=True, nogil=True, fastmath=True)
+def _compiled(function: Callable) -> Any:
+    try:
+        return njit(cache=True, **_OPTIONS)(function)
+    except RuntimeError:  # no folder that the cache can be written to
+        return njit(**_OPTIONS)(function)
+
+
+@_compiled
 def block_mean(volume: Array, mean: Array, blocks: tuple[int, int, int], first: int, last: int) -> None:
     """Planes ``first`` to ``last`` of the means (A, B, C) float32 of an integer volume."""
     fa, fb, fc = blocks
@@ -39,7 +48,7 @@ def block_mean(volume: Array, mean: Array, blocks: tuple[int, int, int], first: 
                 mean[i, j, k] = total / (fa * fb * fc)
 
 
-@njit(cache=True, nogil=True, fastmath=True)
+@_compiled
 def resample(
     volume: Array,
     weights: tuple[Array, Array, Array],
@@ -92,7 +101,7 @@ def resample(
                     target_plane[k, j] += weight * plane[k, j]
 
 
-@njit(cache=True, nogil=True, fastmath=True)
+@_compiled
 def warp(
     volume: Array,
     matrix: Array,

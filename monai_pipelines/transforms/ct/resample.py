@@ -161,7 +161,7 @@ class _Ras:
     def edges(self) -> NDArray[np.float64]:
         """Corners (2, 3) of the box around all non-zero voxels, in RAS voxels."""
         ends = []
-        filled = self.values.numpy() != 0
+        filled = self.values.cpu().numpy() != 0
         for axis, flip in enumerate(self.flipped):
             used = np.flatnonzero(filled.any(axis=tuple(a for a in range(3) if a != axis)))
             if len(used) == 0:

@@ -276,7 +276,7 @@ class RandSpatial3D(RandSpatial):
 
 
 def _warp_torch(batch: Tensor, draws: Sequence[SpatialDraw], size: Sequence[int], mode: str, fill: float) -> Tensor:
-    kernels = None if batch.requires_grad else kernels_for(batch)
+    kernels = kernels_for(batch)
     if kernels:
         out = empty((*batch.shape[:2], *size), batch.dtype, batch.device)
         for volume, draw, target in zip(batch, draws, out, strict=True):
