@@ -39,11 +39,10 @@ from monai.transforms import (
     Spacingd,
 )
 from scipy import ndimage
+from series import write_chest_series
 from skimage.measure import label
 
 from monai_pipelines import load_chain
-from monai_pipelines.phantoms import thorax_phantom, write_dicom_series
-from monai_pipelines.phantoms.scanners import SCANNERS
 
 SIZE = (128, 128, 128)
 WINDOW = (-1000, 400)
@@ -149,11 +148,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder:
-        scan = thorax_phantom(
-            0, diseased=True, matrix=args.matrix, slice_mm=1.25, lesion_mm=(20, 40), scanner=SCANNERS[0]
-        )
-        hu = scan.hu[:, :, (scan.hu.shape[2] - args.slices) // 2 :][:, :, : args.slices]
-        write_dicom_series(folder, hu, scan.affine)
+        hu = write_chest_series(folder, args.matrix, args.slices)
         chains: dict[str, Callable[[str], Any]] = {
             OURS: load_chain("lung_ct", size=SIZE, masking="air"),
             "recipe: pydicom, scikit-image, scipy": partial(recipe, mask=True),

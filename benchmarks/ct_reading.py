@@ -10,34 +10,23 @@ and slices. MONAI's ITKReader is left out where the package itk is not installed
 from __future__ import annotations
 
 import argparse
-import datetime
 import importlib.util
 import itertools
-import platform
-import shlex
-import statistics
-import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
-import torch
+from harness import record, timed
 from monai.transforms import LoadImage
-from recording import appended
+from series import write_chest_series
 
-from monai_pipelines.phantoms import thorax_phantom, write_dicom_series
-from monai_pipelines.phantoms.scanners import SCANNERS
 from monai_pipelines.transforms import LoadCT
 
-COLUMNS = (
-    *("date", "method", "median_ms", "min_ms", "max_ms", "times_ours", "equal", "rounds", "volume", "machine"),
-    "command",
-)
 OURS = "LoadCT"
 
 
@@ -75,34 +64,12 @@ def main() -> None:
     }
     if importlib.util.find_spec("itk"):
         methods["MONAI LoadImage, ITKReader"] = LoadImage(reader="ITKReader")
-    times: dict[str, list[float]] = {name: [] for name in methods}
-    equal = {}
     with tempfile.TemporaryDirectory() as folder:
-        scan = thorax_phantom(
-            0, diseased=True, matrix=args.matrix, slice_mm=1.25, lesion_mm=(20, 40), scanner=SCANNERS[0]
-        )
-        hu = scan.hu[:, :, (scan.hu.shape[2] - args.slices) // 2 :][:, :, : args.slices]
-        write_dicom_series(folder, hu, scan.affine)
-        for round_ in range(args.rounds + 1):
-            for name, method in methods.items():
-                start = time.perf_counter()
-                volume = method(folder)
-                if round_:
-                    times[name].append(1000 * (time.perf_counter() - start))
-                else:
-                    equal[name] = is_equal(volume, hu)
-    base = statistics.median(times[OURS])
-    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, SimpleITK {sitk.__version__}"
-    command = shlex.join(["python", *sys.argv])
-    with appended(args.csv, COLUMNS) as out:
-        for name, values in times.items():
-            median = statistics.median(values)
-            numbers = [round(median), round(min(values)), round(max(values)), round(median / base, 1)]
-            volume_text = "x".join(map(str, hu.shape))
-            out.writerow(
-                [datetime.date.today(), name, *numbers, equal[name], args.rounds, volume_text, machine, command]
-            )
-            print(f"{name:32} {numbers[0]:6} ms ({numbers[1]}-{numbers[2]})  x{numbers[3]}  equal: {equal[name]}")
+        hu = write_chest_series(folder, args.matrix, args.slices)
+        equal = {name: f"equal: {is_equal(method(folder), hu)}" for name, method in methods.items()}
+        seconds = timed({name: partial(method, folder) for name, method in methods.items()}, args.rounds)
+    data = f"DICOM {'x'.join(map(str, hu.shape))}"
+    record(args.csv, seconds, lambda name: OURS, equal, data, "torch", "monai", "pydicom", "SimpleITK", "itk")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from monai_pipelines.commands import (
     features,
     phantoms,
     predict,
+    prepare,
     report,
     run,
     show,
@@ -33,7 +34,7 @@ app = typer.Typer(
 for command in (
     *(show.show, bundles.bundles, audit.audit, predict.predict, evaluate.evaluate, explain.explain),
     *(report.report, compare.compare, export.export),
-    *(features.features, sweep.sweep, cache.cache),
+    *(prepare.prepare, features.features, sweep.sweep, cache.cache),
 ):
     app.command()(command)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(run.run)

@@ -17,7 +17,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
-_OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": {"reassoc", "contract", "nsz"}}  # sums in any order; NaN stays NaN
+_OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": {"reassoc", "contract", "nsz"}}  # NaN stays NaN
 
 
 def _compiled(function: Callable) -> Any:
