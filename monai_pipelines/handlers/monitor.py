@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
+from ignite.handlers import Timer
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
@@ -34,8 +35,9 @@ class Monitor:
     Writes ``history.json`` after each epoch, ``history.png`` at the end, and into ``tensorboard/``
 
     - ``train`` and ``validation``, epoch by epoch: all metrics, by the same names so that they share a chart; also the
-      learning rate, PR curves and confusion matrix of the validation, and once some images as the network sees them, a
-      layout for the tab Custom Scalars, and the settings (none with a path) and configs of ``run.json``;
+      learning rate, the seconds and the share of them spent waiting for batches, PR curves and confusion matrix of the
+      validation, and once some images as the network sees them, a layout for the tab Custom Scalars, and the settings
+      (none with a path) and configs of ``run.json``;
     - ``steps``, iteration by iteration: loss, learning rate, and the gradient's norm if `ClipGradients` measures it.
 
     A new run removes the checkpoints and TensorBoard's files of an earlier one, a resumed run hides the epochs that it
@@ -51,8 +53,12 @@ class Monitor:
     def __init__(self, output_dir: str | PathLike[str], validator: Any, history: list[dict[str, Any]]) -> None:
         self.output_dir, self.validator, self.history = Path(output_dir), validator, history
         self.classes = list(validator.model.classes)
+        self.waiting = Timer()
 
     def attach(self, engine: Engine) -> None:
+        self.waiting.attach(
+            engine, Events.EPOCH_STARTED, pause=Events.GET_BATCH_COMPLETED, resume=Events.GET_BATCH_STARTED
+        )
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.step)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch)
@@ -90,6 +96,10 @@ class Monitor:
         if epoch == 1:
             self.writers["train"].add_custom_scalars(_layout(train))
         self.writers["train"].add_scalar("learning_rate", self.learning_rate, epoch)
+        seconds = engine.state.times[Events.EPOCH_COMPLETED.name]
+        share = self.waiting.value() / seconds if seconds else 0.0
+        self.writers["train"].add_scalar("time/seconds", seconds, epoch)
+        self.writers["train"].add_scalar("time/waiting_for_data", share, epoch)
         if self.validator.state.epoch == epoch:
             record["val"] = self._numbers(self.validator.state.metrics)
             self.validator.epoch_metrics.draw(self.writers["validation"], self.validator.model, epoch)
@@ -107,6 +117,7 @@ class Monitor:
             for metric in dict.fromkeys(("loss", self.validator.key_metric))
             if (value := record.get(split, {}).get(metric)) is not None
         ]
+        parts.append(f"{seconds:.1f} s, {share:.0%} of them waiting for data")
         logger.info("epoch %d/%d: %s", epoch, engine.state.max_epochs, ", ".join(parts))
 
     def _numbers(self, metrics: dict[str, Any]) -> dict[str, float | None]:
@@ -131,6 +142,7 @@ def _layout(metrics: Iterable[str]) -> dict[str, dict[str, list[Any]]]:
     """A chart for each metric, with training, validation and, after an evaluation, test; tags are patterns."""
     charts = {
         "Each epoch": {name: f"^metrics/{name}$" for name in metrics} | {"learning_rate": "^learning_rate$"},
+        "Time": {name: f"^time/{name}$" for name in ("seconds", "waiting_for_data")},
         "Each step": {name: f"^steps/{name}$" for name in ("loss", "learning_rate", "gradient_norm")},
     }
     return {

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,12 @@ def test_metrics_of_each_epoch_and_step(make_run: MakeRun, scans: Scans, tmp_pat
     assert [record["epoch"] for record in history] == [1, 2, 3]
     assert ["val" in record for record in history] == [False, True, True], "the last epoch, too"
     rates = {1: 0.05, 2: 0.025, 3: 0.0125}
-    assert _scalars(tmp_path, "train") == {"learning_rate": pytest.approx(rates), **_metrics(history, "train")}
+    train = _scalars(tmp_path, "train")
+    seconds, waiting = (train.pop(f"time/{name}") for name in ("seconds", "waiting_for_data"))
+    assert train == {"learning_rate": pytest.approx(rates), **_metrics(history, "train")}
+    assert list(seconds) == [1, 2, 3]
+    assert all(0 < share < 1 for share in waiting.values())
+    assert re.search(r", \d+\.\d s, \d+% of them waiting for data", caplog.text)
     assert _scalars(tmp_path, "validation") == _metrics(history, "val")
     assert {"metrics/loss", "metrics/roc_auc", "metrics/accuracy"} <= set(_metrics(history, "val"))
     steps = _scalars(tmp_path, "steps")
@@ -207,7 +213,8 @@ def test_no_step_stands_twice_after_a_run_that_broke_off(make_run: MakeRun, tmp_
     assert list(_scalars(tmp_path, "steps")["steps/loss"]) == list(range(1, 13))
     for name, part in (("train", "train"), ("validation", "val")):
         found = _scalars(tmp_path, name)
-        found.pop("learning_rate", None)
+        for other in ("learning_rate", "time/seconds", "time/waiting_for_data"):
+            found.pop(other, None)
         assert found == _metrics(_history(tmp_path), part)
     events = _events(tmp_path, "validation")
     assert [event.step for event in events.Tensors("pr_curve/disease")] == [1, 2, 3]
@@ -268,3 +275,14 @@ def test_tracking_by_mlflow(make_run: MakeRun, tmp_path: Path) -> None:
     assert values("train_loss") == pytest.approx(_scalars(tmp_path, "steps")["steps/loss"])
     assert tracked.info.status == "FINISHED"
     assert tracked.data.params["network"] == "Linear"
+
+
+@pytest.mark.usefixtures("blank_figures")
+def test_time_spent_waiting_for_batches(make_run: MakeRun, tmp_path: Path) -> None:
+    """Each of the four batches of an epoch comes after 50 ms."""
+    run = make_run(max_epochs=2)
+    run.trainer.add_event_handler(Events.GET_BATCH_STARTED, lambda: time.sleep(0.05))
+    run.trainer.run()
+    train = _scalars(tmp_path, "train")
+    for epoch, seconds in train["time/seconds"].items():
+        assert 0.2 <= seconds * train["time/waiting_for_data"][epoch] <= seconds
