@@ -9,7 +9,16 @@ from monai_pipelines import __version__
 
 PACKAGES = (
     *("monai", "torch", "pytorch-ignite", "numpy", "scipy", "scikit-learn"),
-    *("scikit-image", "SimpleITK", "pydicom", "nibabel", "openslide-python"),
+    *(
+        "scikit-image",
+        "SimpleITK",
+        "pydicom",
+        "nibabel",
+        "openslide-python",
+        "connected-components-3d",
+        "fill-voids",
+        "numba",
+    ),
 )
 
 
