@@ -86,7 +86,9 @@ def test_a_runs_network_by_the_command_line(bundle: Bundle, demo: Demo, suffix: 
         for boxes, scores, found in zip(*outputs, wanted, strict=True):
             chosen = select(boxes, scores, images.shape[2:], **network.select)
             assert len(found.boxes) > 0
-            torch.testing.assert_close(chosen.boxes, found.boxes, rtol=1e-3, atol=1e-2)
+            torch.testing.assert_close(chosen.scores, found.scores, rtol=1e-3, atol=1e-4)
+            distance = torch.cdist(found.boxes, chosen.boxes, p=torch.inf).amin(dim=1)
+            assert (distance < 0.1).float().mean() > 0.95  # boxes of nearly equal scores change places
     else:
         torch.testing.assert_close(outputs[0], wanted, rtol=1e-4, atol=1e-5)
 
