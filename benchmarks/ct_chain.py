@@ -111,8 +111,8 @@ def monai_chain(mask: bool, reader: str, anti_aliasing: bool, lazy: bool = False
         fused = Compose([*crop, spacing, resize], lazy=True)
         chain = Compose([*load, *segment, fused, window, *air])
     else:
-        masked_keys = Spacingd("image", pixdim=(1, 1, 1), mode="bilinear")
-        chain = Compose([*load, masked_keys, *segment, *crop, resize, window, *air])
+        spacing = Spacingd("image", pixdim=(1, 1, 1), mode="bilinear")
+        chain = Compose([*load, spacing, *segment, *crop, resize, window, *air])
     return lambda folder: chain({"image": folder})["image"][0]
 
 

@@ -29,6 +29,20 @@ def memory_order(volume: torch.Tensor) -> list[int]:
     return sorted(range(volume.ndim), key=volume.stride, reverse=True)
 
 
+def filled_box(mask: NDArray[Any]) -> tuple[slice, ...]:
+    """The smallest box around all that is not 0; as SciPy's ``find_objects``, but from one look along each axis.
+
+    Raises:
+        ValueError: nothing but 0.
+    """
+    filled = mask if mask.dtype == bool else mask != 0
+    axes = range(mask.ndim)
+    used = [np.flatnonzero(filled.any(axis=tuple(a for a in axes if a != axis))) for axis in axes]
+    if not len(used[0]):
+        raise ValueError("the mask is empty")
+    return tuple(slice(int(along[0]), int(along[-1]) + 1) for along in used)
+
+
 def block_mean(volume: torch.Tensor, factors: Sequence[int]) -> torch.Tensor:
     """Mean over blocks of ``factors`` voxels; incomplete blocks at the end of an axis are dropped.
 
@@ -134,11 +148,12 @@ def _resample_compiled(
     along_a, along_b, along_c = (np.ascontiguousarray(along) for along in weights)
     out = np.zeros((len(along_a), len(along_c), len(along_b)), np.float32)
     limits = np.float32(fill), np.float32(at_least)
+    reach_a, reach_c = _reach(along_a), _reach(along_c)
 
     def part(first: int, last: int) -> None:
-        some = along_a, along_b[first:last], along_c
-        reach = _reach(some[0]), _reach(some[1]), _reach(some[2])
-        kernels.resample(values, some, reach, out[:, :, first:last], *limits)
+        some = along_b[first:last]
+        reach = reach_a, _reach(some), reach_c
+        kernels.resample(values, (along_a, some, along_c), reach, out[:, :, first:last], *limits)
 
     if all(along.any() for along in weights):
         in_threads(part, len(along_b))

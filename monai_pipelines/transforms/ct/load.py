@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import re
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from itertools import chain
 from os import PathLike
 from pathlib import Path
@@ -148,8 +145,7 @@ class LoadCT(Transform):
             ) from None
 
     def _read_dicom(self, path: Path) -> Volume:
-        with _no_collection():
-            found = find_slices(path)
+        found = find_slices(path)
         series, notes = choose_series(found, self.series)
         first = series.slices[0]
         if len(series.slices) == 1:
@@ -218,18 +214,6 @@ class LoadCTd(EachKeyd):
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, LoadCT(series, uneven, tilt, no_rescale), allow_missing_keys)
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Headers are thousands of small objects without cycles: to look for some takes longer than to read them."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _read_hu(plane: NDArray[np.int16], one: Slice, rescale: tuple[float, float]) -> list[str]:

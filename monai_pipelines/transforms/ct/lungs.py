@@ -14,7 +14,7 @@ from monai.transforms import MapTransform, Transform
 from numpy.typing import NDArray
 
 from monai_pipelines.errors import ScanError
-from monai_pipelines.transforms.ct.grid import block_mean, placed
+from monai_pipelines.transforms.ct.grid import block_mean, filled_box, placed
 
 MIN_LUNG_L = 0.2  # smaller components are not lungs
 GAS_HU = -960.0  # parenchyma is denser on average, bowel and stomach gas are not
@@ -156,7 +156,7 @@ def find_lungs(
     tissue = hu >= air_hu
     if not tissue.any():
         return None
-    x, y, _ = _box(tissue)  # with some of the air around: what is connected to the edges stays so
+    x, y, _ = filled_box(tissue)  # with some of the air around: what is connected to the edges stays so
     where = tuple(slice(max(0, along.start // 2 * 2 - 2), along.stop + 1) for along in (x, y))
     found = _find_lungs(np.asfortranarray(hu[where]), np.asfortranarray(tissue[where]), spacing_mm, closing_mm)
     if found is None:
@@ -197,13 +197,6 @@ def _find_lungs(
 
 def _center_x(mask: Mask) -> float:
     return float(np.average(np.arange(len(mask)), weights=mask.sum(axis=tuple(range(1, mask.ndim)))))
-
-
-def _box(mask: Mask) -> tuple[slice, ...]:
-    """The smallest box around a mask that is not empty."""
-    axes = range(mask.ndim)
-    used = [np.flatnonzero(mask.any(axis=tuple(a for a in axes if a != axis))) for axis in axes]
-    return tuple(slice(int(along[0]), int(along[-1]) + 1) for along in used)
 
 
 def _components(mask: Mask) -> tuple[NDArray[Any], NDArray[np.int64]]:
@@ -253,7 +246,9 @@ def _trachea(inside: Mask, hu: NDArray[np.float32], spacing_mm: NDArray[np.float
         if previous is None:
             for i in (i for i in range(1, len(areas)) if low <= areas[i] <= high):
                 part = labels == i
-                extent = [(along.stop - along.start) * mm for along, mm in zip(_box(part), spacing_mm, strict=False)]
+                extent = [
+                    (along.stop - along.start) * mm for along, mm in zip(filled_box(part), spacing_mm, strict=False)
+                ]
                 round_ = max(extent) <= 2.5 * min(extent) and areas[i] * pixel >= 0.5 * extent[0] * extent[1]
                 if round_ and abs(_center_x(part) - middle) < 0.12 * width and hu[:, :, z][part].min() < -850:
                     previous = part
@@ -285,7 +280,7 @@ def _two_lungs(
 
 def _split(both: Mask, liter: float) -> tuple[Mask, Mask] | None:
     """Erode until two cores are left, then grow them back side by side; on every second voxel."""
-    where = tuple(slice(max(0, along.start // 2 * 2 - 2), along.stop + 2) for along in _box(both))
+    where = tuple(slice(max(0, along.start // 2 * 2 - 2), along.stop + 2) for along in filled_box(both))
     part = np.ascontiguousarray(both[where])
     half = core = part[::2, ::2, ::2].copy()
     for _ in range(min(half.shape) // 2):
@@ -336,7 +331,7 @@ def _close(lung: Mask, spacing_mm: NDArray[np.float64], radius_mm: float) -> Mas
     import fill_voids
 
     radius = tuple(int(r) for r in np.rint(radius_mm / spacing_mm))
-    where = _box(lung)
+    where = filled_box(lung)
     closed = np.pad(lung[where], [(r + 1, r + 1) for r in radius])
     if max(radius):
         closed = ~_grow(~_grow(closed, radius), radius)

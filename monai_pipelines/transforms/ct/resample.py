@@ -12,7 +12,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from numpy.typing import NDArray
 
-from monai_pipelines.transforms.ct.grid import cubic_weights, placed, resample_separable
+from monai_pipelines.transforms.ct.grid import cubic_weights, filled_box, placed, resample_separable
 from monai_pipelines.transforms.inverse import FixedSpatial, FixedSpatiald
 from monai_pipelines.transforms.sizes import checked_size
 
@@ -160,12 +160,14 @@ class _Ras:
 
     def edges(self) -> NDArray[np.float64]:
         """Corners (2, 3) of the box around all non-zero voxels, in RAS voxels."""
-        ends = []
-        filled = self.values.cpu().numpy() != 0
-        for axis, flip in enumerate(self.flipped):
-            used = np.flatnonzero(filled.any(axis=tuple(a for a in range(3) if a != axis)))
-            if len(used) == 0:
-                raise ValueError("ResampleCT: the mask is empty; SegmentLungs(no_lungs='flag') keeps the whole scan")
-            first, last, n = int(used[0]), int(used[-1]), filled.shape[axis]
-            ends.append((n - 1 - last, n - 1 - first) if flip else (first, last))
+        try:
+            box = filled_box(self.values.cpu().numpy())
+        except ValueError:
+            raise ValueError(
+                "ResampleCT: the mask is empty; SegmentLungs(no_lungs='flag') keeps the whole scan"
+            ) from None
+        ends = [
+            (n - along.stop, n - 1 - along.start) if flip else (along.start, along.stop - 1)
+            for along, n, flip in zip(box, self.values.shape, self.flipped, strict=True)
+        ]
         return np.array(ends, float).T + [[-0.5], [0.5]]
