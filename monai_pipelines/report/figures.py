@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import ArrayLike
 from sklearn.metrics import confusion_matrix
 
@@ -146,6 +146,9 @@ def history_figure(history: Sequence[Mapping[str, Any]], key_metric: str = "roc_
             axes.axvline(best, color=GRAY, linestyle="--", linewidth=1.2, label=f"Best epoch: {best}")
         if name == "loss" and _spans_decades(np.concatenate([curves["train", name], curves["val", name]])):
             axes.set_yscale("log")
+            axes.yaxis.set(
+                major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_formatter=NullFormatter()
+            )
         if name != "lr" and name not in LOWER_IS_BETTER:
             axes.set_ylim(0 if axes.dataLim.y0 >= 0 else None, 1.02)
         axes.set_title(titles.get(name, name), fontsize=12)
