@@ -92,6 +92,7 @@ bench: $(INSTALLED)
 	$(PY) benchmarks/slide_reading.py
 	$(PY) benchmarks/feature_extraction.py
 	$(PY) benchmarks/mil_step.py
+	$(PY) benchmarks/training_step.py
 	$(PY) benchmarks/detection.py
 	$(PY) benchmarks/bootstrap.py
 

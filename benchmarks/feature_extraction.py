@@ -26,8 +26,9 @@ from pathlib import Path
 import torch
 from monai.networks.nets import resnet50
 
-from monai_pipelines.inferers import AutocastInferer, Precision, fast_bf16
+from monai_pipelines.inferers import AutocastInferer
 from monai_pipelines.networks import TileBackbone
+from monai_pipelines.networks.precision import Precision, fast_bf16
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406])[:, None, None], torch.tensor([0.229, 0.224, 0.225])[:, None, None]
 

@@ -26,8 +26,8 @@ from recording import appended
 from torch import Tensor, nn
 from torch.nn import functional
 
-from monai_pipelines.inferers import fast_bf16
 from monai_pipelines.networks import AttentionMIL
+from monai_pipelines.networks.precision import fast_bf16
 
 COLUMNS = (
     *("date", "method", "median_ms", "min_ms", "max_ms", "batch_faster_by", "rounds", "bags", "tiles", "padded_to"),

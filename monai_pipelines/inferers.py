@@ -10,16 +10,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain, combinations, product
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from monai.inferers import Inferer, SimpleInferer
 from torch.nn import functional
 from torch.nn.modules.dropout import _DropoutNd
 
+from monai_pipelines.networks.precision import Precision, autocast, check_precision
 from monai_pipelines.probabilities import probabilities
-
-Precision = Literal["auto", "bf16", "fp32"]
 
 
 class AutocastInferer(SimpleInferer):
@@ -28,7 +27,8 @@ class AutocastInferer(SimpleInferer):
     MONAI's ``amp=True`` works on CUDA only. bf16 needs no gradient scaling.
 
     Args:
-        precision: "bf16", "fp32", or "auto": bf16 on CUDA devices and CPUs with AMX.
+        precision: "bf16", "fp32", or "auto": bf16 on CUDA devices and CPUs with AMX; a training on a CPU measures which
+            is faster, see `monai_pipelines.engines.precision.measured_precision`, and its result is used from then on.
 
     Example:
         >>> import torch
@@ -250,32 +250,3 @@ def _mean_and_spread(logits: torch.Tensor, multilabel: bool) -> tuple[torch.Tens
     if multilabel or logits.shape[2] == 1:
         return functional.logsigmoid(logits).logsumexp(0) - functional.logsigmoid(-logits).logsumexp(0), spread
     return logits.log_softmax(2).logsumexp(0), spread
-
-
-def check_precision(precision: Precision) -> Precision:
-    """The precision, or a ValueError."""
-    if precision not in ("auto", "bf16", "fp32"):
-        raise ValueError(f"precision must be 'auto', 'bf16' or 'fp32', got {precision!r}")
-    return precision
-
-
-def autocast(precision: Precision, device_type: str) -> torch.autocast:
-    """bf16 autocast, or none."""
-    bf16 = precision == "bf16" or (precision == "auto" and fast_bf16(device_type))
-    return torch.autocast(device_type, torch.bfloat16, enabled=bf16)
-
-
-def fast_bf16(device_type: str, gradients: bool = True) -> bool:
-    """Whether bf16 autocast is faster and safe.
-
-    CPUs with AVX512-BF16 but no AMX qualify for frozen networks only: torch 2.13 can give NaN gradients there
-    (convolution of bf16 volumes in channels-last order).
-
-    Args:
-        device_type: such as "cpu".
-        gradients: the network is trained.
-    """
-    if device_type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    units = ("amx_bf16",) if gradients else ("amx_bf16", "avx512_bf16")
-    return device_type == "cpu" and any(torch.cpu.get_capabilities().get(unit) for unit in units)

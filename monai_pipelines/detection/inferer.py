@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from monai_pipelines.detection.boxes import Found, non_maximum_suppression
-from monai_pipelines.inferers import Precision, autocast, check_precision
+from monai_pipelines.networks.precision import Precision, autocast, check_precision
 
 
 class DetectionInferer(Inferer):

@@ -9,7 +9,8 @@ import torch
 from monai.networks.blocks.feature_pyramid_network import FeaturePyramidNetwork
 from monai.networks.nets import DenseNet, ResNet
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+
+from monai_pipelines.networks.checkpointing import recomputed
 
 _PROBE = 64  # pixels
 
@@ -75,10 +76,7 @@ class FeaturePyramid(nn.Module):
     def _maps(self, images: Tensor) -> list[Tensor]:
         maps, features = [], images
         for number, stage in enumerate(self.stages, start=1):
-            if self.checkpointing and self.training and torch.is_grad_enabled():
-                features = checkpoint(stage, features, use_reentrant=False)
-            else:
-                features = stage(features)
+            features = recomputed(stage, features) if self.checkpointing else stage(features)
             if number in self.levels:
                 maps.append(features)
         return maps

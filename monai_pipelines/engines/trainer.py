@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
+from ignite.engine import Events
 from ignite.metrics import Metric
 from monai.engines import SupervisedTrainer
 from torch.utils.data import WeightedRandomSampler
@@ -13,8 +15,10 @@ from torch.utils.data import WeightedRandomSampler
 from monai_pipelines.chains import Chain
 from monai_pipelines.data.sampling import BalancedBatchSampler
 from monai_pipelines.engines.evaluator import compare_metrics
+from monai_pipelines.engines.precision import measured_precision
 from monai_pipelines.handlers import ClassificationMetrics, MeanLosses
 from monai_pipelines.model import Model
+from monai_pipelines.networks.precision import Precision, fast_bf16
 
 
 class ModelSupervisedTrainer(SupervisedTrainer):
@@ -26,6 +30,9 @@ class ModelSupervisedTrainer(SupervisedTrainer):
             a module is moved to the model's device.
         augmentation: random chain, done to each batch on the device before the model's input is finished.
         key_metric: of the metrics, the one that MONAI follows; of a detector it is the loss.
+        accumulation_steps: batches whose gradients are averaged for one step of the optimizer; the last batches of an
+            epoch make a step, too.
+        compile: compile the network with `torch.compile`, for the validation as well.
 
     Raises:
         ValueError: batches that are balanced and a loss that has class weights: rare classes would count twice.
@@ -41,6 +48,8 @@ class ModelSupervisedTrainer(SupervisedTrainer):
         augmentation: Chain | None = None,
         key_metric: str = "roc_auc",
         train_handlers: Sequence[Any] | None = None,
+        accumulation_steps: int = 1,
+        compile: bool = False,
     ) -> None:
         _check_counted_once(train_data_loader, loss_function)
         if isinstance(loss_function, torch.nn.Module):
@@ -65,7 +74,31 @@ class ModelSupervisedTrainer(SupervisedTrainer):
             metric_cmp_fn=compare_metrics(key_metric),
             train_handlers=train_handlers,
             decollate=False,
+            accumulation_steps=accumulation_steps,
+            non_blocking=model.device.type == "cuda",
         )
+        if compile:
+            model.network.compile()
+        undecided = getattr(model.inferer, "precision", None) == "auto"  # a resume decides as before
+        if undecided and model.device.type == "cpu" and fast_bf16("cpu", gradients=False):
+            self.add_event_handler(Events.ITERATION_STARTED(once=1), self._measure_precision)
+
+    def _measure_precision(self) -> None:
+        """Choose the inferer's precision on the first batch; weights and random states stay as they are."""
+        inferer: Any = self.inferer
+        with torch.random.fork_rng([]):
+            network, prepare = deepcopy(self.network).train(), deepcopy(self.prepare_batch)
+            inputs, targets, *more = prepare(self.state.batch, self.model.device)
+            args, kwargs = more or ((), {})
+            weights = [parameter for parameter in network.parameters() if parameter.requires_grad]
+
+            def step(precision: Precision) -> Sequence[torch.Tensor | None]:
+                inferer.precision = precision
+                torch.manual_seed(0)  # equal dropout
+                loss = self.loss_function(inferer(inputs, network, *args, **kwargs), targets).mean()
+                return torch.autograd.grad(loss, weights, allow_unused=True)
+
+            inferer.precision = measured_precision(step)
 
     def run(self) -> None:  # type: ignore[override]
         """Train.

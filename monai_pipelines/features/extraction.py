@@ -33,9 +33,10 @@ from monai_pipelines.data.slide_table import feature_file, slide_source
 from monai_pipelines.data.workers import CRASHED, WorkerCrashed, as_is, each_until_crash
 from monai_pipelines.errors import ChainMismatchError, CohortError, ScanError
 from monai_pipelines.features.files import FeatureBag, read_origin, write_features
-from monai_pipelines.inferers import AutocastInferer, Precision, fast_bf16
+from monai_pipelines.inferers import AutocastInferer
 from monai_pipelines.networks import TileBackbone
 from monai_pipelines.networks.backbone import description_hash
+from monai_pipelines.networks.precision import Precision, used_precision
 from monai_pipelines.slides import close_slides
 from monai_pipelines.versions import library_versions
 
@@ -105,8 +106,7 @@ def extract_features(
         file: {**dict.fromkeys(COLUMNS, ""), "name": item["name"], "status": "missing"} for file, item in slides.items()
     }
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    bf16 = precision == "bf16" or (precision == "auto" and fast_bf16(device.type, gradients=False))
-    used: Precision = "bf16" if bf16 else "fp32"
+    used = used_precision(precision, device.type, gradients=False)
     origin = _Origin(chain, backbone, used)
     todo, precisions = _check_files(folder, slides, rows, origin)
     if len(precisions | ({used} if todo or precision != "auto" else set())) > 1:

@@ -27,9 +27,20 @@ class ClipGradients:
         engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
 
     def __call__(self, engine: Any) -> None:
+        if not batches_of_step(engine):
+            return
         norm = float(torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.max_norm))
         check_finite(engine, "norm of the gradient", norm)
         engine.state.gradient_norm = norm
+
+
+def batches_of_step(engine: Any) -> int:
+    """Batches whose gradients the optimizer's step after this one averages; 0 if more are awaited."""
+    batch = (engine.state.iteration - 1) % engine.state.epoch_length + 1
+    left_over = batch % engine.accumulation_steps
+    if not left_over:
+        return int(engine.accumulation_steps)
+    return int(left_over) if batch == engine.state.epoch_length else 0
 
 
 class StopOnNaN:

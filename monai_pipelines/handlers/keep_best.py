@@ -11,8 +11,9 @@ from typing import Any
 from ignite.engine import Engine, Events
 
 from monai_pipelines.model import Model
+from monai_pipelines.networks.precision import used_precision
 from monai_pipelines.report.words import LOWER_IS_BETTER
-from monai_pipelines.runs.checkpoint import load_weights, read_checkpoint, save_checkpoint
+from monai_pipelines.runs.checkpoint import load_weights, read_checkpoint, save_checkpoint, use_precision
 from monai_pipelines.runs.trained import split_differences
 from monai_pipelines.versions import library_versions
 
@@ -26,10 +27,10 @@ class Checkpoints:
     equals, the lowest loss. NaN comes last, so any number replaces it.
 
     Both files are a model card in plain data: ``model`` (weights), ``network`` (its ``name`` and ``num_parameters``),
-    ``classes``, ``chain`` (description), ``fingerprint``, ``epoch``, ``key_metric``, ``split``, ``versions``; of the
-    epoch's validation ``metrics`` (untempered, threshold 1/2), ``num_validation`` (images), ``temperature``,
-    ``threshold`` and ``threshold_by``, None where there was none. ``last.pt`` also holds what ``resume`` needs:
-    optimizer, scheduler, best metrics, epochs without a better one, history.
+    ``classes``, ``chain`` (description), ``fingerprint``, ``epoch``, ``key_metric``, ``split``, ``precision``,
+    ``versions``; of the epoch's validation ``metrics`` (untempered, threshold 1/2), ``num_validation`` (images),
+    ``temperature``, ``threshold`` and ``threshold_by``, None where there was none. ``last.pt`` also holds what
+    ``resume`` needs: optimizer, scheduler, best metrics, epochs without a better one, history.
 
     Args:
         output_dir: folder of the run.
@@ -97,6 +98,7 @@ class Checkpoints:
             done = f"{checkpoint['epoch']} of {engine.state.max_epochs} epochs"
             raise ValueError(f"{file}: already trained {done}; raise max_epochs to go on")
         load_weights(self.model.network, checkpoint["model"], file)
+        use_precision(self.model, checkpoint["precision"])
         engine.optimizer.load_state_dict(checkpoint["optimizer"])
         self.best, self.num_without_better = checkpoint["best"], checkpoint["num_without_better"]
         self.history[:] = checkpoint["history"]
@@ -124,6 +126,7 @@ class Checkpoints:
             "epoch": epoch,
             "key_metric": self.key_metric,
             "split": self.split,
+            "precision": used_precision(getattr(self.model.inferer, "precision", "fp32"), self.model.device.type),
             "versions": library_versions(),
             "temperature": None,
             "threshold": None,

@@ -12,7 +12,7 @@ from ignite.handlers import ProgressBar
 from monai.handlers import MLFlowHandler, ValidationHandler
 from torch.optim.lr_scheduler import CyclicLR, OneCycleLR, ReduceLROnPlateau
 
-from monai_pipelines.handlers.guards import ClipGradients, StopOnNaN
+from monai_pipelines.handlers.guards import ClipGradients, StopOnNaN, batches_of_step
 from monai_pipelines.handlers.keep_best import Checkpoints
 from monai_pipelines.handlers.monitor import Monitor
 from monai_pipelines.runs.folder import RunFolder
@@ -24,7 +24,7 @@ class TrainingHandlers:
     """Validation, progress bar, gradient clipping, NaN stop, TensorBoard, learning rate, checkpoints, early stopping.
 
     The scheduler steps after each validation with its loss, of a detector with the key metric (ReduceLROnPlateau),
-    after each iteration (one-cycle, cyclic) or after each epoch.
+    for each iteration, after the optimizer's step (one-cycle, cyclic), or after each epoch.
 
     Args:
         validator: the validation engine, a `monai_pipelines.engines.ModelSupervisedEvaluator`: it says what the model
@@ -63,8 +63,10 @@ class TrainingHandlers:
         if self.clip_norm is not None:
             ClipGradients(self.clip_norm).attach(engine)
         self.monitor.attach(engine)
-        per_step = isinstance(self.lr_scheduler, (OneCycleLR, CyclicLR))
-        engine.add_event_handler(Events.ITERATION_COMPLETED if per_step else Events.EPOCH_COMPLETED, self.schedule)
+        if isinstance(self.lr_scheduler, (OneCycleLR, CyclicLR)):
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self.schedule_steps)
+        else:
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self.schedule)
         self.checkpoints.attach(engine)
         engine.add_event_handler(Events.COMPLETED, self.log_written)
         if self.resume:
@@ -77,6 +79,10 @@ class TrainingHandlers:
     def log_written(self) -> None:
         """Log where the results are."""
         logger.info("wrote %s: best.pt, last.pt, history.json, history.png, run.json, tensorboard", self.output_dir)
+
+    def schedule_steps(self, engine: Any) -> None:
+        for _ in range(batches_of_step(engine)):
+            self.lr_scheduler.step()
 
     def schedule(self, engine: Any) -> None:
         if not isinstance(self.lr_scheduler, ReduceLROnPlateau):

@@ -6,7 +6,8 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+
+from monai_pipelines.networks.checkpointing import recomputed
 
 Pooling = Literal["gated", "attention", "mean", "max"]
 CHUNK = 64  # tiles in each pass of a checkpointed backbone
@@ -175,7 +176,7 @@ class AttentionMIL(nn.Module):
             return tiles
         if torch.jit.is_scripting() or not (self.checkpoint_backbone and self.training):
             return self.backbone(tiles)
-        return torch.cat([checkpoint(self.backbone, chunk, use_reentrant=False) for chunk in tiles.split(CHUNK)])
+        return torch.cat([recomputed(self.backbone, chunk) for chunk in tiles.split(CHUNK)])
 
     def _check(self, bag: Tensor, mask: Tensor | None, return_attention: bool) -> None:
         if self.backbone is None and (bag.ndim != 3 or bag.shape[2] != self.in_features):

@@ -11,12 +11,14 @@ import torch
 
 from monai_pipelines.atomic import atomic_write
 from monai_pipelines.model import Model
+from monai_pipelines.networks.precision import Precision, fast_bf16
 
 logger = logging.getLogger(__name__)
 
 _LFS = b"version https://git-lfs"
 _NEEDED = {"model", "classes", "chain"}
-_OPTIONAL = ("split", "temperature", "threshold", "threshold_by", "key_metric")  # None where a checkpoint has none
+# None where a checkpoint has none
+_OPTIONAL = ("split", "temperature", "threshold", "threshold_by", "key_metric", "precision")
 
 
 def save_checkpoint(content: Any, file: str | PathLike[str]) -> None:
@@ -34,8 +36,8 @@ def read_checkpoint(file: str | PathLike[str], model: Model) -> dict[str, Any]:
 
     Returns:
         the checkpoint: ``model`` (weights), ``classes``, ``chain`` (described), ``epoch``, ``metrics`` and more, see
-        `Checkpoints`; ``split``, ``temperature``, ``threshold``, ``threshold_by`` and ``key_metric`` are None where
-        it has none.
+        `Checkpoints`; ``split``, ``temperature``, ``threshold``, ``threshold_by``, ``key_metric`` and ``precision``
+        are None where it has none.
 
     Raises:
         FileNotFoundError: no such file.
@@ -86,3 +88,10 @@ def load_weights(network: torch.nn.Module, weights: dict[str, torch.Tensor], fil
             f"(name the overlay it was trained with); {len(misfits)} are missing, unexpected or of another shape: "
             f"{', '.join(misfits[:3])}{' ...' if len(misfits) > 3 else ''}"
         ) from None
+
+
+def use_precision(model: Model, precision: Precision | None) -> None:
+    """Have an inferer whose precision is "auto" use that of a checkpoint (None: unknown), where the device is fast."""
+    fast = precision == "fp32" or fast_bf16(model.device.type, gradients=False)
+    if precision is not None and fast and getattr(model.inferer, "precision", None) == "auto":
+        model.inferer.precision = precision

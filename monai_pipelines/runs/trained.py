@@ -20,7 +20,7 @@ from monai_pipelines.inferers import EnsembleInferer
 from monai_pipelines.metrics.classification import Threshold
 from monai_pipelines.model import Model
 from monai_pipelines.probabilities import Probabilitiesd
-from monai_pipelines.runs.checkpoint import load_weights, read_checkpoint
+from monai_pipelines.runs.checkpoint import load_weights, read_checkpoint, use_precision
 
 logger = logging.getLogger(__name__)
 
@@ -124,6 +124,7 @@ class Trained:
         networks = [model.network, *(deepcopy(model.network).eval() for _ in files[1:])]
         for file, checkpoint, network in zip(files, checkpoints, networks, strict=True):
             load_weights(network, checkpoint.pop("model"), file)
+        use_precision(model, checkpoints[0]["precision"])
         names = ("epoch", "split", "temperature", "threshold", "threshold_by", "key_metric")
         decisions = Decisions(**{name: checkpoints[0][name] for name in names})
         if isinstance(self.inferer, EnsembleInferer | DetectionEnsembleInferer):

@@ -86,6 +86,8 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
         classes: Sequence[str] = ("healthy", "disease"),
         multilabel: bool = False,
         key_metric: str = "roc_auc",
+        inferer: Any = None,
+        trainer_options: dict[str, Any] | None = None,
         **options: Any,
     ) -> Run:
         torch.manual_seed(seed)
@@ -96,14 +98,27 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
         train = DataLoader(Dataset(data or _scans(16, 1)), batch_size=BATCH)
         lr_scheduler = scheduler(optimizer, max_epochs * len(train))
         model = Model(
-            network, chain, classes, torch.device("cpu"), SimpleInferer(), PrepareImages(), multilabel=multilabel
+            network,
+            chain,
+            classes,
+            torch.device("cpu"),
+            inferer or SimpleInferer(),
+            PrepareImages(),
+            multilabel=multilabel,
         )
         evaluator: Any = ModelSupervisedEvaluator(model, Dataset(val_data or _scans(10, 2)), BATCH, loss, key_metric)
         if script:
             evaluator.add_event_handler(Events.EPOCH_COMPLETED, _play(script))
         handlers = TrainingHandlers(evaluator, output_dir, lr_scheduler, interval=val_interval, **options)
         trainer = ModelSupervisedTrainer(
-            model, max_epochs, train, optimizer, loss, key_metric=key_metric, train_handlers=[handlers]
+            model,
+            max_epochs,
+            train,
+            optimizer,
+            loss,
+            key_metric=key_metric,
+            train_handlers=[handlers],
+            **trainer_options or {},
         )
         return Run(trainer, evaluator, network, optimizer, lr_scheduler, handlers)
 

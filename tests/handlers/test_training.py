@@ -1,4 +1,4 @@
-"""Learning rate, guards and precision of a training by MONAI's real engines."""
+"""Learning rate, guards, accumulation and compilation of a training by MONAI's real engines."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
+from monai.data import DataLoader, Dataset
 from monai.engines.utils import IterationEvents
 from torch import nn
 from torch.optim.lr_scheduler import CyclicLR, OneCycleLR, ReduceLROnPlateau, StepLR
 
 from monai_pipelines.declared import declared_path
 from monai_pipelines.handlers import ClipGradients
-from monai_pipelines.inferers import AutocastInferer, fast_bf16
 
 MakeRun = Callable[..., Any]
 Scans = Callable[[int, int], list[dict[str, Any]]]
@@ -122,34 +122,73 @@ def test_nan_loss_stops_and_names_the_batch(make_run: MakeRun, scans: Scans, tmp
     assert not (tmp_path / "last.pt").exists()
 
 
-# ---- precision
+# ---- gradient accumulation
 
 
-@pytest.mark.parametrize("precision", ["auto", "bf16", "fp32"])
-def test_autocast_inferer(precision: str) -> None:
-    seen: list[torch.dtype] = []
-    network = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2))
-    network[0].register_forward_hook(lambda module, given, result: seen.append(result.dtype))
-    image = torch.rand(4, 8)
-    result = AutocastInferer(precision)(image, network)
-    bf16 = precision == "bf16" or (precision == "auto" and fast_bf16("cpu"))
-    assert seen == [torch.bfloat16 if bf16 else torch.float32]
-    assert result.dtype == torch.float32
-    assert torch.allclose(result, network(image), atol=0.02 if bf16 else 0)
-    result.sum().backward()
-    assert all(p.grad.dtype == torch.float32 for p in network.parameters())
+@pytest.mark.usefixtures("blank_figures")
+def test_accumulated_batches_make_one_step(make_run: MakeRun, scans: Scans) -> None:
+    """Of 6 batches by 4: steps after the 4th and the 6th; the rate is that of the iteration."""
+    run = make_run(
+        max_epochs=2,
+        data=scans(24, 1),
+        scheduler=lambda o, n: OneCycleLR(o, 0.2, n),
+        clip_norm=1e-3,
+        trainer_options={"accumulation_steps": 4},
+    )
+    steps, norms = [], []
+
+    def step(*args: Any) -> None:
+        steps.append((run.trainer.state.iteration, run.lr))
+        norms.append(float(torch.cat([p.grad.flatten() for p in run.network.parameters()]).norm()))
+
+    run.optimizer.register_step_pre_hook(step)
+    run.trainer.run()
+    optimizer = torch.optim.Adam(nn.Linear(1, 1).parameters(), 0.05)
+    reference, rates = OneCycleLR(optimizer, 0.2, 12), []
+    for _ in range(12):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        reference.step()
+    assert [iteration for iteration, _ in steps] == [4, 6, 10, 12]
+    assert [rate for _, rate in steps] == pytest.approx([rates[0], rates[4], rates[6], rates[10]])
+    assert norms == pytest.approx([1e-3] * 4, rel=1e-3), "clipped once, when the gradient is complete"
 
 
-def test_precision_is_known() -> None:
-    with pytest.raises(ValueError, match="precision must be 'auto', 'bf16' or 'fp32', got 'fp16'"):
-        AutocastInferer("fp16")  # type: ignore[arg-type]
+@pytest.mark.usefixtures("blank_figures")
+def test_accumulation_is_a_larger_batch(make_run: MakeRun, scans: Scans) -> None:
+    """Frozen batch normalization, so that batches do not see each other."""
+    data = scans(16, 1)
+
+    def trained(accumulation_steps: int, batch_size: int) -> torch.Tensor:
+        run = make_run(
+            max_epochs=1,
+            data=data,
+            clip_norm=None,
+            loss=nn.CrossEntropyLoss(),
+            trainer_options={"accumulation_steps": accumulation_steps},
+        )
+        run.trainer.state.dataloader = DataLoader(Dataset(data), batch_size=batch_size)
+        run.trainer.data_loader = run.trainer.state.dataloader
+        run.trainer.state.epoch_length = len(run.trainer.data_loader)
+        run.network[2] = nn.Identity()
+        run.trainer.run()
+        return torch.cat([parameter.flatten() for parameter in run.network.parameters()])
+
+    torch.testing.assert_close(trained(2, 4), trained(1, 8))
 
 
-def test_auto_is_bf16_where_the_hardware_is_fast_and_sound(monkeypatch: pytest.MonkeyPatch) -> None:
-    for unit, trained, frozen in [("", False, False), ("avx512_bf16", False, True), ("amx_bf16", True, True)]:
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda u=unit: {u: True})
-        assert (fast_bf16("cpu"), fast_bf16("cpu", gradients=False)) == (trained, frozen)
-    assert fast_bf16("mps") is False
+# ---- compilation
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("blank_figures")
+def test_compiled_network_learns_the_same(make_run: MakeRun, tmp_path: Path) -> None:
+    plain = make_run(max_epochs=2, output_dir=tmp_path / "plain")
+    compiled = make_run(max_epochs=2, output_dir=tmp_path / "compiled", trainer_options={"compile": True})
+    for run in (plain, compiled):
+        run.trainer.run()
+    weights = [torch.load(tmp_path / name / "last.pt", weights_only=True)["model"] for name in ("plain", "compiled")]
+    torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-4)
 
 
 # ---- MLflow

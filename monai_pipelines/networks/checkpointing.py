@@ -1,0 +1,159 @@
+"""Gradient checkpointing: activations are computed again in the backward pass instead of being kept in memory."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, TypeVar
+
+import torch
+from monai.networks.nets import DenseNet, ResNet
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from monai_pipelines.networks.classifier import ImageClassifier
+from monai_pipelines.networks.precision import SmallConvolutionsInFloat32
+
+STEM_PARTS = 4  # channels of the stem are computed in so many parts
+
+N = TypeVar("N", bound=nn.Module)
+
+
+def checkpointed(network: N, enabled: bool = True) -> N:
+    """The same network, changed in place to compute the activations of its stages again in the backward pass.
+
+    Weights, their names and results stay. The stem, whose maps are the largest by far, is computed a quarter of its
+    channels at a time.
+
+    Args:
+        network: MONAI's ResNet or DenseNet, or an `ImageClassifier` of one.
+        enabled: False: nothing is changed.
+
+    Raises:
+        TypeError: another network.
+
+    Example:
+        >>> from monai.networks.nets import resnet10
+        >>> network = checkpointed(resnet10(spatial_dims=3, n_input_channels=1, num_classes=2, conv1_t_stride=2))
+        >>> network(torch.zeros(2, 1, 32, 32, 32)).shape
+        torch.Size([2, 2])
+
+    Reference: Chen et al., Training deep nets with sublinear memory cost, arXiv 1604.06174, 2016.
+    """
+    if not enabled:
+        return network
+    if isinstance(network, ResNet):
+        _recompute_blocks(network)
+        network.__class__ = _ResNet  # type: ignore[assignment]
+    elif isinstance(network, DenseNet):
+        network.features = _Features(_recompute_blocks(network.features))
+    elif isinstance(network, ImageClassifier):
+        holder, name = (
+            (network.backbone, "features") if hasattr(network.backbone, "features") else (network, "backbone")
+        )
+        setattr(holder, name, _Features(_recompute_blocks(holder.get_submodule(name))))
+    else:
+        raise TypeError(
+            "checkpointed: wanted MONAI's ResNet or DenseNet, or an ImageClassifier, got "
+            f"{type(network).__name__} (set checkpointing to false)"
+        )
+    return network
+
+
+def recomputed(module: nn.Module, *inputs: Any, function: Callable[..., Any] | None = None) -> Any:
+    """What a module gives, in training computed again in the backward pass.
+
+    Batch normalization updates its running averages once, in the first pass.
+
+    Args:
+        module: a module.
+        inputs: its inputs.
+        function: of the inputs, called instead of the module, which is part of it.
+    """
+    function = function or module
+    if not (module.training and torch.is_grad_enabled()):
+        return function(*inputs)
+    return checkpoint(function, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), _second_pass(module)))
+
+
+@contextmanager
+def _second_pass(module: nn.Module) -> Iterator[None]:
+    norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    try:
+        for norm in norms:
+            norm.momentum, norm.num_batches_tracked = 0.0, None
+        with SmallConvolutionsInFloat32():  # the backward pass is outside of that of `autocast`
+            yield
+    finally:
+        for norm, values in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = values
+
+
+class _Blocks(nn.Sequential):
+    """A stage."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        for block in self:
+            features = recomputed(block, features)
+        return features
+
+
+class _Features(nn.Sequential):
+    """A stem and stages."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return _stem_and_stages(list(self), images)
+
+
+class _ResNet(ResNet):
+    def forward(self, x: Tensor) -> Tensor:
+        pool = [] if self.no_max_pool else [self.maxpool]
+        stages = [self.layer1, self.layer2, self.layer3, self.layer4]
+        features = self.avgpool(_stem_and_stages([self.conv1, self.bn1, self.act, *pool, *stages], x)).flatten(1)
+        return features if self.fc is None else self.fc(features)
+
+
+def _recompute_blocks(network: nn.Module) -> OrderedDict[str, nn.Module]:
+    """Make stages of the layers that are a sequence of blocks; returns all layers."""
+    for name, layer in network.named_children():
+        if isinstance(layer, nn.Sequential) and all(any(block.children()) for block in layer):
+            setattr(network, name, _Blocks(OrderedDict(layer.named_children())))
+    return OrderedDict(network.named_children())
+
+
+def _stem_and_stages(layers: Sequence[nn.Module], images: Tensor) -> Tensor:
+    first = next(n for n, layer in enumerate(layers) if isinstance(layer, _Blocks))
+    features = _stem(layers[:first], images)
+    for layer in layers[first:]:
+        features = layer(features) if isinstance(layer, _Blocks) else recomputed(layer, features)
+    return features
+
+
+def _stem(layers: Sequence[nn.Module], images: Tensor) -> Tensor:
+    """What convolution, batch normalization, activation and pooling give, in training computed some channels at a time.
+
+    No channel of theirs depends on another. Other norms are computed at once and kept in memory.
+    """
+    convolution: Any
+    norm: Any
+    convolution, norm, *others = layers
+    whole = not isinstance(norm, _BatchNorm) or norm.momentum is None or norm.num_batches_tracked is None
+    if whole or not (norm.training and torch.is_grad_enabled()):
+        return nn.Sequential(*layers)(images)
+    norm.num_batches_tracked.add_(1)
+
+    def part(images: Tensor, channels: slice) -> Tensor:
+        values = (norm.weight, norm.bias, convolution.weight, convolution.bias)
+        scale, shift, weight, bias = (None if value is None else value[channels] for value in values)
+        averages = norm.running_mean[channels], norm.running_var[channels]
+        maps = convolution._conv_forward(images, weight, bias)
+        maps = functional.batch_norm(maps, *averages, scale, shift, True, norm.momentum, norm.eps)
+        return nn.Sequential(*others)(maps)
+
+    step = -(-norm.num_features // STEM_PARTS)
+    starts = range(0, norm.num_features, step)
+    return torch.cat([recomputed(norm, images, slice(n, n + step), function=part) for n in starts], 1)
