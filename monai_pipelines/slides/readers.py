@@ -9,12 +9,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from math import gcd
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import tifffile
 from numpy.typing import NDArray
-from openslide import OpenSlide, OpenSlideError, OpenSlideUnsupportedFormatError
 from PIL import Image
 
 from monai_pipelines.errors import ScanError
@@ -31,6 +29,9 @@ from monai_pipelines.slides.segments import (
     check_side,
     is_plain_jpeg,
 )
+
+if TYPE_CHECKING:
+    from tifffile import TiffFile
 
 Backend = Literal["openslide", "tifffile"]
 Stamp = tuple[int, int]  # bytes, and nanoseconds of the last change
@@ -49,7 +50,7 @@ def raise_scan_errors(path: str, *unchanged: type[Exception]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, (ScanError, *unchanged)):
+        if isinstance(error, (ScanError, ImportError, *unchanged)):
             raise
         raise ScanError(path, f"broken file ({failure(error)}); copy it again") from None
 
@@ -126,6 +127,8 @@ class OpenSlideReader(Reader):
     """
 
     def __init__(self, path: str) -> None:
+        from openslide import OpenSlide
+
         super().__init__(path)
         self._slide = OpenSlide(path)
         self.level_sizes = self._slide.level_dimensions
@@ -147,10 +150,13 @@ class OpenSlideReader(Reader):
         return profile.tobytes() if profile else None
 
     def _find_segments(self) -> None:
+        from openslide import OpenSlideUnsupportedFormatError
+        from tifffile import TiffFile, TiffFileError, TiffPage
+
         try:
-            with tifffile.TiffFile(self.path) as file:
-                tiled = [page for page in file.pages if isinstance(page, tifffile.TiffPage) and page.is_tiled]
-        except tifffile.TiffFileError:
+            with TiffFile(self.path) as file:
+                tiled = [page for page in file.pages if isinstance(page, TiffPage) and page.is_tiled]
+        except TiffFileError:
             return
         for level, size in enumerate(self.level_sizes):
             pages = [page for page in tiled if (page.imagewidth, page.imagelength) == size]
@@ -171,6 +177,8 @@ class OpenSlideReader(Reader):
         if self._segments[level] is not None:
             super()._read(out, level, x, y, step)
             return
+        from openslide import OpenSlideError
+
         height, width = out.shape[:2]
         exact = self._slide.level_downsamples[level]
         try:
@@ -194,8 +202,10 @@ class TiffReader(Reader):
     """
 
     def __init__(self, path: str) -> None:
+        from tifffile import TiffFile
+
         super().__init__(path)
-        with tifffile.TiffFile(path) as file:
+        with TiffFile(path) as file:
             if _next_page(file):
                 raise ScanError(path, "truncated: it ends before its list of images does; copy it again")
             levels = color_pages(path, file)
@@ -290,7 +300,7 @@ def _name(number: Any) -> str:
     return str(getattr(number, "name", number if isinstance(number, int) else "unknown"))
 
 
-def _next_page(file: tifffile.TiffFile) -> int:
+def _next_page(file: TiffFile) -> int:
     """Offset of the page after the last that tifffile found; 0 in a complete file."""
     handle, tiff = file.filehandle, file.tiff
     if len(file.pages):
@@ -339,11 +349,13 @@ def open_reader(path: str, backend: Backend, stamp: Stamp | None = None) -> Read
         OpenSlideError: OpenSlide refuses it.
         tifffile.TiffFileError: it is no TIFF.
     """
+    from openslide import OpenSlideError
+    from tifffile import TiffFileError
 
     def opened() -> Reader:
         if stamp and not (os.path.isfile(path) and stamp_of(path) == stamp):
             raise ScanError(path, "changed since it was opened, or is gone; open it again")
-        with silent_logs(), raise_scan_errors(path, OpenSlideError, tifffile.TiffFileError):
+        with silent_logs(), raise_scan_errors(path, OpenSlideError, TiffFileError):
             return _READERS[backend](path)
 
     return HANDLES.get((path, backend, stamp), opened)
