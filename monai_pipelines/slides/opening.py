@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 from monai_pipelines.errors import ScanError
 from monai_pipelines.privacy import failure, quiet_libraries
-from monai_pipelines.slides.readers import Backend, drop_reader, open_reader, raise_scan_errors, stamp_of
+from monai_pipelines.slides.handles import Backend, drop_reader, open_reader, raise_scan_errors, stamp_of
 from monai_pipelines.slides.slide import Slide
 from monai_pipelines.walk import is_clutter
 

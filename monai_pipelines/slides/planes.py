@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from xml.etree import ElementTree
 
-from monai_pipelines.errors import ScanError
+import tifffile
 
-if TYPE_CHECKING:
-    from tifffile import TiffFile
+from monai_pipelines.errors import ScanError
 
 _AXES = {"Z": "focal planes", "T": "time points", "C": "channels"}  # tifffile's letters
 _COLORS = ("red", "green", "blue")
 
 
-def color_pages(path: str, file: TiffFile) -> list[list[Any]]:
+def color_pages(path: str, file: tifffile.TiffFile) -> list[list[Any]]:
     """The pages of each level of a TIFF's first image: one of RGB, or those of red, green and blue.
 
     Args:
@@ -40,7 +39,7 @@ def color_pages(path: str, file: TiffFile) -> list[list[Any]]:
     return levels
 
 
-def _order(path: str, file: TiffFile) -> list[int]:
+def _order(path: str, file: tifffile.TiffFile) -> list[int]:
     """Which of three channels is red, green and blue, by the names that OME-XML gives them."""
     names: list[str] = []
     with suppress(ElementTree.ParseError):
@@ -59,7 +58,7 @@ def _order(path: str, file: TiffFile) -> list[int]:
     )
 
 
-def _page(path: str, file: TiffFile, pages: Sequence[Any], index: int) -> Any:
+def _page(path: str, file: tifffile.TiffFile, pages: Sequence[Any], index: int) -> Any:
     page = pages[index] if index < len(pages) else None
     if page is None or page.parent is not file:
         raise ScanError(path, "wanted all pixels in this file, some are missing or in other files; export it as one")

@@ -6,19 +6,20 @@ import os
 import struct
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from math import gcd
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import numpy as np
+import tifffile
 from numpy.typing import NDArray
+from openslide import OpenSlide, OpenSlideError, OpenSlideUnsupportedFormatError
 from PIL import Image
 
 from monai_pipelines.errors import ScanError
-from monai_pipelines.privacy import failure, silent_logs
+from monai_pipelines.privacy import failure
 from monai_pipelines.slides.geometry import whole_downsamples
-from monai_pipelines.slides.handles import HANDLES
 from monai_pipelines.slides.planes import color_pages
 from monai_pipelines.slides.segments import (
     INTERLEAVED,
@@ -30,11 +31,6 @@ from monai_pipelines.slides.segments import (
     is_plain_jpeg,
 )
 
-if TYPE_CHECKING:
-    from tifffile import TiffFile
-
-Backend = Literal["openslide", "tifffile"]
-Stamp = tuple[int, int]  # bytes, and nanoseconds of the last change
 PLAIN_TIFF = ("aperio", "generic-tiff")  # vendors with a page for each level, of tiles that do not overlap
 GRAY = WHITE_IS_ZERO, BLACK_IS_ZERO = (0, 1)  # TIFF photometric interpretation
 LOSSLESS = (1, 5, 8, 32773, 32946)  # TIFF compression: none, LZW, deflate, PackBits, deflate
@@ -42,17 +38,6 @@ PREMULTIPLIED, STRAIGHT = 1, 2  # TIFF extra samples: two kinds of alpha
 RAW_ROWS = 64  # read at once
 ICC_PROFILE = 34675  # TIFF tag
 RESOLUTION_UNITS = {2: "inch", 3: "centimeter"}
-
-
-@contextmanager
-def raise_scan_errors(path: str, *unchanged: type[Exception]) -> Iterator[None]:
-    """Turn errors of parsers and decoders on broken files into `ScanError`, except for `unchanged` types."""
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, (ScanError, ImportError, *unchanged)):
-            raise
-        raise ScanError(path, f"broken file ({failure(error)}); copy it again") from None
 
 
 class Reader(ABC):
@@ -127,8 +112,6 @@ class OpenSlideReader(Reader):
     """
 
     def __init__(self, path: str) -> None:
-        from openslide import OpenSlide
-
         super().__init__(path)
         self._slide = OpenSlide(path)
         self.level_sizes = self._slide.level_dimensions
@@ -150,13 +133,10 @@ class OpenSlideReader(Reader):
         return profile.tobytes() if profile else None
 
     def _find_segments(self) -> None:
-        from openslide import OpenSlideUnsupportedFormatError
-        from tifffile import TiffFile, TiffFileError, TiffPage
-
         try:
-            with TiffFile(self.path) as file:
-                tiled = [page for page in file.pages if isinstance(page, TiffPage) and page.is_tiled]
-        except TiffFileError:
+            with tifffile.TiffFile(self.path) as file:
+                tiled = [page for page in file.pages if isinstance(page, tifffile.TiffPage) and page.is_tiled]
+        except tifffile.TiffFileError:
             return
         for level, size in enumerate(self.level_sizes):
             pages = [page for page in tiled if (page.imagewidth, page.imagelength) == size]
@@ -177,8 +157,6 @@ class OpenSlideReader(Reader):
         if self._segments[level] is not None:
             super()._read(out, level, x, y, step)
             return
-        from openslide import OpenSlideError
-
         height, width = out.shape[:2]
         exact = self._slide.level_downsamples[level]
         try:
@@ -202,10 +180,8 @@ class TiffReader(Reader):
     """
 
     def __init__(self, path: str) -> None:
-        from tifffile import TiffFile
-
         super().__init__(path)
-        with TiffFile(path) as file:
+        with tifffile.TiffFile(path) as file:
             if _next_page(file):
                 raise ScanError(path, "truncated: it ends before its list of images does; copy it again")
             levels = color_pages(path, file)
@@ -300,7 +276,7 @@ def _name(number: Any) -> str:
     return str(getattr(number, "name", number if isinstance(number, int) else "unknown"))
 
 
-def _next_page(file: TiffFile) -> int:
+def _next_page(file: tifffile.TiffFile) -> int:
     """Offset of the page after the last that tifffile found; 0 in a complete file."""
     handle, tiff = file.filehandle, file.tiff
     if len(file.pages):
@@ -332,35 +308,4 @@ def _properties(page: Any) -> dict[str, str]:
     return properties | ({"tiff.ResolutionUnit": unit} if unit else {})
 
 
-_READERS: dict[str, type[Reader]] = {"openslide": OpenSlideReader, "tifffile": TiffReader}
-
-
-def stamp_of(path: str) -> Stamp:
-    """Changes when the file is written to."""
-    status = os.stat(path)
-    return status.st_size, status.st_mtime_ns
-
-
-def open_reader(path: str, backend: Backend, stamp: Stamp | None = None) -> Reader:
-    """The reader of this slide in this process, opened if necessary.
-
-    Raises:
-        ScanError: the file is broken, or its stamp differs.
-        OpenSlideError: OpenSlide refuses it.
-        tifffile.TiffFileError: it is no TIFF.
-    """
-    from openslide import OpenSlideError
-    from tifffile import TiffFileError
-
-    def opened() -> Reader:
-        if stamp and not (os.path.isfile(path) and stamp_of(path) == stamp):
-            raise ScanError(path, "changed since it was opened, or is gone; open it again")
-        with silent_logs(), raise_scan_errors(path, OpenSlideError, TiffFileError):
-            return _READERS[backend](path)
-
-    return HANDLES.get((path, backend, stamp), opened)
-
-
-def drop_reader(path: str, backend: Backend, stamp: Stamp | None = None) -> None:
-    """Reopen this slide at its next read."""
-    HANDLES.drop((path, backend, stamp))
+READERS: dict[str, type[Reader]] = {"openslide": OpenSlideReader, "tifffile": TiffReader}

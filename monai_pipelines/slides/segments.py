@@ -10,6 +10,7 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
 
 from monai_pipelines.errors import ScanError
@@ -211,8 +212,6 @@ class JpegSegments(Segments):
         )
 
     def _decode_into(self, out: NDArray[np.uint8], data: bytes, index: int, factor: int) -> None:
-        import simplejpeg
-
         height, width = out.shape[:2]
         minimum = {"min_height": height, "min_width": width} if factor > 1 else {}
         decoded = simplejpeg.decode_jpeg(self._merged(data), "RGB", buffer=out, **minimum)
