@@ -83,6 +83,7 @@ lint: $(INSTALLED)
 	$(PY) -m mypy
 
 bench: $(INSTALLED)
+	$(PY) benchmarks/startup.py
 	$(PY) benchmarks/ct_chain.py
 	$(PY) benchmarks/ct_reading.py
 	$(PY) benchmarks/ct_cache.py

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from monai_pipelines.commands import read_knobs
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from monai_pipelines.audit import Audit
 
 _SHOWN = 20  # lines of a list
@@ -55,6 +54,10 @@ def audit(
 
 def print_audit(audit: Audit) -> None:
     """Print the findings as tables; long lists are cut, `Audit.to_dict` has everything."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
     console = Console()
     table = Table("class", *audit.counts, "size (median)", "spacing", "file types", "colors", title=audit.source)
     for name, size in audit.sizes.items():
@@ -112,6 +115,9 @@ def _number(value: float) -> str:
 
 
 def _print_lines(console: Console, title: str, lines: Sequence[str]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
     if lines:
         table = Table(f"{title}: {len(lines)}")
         for line in lines[:_SHOWN]:

@@ -6,10 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Column, Table
 
 
 def compare(
@@ -18,6 +14,11 @@ def compare(
     out: Annotated[Path | None, typer.Option(help="Folder for comparison.html and comparison.json.")] = None,
 ) -> None:
     """Compare two models on the same images: paired bootstrap of patients, DeLong's test."""
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Column, Table
+
     from monai_pipelines.report.comparison import (
         DECIDE_FIRST,
         compare_runs,

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 from monai_pipelines.commands import read_knobs
 
@@ -23,6 +21,9 @@ def predict(
     ] = None,
 ) -> None:
     """Classify images, or find lesions in them, as the run was trained; exit status 1 if none could be used."""
+    from rich.console import Console
+    from rich.markup import escape
+
     from monai_pipelines.engines import load_run
 
     rows = load_run(run).predict(source, out, **read_knobs(knob))

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import track
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +26,8 @@ def sweep(
     writes its output to log.txt in its folder. Folders that follow output_dir, such as cache_dir, are shared if named
     in ARGUMENTS.
     """
+    from rich.progress import track
+
     from monai_pipelines.report.index import write_index
 
     for seed in track(range(seeds), f"{seeds} seed{'' if seeds == 1 else 's'}"):

@@ -8,7 +8,6 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-import SimpleITK as sitk
 from numpy.typing import NDArray
 from PIL import Image
 from pydicom.errors import InvalidDicomError
@@ -63,6 +62,8 @@ def scan_grid(path: Path) -> tuple[NDArray[np.float64], tuple[int, int, int]] | 
                 x, y, z = image.shape[:3]
                 return nifti_affine(path, image)[0], (x, y, z)
             if path.is_file() and name.endswith(ITK_SUFFIXES):
+                import SimpleITK as sitk
+
                 reader = sitk.ImageFileReader()
                 reader.SetFileName(str(path))
                 reader.ReadImageInformation()

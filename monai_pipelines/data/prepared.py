@@ -101,7 +101,8 @@ class PreparedDataset(UsableItems):
 
     Results are stored in ``cache_dir`` under a key made of the chain's fingerprint and the path, size and time of the
     scan's files, so a changed chain or scan is prepared again, and so is a damaged entry. Labels and other columns
-    never come from the cache. A scan is unusable whatever its chain raises, and also if it crashes its worker process.
+    never come from the cache. A scan is unusable whatever its chain raises, except for an ImportError, and also if it
+    crashes its worker process.
     Differs from `monai.data.PersistentDataset`, whose key ignores the transforms, and whose files are neither written
     atomically nor checked.
 
@@ -255,9 +256,14 @@ def why_unusable(error: Exception, image: str) -> str:
     """The reason given by an error, or by what MONAI wrapped in it, without the path of the scan.
 
     Of any error but a `ScanError` only `failure`: a decoder's text may quote the header.
+
+    Raises:
+        ImportError: the error says that a package is missing, which is no reason to leave out the scan.
     """
     while isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
         error = error.__cause__
+    if isinstance(error, ImportError):
+        raise error
     if isinstance(error, ScanError):
         part = "" if os.path.abspath(error.path) == os.path.abspath(image) else f"{Path(error.path).name}: "
         return part + error.reason

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from math import inf
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from monai_pipelines.atomic import atomic_write
 from monai_pipelines.errors import ScanError
 from monai_pipelines.privacy import failure
+
+if TYPE_CHECKING:
+    import h5py
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +63,8 @@ def read_features(file: str | PathLike[str], pictures: bool = True) -> FeatureBa
     Raises:
         ScanError: no such file, unreadable, without features, or features that are NaN or infinite.
     """
+    import h5py
+
     try:
         with h5py.File(file, "r") as opened:
             bag = _read(opened, pictures)
@@ -149,6 +153,8 @@ def read_origin(file: Path, num_features: int) -> tuple[dict[str, str], int] | N
     """
     if file.is_dir():
         raise ScanError(file, "wanted a file of features, got a folder; move it away")
+    import h5py
+
     try:
         with h5py.File(file) as opened:
             attributes = {key: str(value) for key, value in opened.attrs.items()}
@@ -187,6 +193,8 @@ def write_features(file: Path, bag: FeatureBag, attributes: Mapping[str, Any], d
     Raises:
         ValueError: features that are NaN or infinite, or too large for float16.
     """
+    import h5py
+
     with np.errstate(over="ignore"):
         features = bag.features.astype(dtype)
     if not np.isfinite(features).all():

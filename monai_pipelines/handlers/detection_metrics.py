@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from ignite.engine import Engine
 from ignite.exceptions import NotComputableError
 from ignite.metrics import Metric
-from torch.utils.tensorboard import SummaryWriter
 
 from monai_pipelines.detection import Found, Target
 from monai_pipelines.handlers.collect import CollectRows
@@ -21,6 +20,9 @@ from monai_pipelines.metrics.detection import MAIN_METRICS
 from monai_pipelines.model import Model
 from monai_pipelines.report.box_pictures import boxes_figure
 from monai_pipelines.transforms.boxes import BOX_AFFINE, boxes_to_original
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 NUM_SHOWN = 4
 SHOWN_SCORE = 0.2

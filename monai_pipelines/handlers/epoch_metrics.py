@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from operator import itemgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ignite.distributed as idist
 import numpy as np
@@ -14,7 +14,6 @@ from ignite.exceptions import NotComputableError
 from ignite.metrics import Metric
 from monai.engines import Evaluator
 from monai.utils import evenly_divisible_all_gather, string_list_all_gather
-from torch.utils.tensorboard import SummaryWriter
 
 from monai_pipelines.handlers.guards import check_finite
 from monai_pipelines.metrics import check_rule, choose_threshold, classification_metrics, fit_temperature
@@ -22,6 +21,9 @@ from monai_pipelines.model import Model
 from monai_pipelines.probabilities import probabilities
 from monai_pipelines.report.figures import confusion_figure
 from monai_pipelines.report.tensorboard import add_pr_curves
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 

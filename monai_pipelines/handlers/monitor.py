@@ -15,7 +15,6 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import Timer
 from matplotlib.figure import Figure
-from torch.utils.tensorboard import SummaryWriter
 
 from monai_pipelines.report.box_pictures import boxes_figure
 from monai_pipelines.report.figures import history_figure
@@ -66,6 +65,8 @@ class Monitor:
 
     def start(self, engine: Any) -> None:
         """Before the first epoch, or the first one after a resume."""
+        from torch.utils.tensorboard import SummaryWriter
+
         epoch = engine.state.epoch
         done = {"train": epoch, "validation": epoch, "steps": engine.state.iteration}
         folders = {name: self.output_dir / "tensorboard" / name for name in done}

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import map_coordinates
-from sklearn.metrics import roc_auc_score
 
 CELLS = 16  # along the side of a tile, for filling outlines
 
@@ -63,6 +62,8 @@ def tile_auc(attention: ArrayLike, fraction: ArrayLike) -> float:
         >>> tile_auc([0.1, 0.6, 0.3], [0.0, 0.9, 0.4])
         1.0
     """
+    from sklearn.metrics import roc_auc_score
+
     annotated = np.asarray(fraction) > 0.5
     if annotated.all() or not annotated.any():
         return math.nan

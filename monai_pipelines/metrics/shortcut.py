@@ -6,9 +6,6 @@ from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 ALL = "all of them"
 
@@ -99,5 +96,9 @@ def _column(train: NDArray[np.float64], labels: NDArray, test: NDArray[np.float6
 
 
 def _fitted(train: NDArray[np.float64], labels: NDArray, test: NDArray[np.float64]) -> NDArray[np.float64]:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=10_000))
     return model.fit(train, labels).predict_proba(test)

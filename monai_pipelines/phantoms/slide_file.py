@@ -8,7 +8,6 @@ from os import PathLike
 from typing import BinaryIO
 
 import numpy as np
-import simplejpeg
 
 _SUBSAMPLINGS = {(1, 1): "444", (2, 1): "422", (2, 2): "420"}
 _SHORT, _LONG, _RATIONAL = 3, 4, 5
@@ -47,6 +46,8 @@ def write_pyramid(
         ...     slide.level_dimensions, round(float(slide.properties["openslide.mpp-x"]), 3)
         (((500, 300), (125, 75)), 0.5)
     """
+    import simplejpeg
+
     if subsampling not in _SUBSAMPLINGS:
         raise ValueError(f"write_pyramid: subsampling must be one of {list(_SUBSAMPLINGS)}, got {subsampling}")
     if tile_px < 16 or tile_px % 16:

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
-from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from monai_pipelines.report.figures import COLORS, plain
@@ -49,6 +47,8 @@ def principal_components(features: ArrayLike, num: int = 50) -> NDArray[np.float
         >>> principal_components(np.eye(4)) is None
         True
     """
+    from sklearn.decomposition import PCA
+
     values = np.asarray(features, dtype=np.float32)
     if len(values) < _MIN_POINTS or (np.ptp(values, axis=0) > 0).sum() < 2:
         return None
@@ -73,6 +73,8 @@ def embed(components: ArrayLike) -> NDArray[np.float32]:
 
     Reference: van der Maaten and Hinton, Visualizing data using t-SNE, JMLR, 2008.
     """
+    from sklearn.manifold import TSNE
+
     values = np.asarray(components, dtype=np.float32)
     perplexity = min(30.0, (len(values) - 1) / 3)
     with threadpool_limits(1):  # on busy cores its threads wait for each other: 21 s instead of 0.1 s for 40 points

@@ -6,15 +6,17 @@ import math
 import shutil
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
-from torch.utils.tensorboard import SummaryWriter
 
 from monai_pipelines.report.pictures import png_pixels
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 def log_evaluation(
@@ -47,6 +49,8 @@ def log_evaluation(
         metrics: name -> value on the test set; what is None or not finite is left out.
         settings: hyper-parameter -> number, text, truth value or None, as ``run.json`` has them.
     """
+    from torch.utils.tensorboard import SummaryWriter
+
     shutil.rmtree(folder, ignore_errors=True)
     sprites = None
     if thumbnails is not None:

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from monai_pipelines.errors import ScanError
+from monai_pipelines.privacy import failure, silent_logs
+
+if TYPE_CHECKING:
+    from monai_pipelines.slides.readers import Reader
+
+Backend = Literal["openslide", "tifffile"]
+Stamp = tuple[int, int]  # bytes, and nanoseconds of the last change
 
 MAX_OPEN = 8
 
@@ -53,6 +63,50 @@ class Handles:
 
 
 HANDLES = Handles()
+
+
+@contextmanager
+def raise_scan_errors(path: str, *unchanged: type[Exception]) -> Iterator[None]:
+    """Turn errors of parsers and decoders on broken files into `ScanError`, except for `unchanged` types."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, (ScanError, *unchanged)):
+            raise
+        raise ScanError(path, f"broken file ({failure(error)}); copy it again") from None
+
+
+def stamp_of(path: str) -> Stamp:
+    """Changes when the file is written to."""
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns
+
+
+def open_reader(path: str, backend: Backend, stamp: Stamp | None = None) -> Reader:
+    """The reader of this slide in this process, opened if necessary.
+
+    Raises:
+        ScanError: the file is broken, or its stamp differs.
+        OpenSlideError: OpenSlide refuses it.
+        tifffile.TiffFileError: it is no TIFF.
+    """
+    from openslide import OpenSlideError
+    from tifffile import TiffFileError
+
+    from monai_pipelines.slides.readers import READERS
+
+    def opened() -> Reader:
+        if stamp and not (os.path.isfile(path) and stamp_of(path) == stamp):
+            raise ScanError(path, "changed since it was opened, or is gone; open it again")
+        with silent_logs(), raise_scan_errors(path, OpenSlideError, TiffFileError):
+            return READERS[backend](path)
+
+    return HANDLES.get((path, backend, stamp), opened)
+
+
+def drop_reader(path: str, backend: Backend, stamp: Stamp | None = None) -> None:
+    """Reopen this slide at its next read."""
+    HANDLES.drop((path, backend, stamp))
 
 
 def close_slides() -> None:

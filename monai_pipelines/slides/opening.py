@@ -10,12 +10,9 @@ from pathlib import Path
 from unicodedata import normalize
 from xml.etree import ElementTree
 
-import tifffile
-from openslide import OpenSlide, OpenSlideError
-
 from monai_pipelines.errors import ScanError
 from monai_pipelines.privacy import failure, quiet_libraries
-from monai_pipelines.slides.readers import Backend, drop_reader, open_reader, raise_scan_errors, stamp_of
+from monai_pipelines.slides.handles import Backend, drop_reader, open_reader, raise_scan_errors, stamp_of
 from monai_pipelines.slides.slide import Slide
 from monai_pipelines.walk import is_clutter
 
@@ -45,6 +42,8 @@ def open_slide(path: str | os.PathLike[str], mpp: float | None = None) -> Slide:
             several series; the message says what to do.
         ValueError: an `mpp` that no scanner has.
     """
+    from openslide import OpenSlideError
+
     mpp = None if mpp is None else check_mpp(mpp)
     file = Path(path).absolute()
     if file.is_dir():
@@ -71,9 +70,11 @@ def _open_by_tifffile(path: str | os.PathLike[str], file: Path, mpp: float | Non
                 f"wanted a slide that OpenSlide opens, or a TIFF, got neither (OpenSlide: {refusal}); name another "
                 "file, or copy it again",
             )
+    from tifffile import TiffFileError
+
     try:
         return _describe(str(file), "tifffile", mpp)
-    except tifffile.TiffFileError as error:
+    except TiffFileError as error:
         raise ScanError(
             path, f"tifffile does not open it ({failure(error)}), nor does OpenSlide ({refusal}); copy it again"
         ) from None
@@ -97,7 +98,8 @@ def _describe(file: str, backend: Backend, mpp: float | None) -> Slide:
 
 def _first_of_series(folder: Path) -> Path:
     """The first file; OpenSlide finds the others."""
-    import pydicom  # slow to import
+    import pydicom
+    from openslide import OpenSlide
 
     files = [
         file

@@ -6,10 +6,10 @@ import os
 import struct
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from math import gcd
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import tifffile
@@ -18,9 +18,8 @@ from openslide import OpenSlide, OpenSlideError, OpenSlideUnsupportedFormatError
 from PIL import Image
 
 from monai_pipelines.errors import ScanError
-from monai_pipelines.privacy import failure, silent_logs
+from monai_pipelines.privacy import failure
 from monai_pipelines.slides.geometry import whole_downsamples
-from monai_pipelines.slides.handles import HANDLES
 from monai_pipelines.slides.planes import color_pages
 from monai_pipelines.slides.segments import (
     INTERLEAVED,
@@ -32,8 +31,6 @@ from monai_pipelines.slides.segments import (
     is_plain_jpeg,
 )
 
-Backend = Literal["openslide", "tifffile"]
-Stamp = tuple[int, int]  # bytes, and nanoseconds of the last change
 PLAIN_TIFF = ("aperio", "generic-tiff")  # vendors with a page for each level, of tiles that do not overlap
 GRAY = WHITE_IS_ZERO, BLACK_IS_ZERO = (0, 1)  # TIFF photometric interpretation
 LOSSLESS = (1, 5, 8, 32773, 32946)  # TIFF compression: none, LZW, deflate, PackBits, deflate
@@ -41,17 +38,6 @@ PREMULTIPLIED, STRAIGHT = 1, 2  # TIFF extra samples: two kinds of alpha
 RAW_ROWS = 64  # read at once
 ICC_PROFILE = 34675  # TIFF tag
 RESOLUTION_UNITS = {2: "inch", 3: "centimeter"}
-
-
-@contextmanager
-def raise_scan_errors(path: str, *unchanged: type[Exception]) -> Iterator[None]:
-    """Turn errors of parsers and decoders on broken files into `ScanError`, except for `unchanged` types."""
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, (ScanError, *unchanged)):
-            raise
-        raise ScanError(path, f"broken file ({failure(error)}); copy it again") from None
 
 
 class Reader(ABC):
@@ -322,33 +308,4 @@ def _properties(page: Any) -> dict[str, str]:
     return properties | ({"tiff.ResolutionUnit": unit} if unit else {})
 
 
-_READERS: dict[str, type[Reader]] = {"openslide": OpenSlideReader, "tifffile": TiffReader}
-
-
-def stamp_of(path: str) -> Stamp:
-    """Changes when the file is written to."""
-    status = os.stat(path)
-    return status.st_size, status.st_mtime_ns
-
-
-def open_reader(path: str, backend: Backend, stamp: Stamp | None = None) -> Reader:
-    """The reader of this slide in this process, opened if necessary.
-
-    Raises:
-        ScanError: the file is broken, or its stamp differs.
-        OpenSlideError: OpenSlide refuses it.
-        tifffile.TiffFileError: it is no TIFF.
-    """
-
-    def opened() -> Reader:
-        if stamp and not (os.path.isfile(path) and stamp_of(path) == stamp):
-            raise ScanError(path, "changed since it was opened, or is gone; open it again")
-        with silent_logs(), raise_scan_errors(path, OpenSlideError, tifffile.TiffFileError):
-            return _READERS[backend](path)
-
-    return HANDLES.get((path, backend, stamp), opened)
-
-
-def drop_reader(path: str, backend: Backend, stamp: Stamp | None = None) -> None:
-    """Reopen this slide at its next read."""
-    HANDLES.drop((path, backend, stamp))
+READERS: dict[str, type[Reader]] = {"openslide": OpenSlideReader, "tifffile": TiffReader}

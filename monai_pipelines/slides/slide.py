@@ -6,14 +6,17 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from monai_pipelines.errors import ScanError
 from monai_pipelines.slides.geometry import TileSize, average_area, fit_level, fit_tile
-from monai_pipelines.slides.readers import Backend, Reader, Stamp, drop_reader, open_reader, raise_scan_errors
+from monai_pipelines.slides.handles import Backend, Stamp, drop_reader, open_reader, raise_scan_errors
+
+if TYPE_CHECKING:
+    from monai_pipelines.slides.readers import Reader
 
 BLOCK_PX = 2048  # side of the blocks that a thumbnail reads
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pydicom
-import SimpleITK as sitk
 from numpy.typing import NDArray
 from pydicom import config
 from pydicom.datadict import dictionary_VR
@@ -310,7 +309,7 @@ def decoded(header: Header, frame: int) -> NDArray[Any]:
         if any(_CORRUPT.search(remark) for remark in remarks):
             raise header.error(f"cannot be decoded ({syntax.name}, corrupt)", "copy it again, or store it uncompressed")
         return frames[frame]
-    except ScanError:
+    except (ScanError, ImportError):
         raise
     except Exception as error:
         name = syntax.name if syntax.name != syntax else "an unknown transfer syntax"
@@ -320,6 +319,8 @@ def decoded(header: Header, frame: int) -> NDArray[Any]:
 
 def _decoded_by_gdcm(dataset: Dataset) -> NDArray[Any]:
     """All frames, not rescaled, from a copy: GDCM always rescales, and cannot open every file name."""
+    import SimpleITK as sitk
+
     bare = Dataset()
     bare.file_meta = FileMetaDataset()
     bare.file_meta.TransferSyntaxUID = dataset.file_meta.TransferSyntaxUID

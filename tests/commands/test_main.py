@@ -206,11 +206,11 @@ def test_wrong_usage_is_told_without_a_traceback(command: Command, arguments: li
 
 
 @pytest.mark.parametrize(("argument", "printed"), [("--help", "phantoms"), ("show", "lung_ct")])
-def test_light_commands_import_neither_torch_nor_monai(argument: str, printed: str) -> None:
+def test_light_commands_import_neither_torch_nor_monai_nor_numpy(argument: str, printed: str) -> None:
     code = (
         f"import sys, runpy; sys.argv[1:] = ['{argument}']\n"
         "try: runpy.run_module('monai_pipelines', run_name='__main__')\n"
-        "finally: print(sorted({'torch', 'monai'} & set(sys.modules)))"
+        "finally: print(sorted({'torch', 'monai', 'numpy'} & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert printed in result.stdout

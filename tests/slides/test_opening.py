@@ -17,8 +17,8 @@ import tifffile
 from monai_pipelines.errors import ScanError
 from monai_pipelines.slides import Slide, open_slide
 from monai_pipelines.slides.geometry import fit_tile
+from monai_pipelines.slides.handles import open_reader
 from monai_pipelines.slides.opening import mpp_of
-from monai_pipelines.slides.readers import open_reader
 from monai_pipelines.slides.segments import JpegSegments
 from tests.slides.slide_files import COMPRESSION, JPEG, PHOTOMETRIC, YCBCR, levels, write_lossless, write_slide
 

@@ -12,7 +12,8 @@ from PIL import Image
 
 from monai_pipelines.errors import ScanError
 from monai_pipelines.slides import Slide, close_slides, open_slide
-from monai_pipelines.slides.readers import Reader, open_reader
+from monai_pipelines.slides.handles import open_reader
+from monai_pipelines.slides.readers import Reader
 from monai_pipelines.slides.segments import JpegSegments
 from tests.slides.slide_files import RGB, YCBCR, levels, pixels, write_lossless, write_slide
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-import SimpleITK as sitk
 from nibabel.fileholders import FileHolder
 
 from monai_pipelines.errors import ScanError
@@ -101,6 +100,8 @@ def read_itk(file: Path) -> Volume:
     """
     if not is_utf8(file):
         raise ScanError(file, "its name is not UTF-8, and SimpleITK cannot open it; rename it")
+    import SimpleITK as sitk
+
     try:
         with printed_remarks():  # MetaImage's, beside the error
             image = sitk.ReadImage(str(file))

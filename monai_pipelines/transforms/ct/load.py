@@ -101,7 +101,7 @@ class LoadCT(Transform):
         try:
             with quiet_pydicom():
                 volume = checked(file, self._read(file), self.tilt)
-        except ScanError:
+        except (ScanError, ImportError):
             raise
         except OSError as error:
             raise ScanError(path, f"{failure(error)}; check the file and its disk") from None

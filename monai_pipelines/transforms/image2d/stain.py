@@ -11,7 +11,6 @@ from monai.data import MetaTensor
 from monai.transforms import Transform
 from monai.utils import convert_to_tensor
 from numpy.typing import NDArray
-from skimage.color import hed_from_rgb, rgb_from_hed
 from torch import Tensor
 
 from monai_pipelines.transforms.keyed import EachKeyd
@@ -172,6 +171,8 @@ class RandStain(RandImage):
         return super()._apply(batch, draws)
 
     def _change(self, images: Tensor, draws: Sequence[NDArray[np.float64]]) -> Tensor:
+        from skimage.color import hed_from_rgb, rgb_from_hed
+
         factors, biases = np.stack(draws, axis=1)
         mixes = hed_from_rgb @ ((1 + factors)[:, :, None] * rgb_from_hed)  # density (a row) -> density
         mix = torch.from_numpy(mixes).to(images)[..., None, None]

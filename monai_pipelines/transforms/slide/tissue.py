@@ -13,7 +13,6 @@ from monai.transforms import Transform
 from numpy.typing import NDArray
 from PIL import Image, ImageStat
 from scipy import ndimage
-from skimage.filters import threshold_otsu
 
 from monai_pipelines.errors import ScanError
 from monai_pipelines.slides import Slide
@@ -149,6 +148,8 @@ class SegmentTissue(Transform):
 
     def _threshold(self, saturation: NDArray[np.uint8]) -> float:
         """Otsu's threshold on the logarithm: glass to pale tissue counts as much as pale to dark tissue."""
+        from skimage.filters import threshold_otsu
+
         counts = np.bincount(saturation.ravel(), minlength=256)
         otsu = 2 ** threshold_otsu(hist=(counts, LOGARITHMS)) - 1 if np.count_nonzero(counts) > 1 else 0
         return 255 * float(np.clip(otsu / 255, self.min_saturation, HIGHEST_THRESHOLD))
