@@ -108,7 +108,18 @@ def test_a_card_tells_what_the_network_is(make_run: MakeRun, tmp_path: Path) -> 
     card = torch.load(tmp_path / "best.pt", weights_only=True)
     assert card["network"] == {"name": "Sequential", "num_parameters": 64 * 6 + 6 + 12 + 6 * 2 + 2}
     assert set(card) == {
-        *("model", "network", "classes", "chain", "fingerprint", "epoch", "key_metric", "split", "versions"),
+        *(
+            "model",
+            "network",
+            "classes",
+            "chain",
+            "fingerprint",
+            "epoch",
+            "key_metric",
+            "split",
+            "precision",
+            "versions",
+        ),
         *("metrics", "num_validation", "temperature", "threshold", "threshold_by"),
     }
 

@@ -1,4 +1,4 @@
-"""The passes over all voxels of a volume, compiled (package numba): block means, separable resampling, and warping.
+"""The passes over all voxels of a volume, compiled (package numba): block means, resampling, warping, noise.
 
     mean[i, j, k] = sum of volume[i fa + a, j fb + b, k fc + c] over a block / (fa fb fc)
     out[i, j, k]  = sum over a, b, c of wa[i, a] wb[j, b] wc[k, c] volume[a, b, c]
@@ -102,6 +102,22 @@ def resample(
 
 
 @_compiled
+def _at_the_edge(volume: Array, px: np.float32, py: np.float32, pz: np.float32, fill: np.float32) -> np.float32:
+    """The trilinear value of a volume (X, Y, Z) at a point some of whose neighbors are ``fill``."""
+    fx, fy, fz = np.floor(px), np.floor(py), np.floor(pz)
+    num_x, num_y, num_z = volume.shape
+    i, j, k = int(fx), int(fy), int(fz)
+    u, v, w = px - fx, py - fy, pz - fz
+    total = np.float32(0)
+    for corner in range(8):
+        di, dj, dk = corner >> 2, corner >> 1 & 1, corner & 1
+        weight = (u if di else 1 - u) * (v if dj else 1 - v) * (w if dk else 1 - w)
+        inside = 0 <= i + di < num_x and 0 <= j + dj < num_y and 0 <= k + dk < num_z
+        total += weight * (volume[i + di, j + dj, k + dk] if inside else fill)
+    return total
+
+
+@_compiled
 def warp(
     volume: Array,
     matrix: Array,
@@ -115,49 +131,72 @@ def warp(
 ) -> None:
     """Planes ``first`` to ``last`` of a warped volume (C, X, Y, Z) float32, at each voxel
 
-        out[c, x, y, z] = volume[c] at matrix (x, y, z, 1) + sum over k of lines[:, x, y, k] response[z, k]
+        out[c, x, y, z] = volume[c] at matrix (x, y, z, 1) + sum over k of lines[:, x, y, k] response[k, z]
 
     ``matrix`` is (3, 4) and ``lines`` (3, X, Y, K), of the output's X and Y, both float32; undeformed, K is 0.
     Between voxels the value is trilinear, or that of the nearest one; outside it is ``fill``.
     """
     channels, num_x, num_y, num_z = volume.shape
-    depth = out.shape[3]
-    at = np.empty((3, depth), np.float32)
+    depth, values = out.shape[3], volume.reshape(-1)
+    next_x, next_y, next_z = np.uintp(num_y * num_z), np.uintp(num_z), np.uintp(1)  # unsigned: no index from the end
+    at, share = np.empty((3, depth), np.float32), np.empty((3, depth), np.float32)
+    corner, within, beyond = np.empty(depth, np.int64), np.empty(depth, np.bool_), np.empty(depth, np.bool_)
     for x in range(first, last):
         for y in range(out.shape[2]):
             for axis in range(3):
-                start = matrix[axis, 0] * x + matrix[axis, 1] * y + matrix[axis, 3]
+                line, start = at[axis], matrix[axis, 0] * x + matrix[axis, 1] * y + matrix[axis, 3]
                 for z in range(depth):
-                    at[axis, z] = start + matrix[axis, 2] * z
+                    line[z] = start + matrix[axis, 2] * np.float32(z)
                 for k in range(lines.shape[3]):
-                    point = lines[axis, x, y, k]
+                    point, along = lines[axis, x, y, k], response[k]
                     for z in range(depth):
-                        at[axis, z] += point * response[z, k]
-            for z in range(depth):
-                px, py, pz = at[0, z], at[1, z], at[2, z]
+                        line[z] += point * along[z]
                 if nearest:
-                    px, py, pz = np.rint(px), np.rint(py), np.rint(pz)
-                fx, fy, fz = np.floor(px), np.floor(py), np.floor(pz)
-                i, j, k = int(fx), int(fy), int(fz)
-                u, v, w = px - fx, py - fy, pz - fz
-                if 0 <= i < num_x - 1 and 0 <= j < num_y - 1 and 0 <= k < num_z - 1:
-                    for c in range(channels):
-                        near, far = volume[c, i], volume[c, i + 1]
-                        a = near[j, k] + w * (near[j, k + 1] - near[j, k])
-                        b = near[j + 1, k] + w * (near[j + 1, k + 1] - near[j + 1, k])
-                        d = far[j, k] + w * (far[j, k + 1] - far[j, k])
-                        e = far[j + 1, k] + w * (far[j + 1, k + 1] - far[j + 1, k])
-                        low, high = a + v * (b - a), d + v * (e - d)
-                        out[c, x, y, z] = low + u * (high - low)
-                elif -1 <= i < num_x and -1 <= j < num_y and -1 <= k < num_z:
-                    for c in range(channels):
-                        total = np.float32(0)
-                        for corner in range(8):
-                            di, dj, dk = corner >> 2, corner >> 1 & 1, corner & 1
-                            weight = (u if di else 1 - u) * (v if dj else 1 - v) * (w if dk else 1 - w)
-                            inside = 0 <= i + di < num_x and 0 <= j + dj < num_y and 0 <= k + dk < num_z
-                            total += weight * (volume[c, i + di, j + dj, k + dk] if inside else fill)
-                        out[c, x, y, z] = total
-                else:
-                    for c in range(channels):
-                        out[c, x, y, z] = fill
+                    for z in range(depth):
+                        line[z] = np.rint(line[z])
+            (px, py, pz), (u, v, w) = (at[0], at[1], at[2]), (share[0], share[1], share[2])
+            for z in range(depth):
+                in_x, in_y, in_z = 0 <= px[z] < num_x - 1, 0 <= py[z] < num_y - 1, 0 <= pz[z] < num_z - 1
+                within[z] = in_x & in_y & in_z
+                in_x, in_y, in_z = -1 < px[z] < num_x, -1 < py[z] < num_y, -1 < pz[z] < num_z
+                beyond[z] = not (in_x & in_y & in_z)
+            for z in range(depth):
+                i, j, k = int(px[z]), int(py[z]), int(pz[z])
+                u[z], v[z], w[z] = px[z] - i, py[z] - j, pz[z] - k
+                corner[z] = (i * num_y + j) * num_z + k
+            for c in range(channels):
+                target = out[c, x, y]
+                for z in range(depth):
+                    if not within[z]:
+                        target[z] = fill if beyond[z] else _at_the_edge(volume[c], px[z], py[z], pz[z], fill)
+                        continue
+                    near = np.uintp(corner[z] + c * num_x * num_y * num_z)
+                    far = near + next_x
+                    a = values[near] + w[z] * (values[near + next_z] - values[near])
+                    d = values[far] + w[z] * (values[far + next_z] - values[far])
+                    near, far = near + next_y, far + next_y
+                    b = values[near] + w[z] * (values[near + next_z] - values[near])
+                    e = values[far] + w[z] * (values[far + next_z] - values[far])
+                    low, high = a + v[z] * (b - a), d + v[z] * (e - d)
+                    target[z] = low + u[z] * (high - low)
+
+
+@_compiled
+def add_noise(values: Array, out: Array, quantiles: Array, std: np.float32, seed: int, first: int, last: int) -> None:
+    """Fours of voxels ``first`` to ``last`` of ``out = values + std * quantiles[bits]`` (N,) float32.
+
+    ``bits`` are 16 of the word SplitMix64 gives for the seed and the number of the four.
+    """
+    for n in range(first, last):
+        word = np.uint64(seed) + np.uint64(n + 1) * np.uint64(0x9E3779B97F4A7C15)
+        word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        word ^= word >> np.uint64(31)
+        if 4 * n + 4 <= len(values):  # a loop of known length
+            for voxel in range(4):
+                bits = word >> np.uint64(16 * voxel) & np.uint64(0xFFFF)
+                out[4 * n + voxel] = values[4 * n + voxel] + std * quantiles[bits]
+        else:
+            for voxel in range(len(values) - 4 * n):
+                bits = word >> np.uint64(16 * voxel) & np.uint64(0xFFFF)
+                out[4 * n + voxel] = values[4 * n + voxel] + std * quantiles[bits]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -312,11 +313,11 @@ def _warp_compiled(
     kernels: ModuleType, volume: Tensor, draw: SpatialDraw, out: Tensor, nearest: bool, fill: float
 ) -> None:
     shape, size, knots = volume.shape[1:], out.shape[1:], draw.elastic_voxels.shape[-1]
-    lines, rz = np.zeros((3, *size[:2], 0)), np.zeros((size[2], 0))
+    lines, rz = np.zeros((3, *size[:2], 0)), np.zeros((0, size[2]))
     if draw.elastic_voxels.any():
         starts = draw.start(shape, size)
         rx, ry, rz = (spline_responses(shape[a], knots)[starts[a] + np.arange(size[a])] for a in range(3))
-        lines = np.einsum("aijk,xi,yj->axyk", draw.elastic_voxels, rx, ry, optimize=True)
+        lines, rz = np.einsum("aijk,xi,yj->axyk", draw.elastic_voxels, rx, ry, optimize=True), rz.T
     field = [array.astype(np.float32, order="C") for array in (draw.backward(shape, size)[:3], lines, rz)]
     values, target = np.ascontiguousarray(volume.numpy()), out.numpy()
     in_threads(lambda *part: kernels.warp(values, *field, target, np.float32(fill), nearest, *part), size[0])
@@ -348,6 +349,7 @@ def _warp_elasticdeform(
     return torch.from_numpy(np.stack(volumes)).to(batch.device)
 
 
+@cache
 def spline_responses(num_voxels: int, num_points: int) -> NDArray[np.float64]:
     """Cubic spline along one axis as a matrix: displacement of each voxel = matrix @ displacements of the points.
 

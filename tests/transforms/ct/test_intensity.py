@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -57,6 +58,28 @@ def test_hand_worked_values() -> None:
     torch.testing.assert_close(brighter, torch.tensor([0, 0, 0.22, 1.1]))
     steeper = RandContrast3D(factor=(1.1, 1.1), prob=1)(x).flatten()
     torch.testing.assert_close(steeper, torch.tensor([-0.03, -0.03, 0.19, 1.07]))
+
+
+def _reference_noise(num: int, seed: int) -> np.ndarray:
+    """SplitMix64 in Python's integers; quantiles by the standard library."""
+    bits = []
+    for number in range(1, -(-num // 4) + 1):
+        word = (seed + number * 0x9E3779B97F4A7C15) % 2**64
+        word = (word ^ word >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        word = (word ^ word >> 27) * 0x94D049BB133111EB % 2**64
+        word ^= word >> 31
+        bits += [word >> shift & 0xFFFF for shift in (0, 16, 32, 48)]
+    return np.array([NormalDist().inv_cdf((value + 0.5) / 2**16) for value in bits[:num]])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_noise_is_the_same_on_every_path(dtype: torch.dtype) -> None:
+    """Compiled for float32, torch for float64; 27 voxels are no multiple of four."""
+    step = RandNoise3D(std=0.5, prob=1).set_random_state(0)
+    still = torch.full((1, 3, 3, 3), 2.0, dtype=dtype)
+    noisy = step(still)
+    expected = 2 + 0.5 * _reference_noise(27, int(step.draws[0]))
+    np.testing.assert_allclose(noisy.flatten(), expected, rtol=1e-6)
 
 
 def test_noise_is_white_normal_and_independent() -> None:
