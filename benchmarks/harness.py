@@ -35,16 +35,18 @@ def timed(
     methods: Mapping[str, Callable[[], Any]],
     rounds: int,
     around: Mapping[str, Callable[[], AbstractContextManager]] | None = None,
+    warm_up: bool = True,
 ) -> dict[str, list[float]]:
-    """Seconds of each method in each round; methods alternate, and a round before the first is not counted.
+    """Seconds of each method in each round; methods alternate.
 
     Args:
         methods: by name.
         rounds: that are counted.
         around: by method, the context that it runs in; entering and leaving it is not timed.
+        warm_up: run a round first that is not counted.
     """
     seconds: dict[str, list[float]] = {name: [] for name in methods}
-    for round_ in range(rounds + 1):
+    for round_ in range(not warm_up, rounds + 1):
         for name, method in methods.items():
             with (around or {}).get(name, nullcontext)():
                 start = time.perf_counter()
