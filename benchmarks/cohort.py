@@ -7,6 +7,7 @@ in a new process, after it has prepared one patient: importing and compiling are
 matrices with torch and its default threads all the time. `peak_mb` is the largest sum of the proportional set sizes
 (pages shared by several processes count once) of the process and its workers, looked at every 50 ms;
 `peak_mb_first_half` the largest until half the time was over, which is the same if memory does not grow with patients.
+Ratios mean something on an idle machine only; its load average before is recorded.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import contextlib
 import csv
 import io
 import multiprocessing
+import os
 import tempfile
 import threading
 import time
@@ -130,6 +132,7 @@ def main() -> None:
     parser.add_argument("--matrix", type=int, default=192, help="rows and columns of a slice")
     parser.add_argument("--slice-mm", type=float, default=2.5)
     args = parser.parse_args()
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         table = write_lung_ct_cohort(
             Path(folder, "cohort"), args.patients, 0, matrix=args.matrix, slice_mm=args.slice_mm
@@ -155,6 +158,7 @@ def main() -> None:
         "peak_mb_first_half": {name: round(peak) for name, (_, peak) in peaks.items()},
     }
     data = f"{num_scans} scans of {args.patients} patients, {args.matrix} x {args.matrix}, slices of {args.slice_mm} mm"
+    data += f"; load of the machine before {load:.1f}"
     record(args.csv, seconds, partner, {}, data, "torch", "monai", "numba", extra=extra)
 
 

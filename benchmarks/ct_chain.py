@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pydicom
 import torch
-from ct_accuracy import Grid, errors_in_lungs, grid_of, mask_agreement
+from ct_accuracy import Grid, dice, errors_in_lungs, grid_of, mask_agreement
 from harness import arguments, installed, record, timed
 from monai.data import MetaTensor
 from monai.transforms import (
@@ -231,10 +231,10 @@ def main() -> None:
                 differences[name] = f"mean difference {difference:.4f} of the window"
                 assert difference < 0.02, f"{name}: another result, {differences[name]}"
             elif name != OURS:
-                dice = 2 * ((output > 0) & (tight > 0)).sum() / ((output > 0).sum() + (tight > 0).sum())
+                overlap = dice(output > 0, tight > 0)
                 means = output[output > 0].mean() - tight[tight > 0].mean()
-                differences[name] = f"Dice of the lungs {dice:.3f}, mean in them {means:+.4f} of the window"
-                assert dice > 0.9, f"{name}: another result, {differences[name]}"
+                differences[name] = f"Dice of the lungs {overlap:.3f}, mean in them {means:+.4f} of the window"
+                assert overlap > 0.9, f"{name}: another result, {differences[name]}"
         for name, exact in accuracy(folder).items():
             differences[name] = "; ".join(filter(None, [differences.get(name), exact]))
         seconds = timed({name: partial(chain, folder) for name, chain in chains.items()}, args.rounds)
