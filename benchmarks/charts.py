@@ -2,8 +2,7 @@
 
     python benchmarks/charts.py
 
-Of each benchmark the last run with all methods counts. Bars are the medians' ratios to ours that does the same job, on a
-logarithmic axis.
+Of each benchmark the last run with all methods counts. Bars are the medians' ratios to ours that does the same job.
 """
 
 from __future__ import annotations
