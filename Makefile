@@ -87,6 +87,8 @@ bench: $(INSTALLED)
 	$(PY) benchmarks/ct_chain.py
 	$(PY) benchmarks/ct_reading.py
 	$(PY) benchmarks/ct_cache.py
+	$(PY) benchmarks/cohort.py
+	$(PY) benchmarks/loading.py
 	$(PY) benchmarks/augment3d.py
 	$(PY) benchmarks/augment2d.py
 	$(PY) benchmarks/medmnist_loading.py
@@ -96,6 +98,7 @@ bench: $(INSTALLED)
 	$(PY) benchmarks/training_step.py
 	$(PY) benchmarks/detection.py
 	$(PY) benchmarks/bootstrap.py
+	$(PY) benchmarks/charts.py
 
 clean:
 	rm -rf .venv runs build dist .mypy_cache .pytest_cache .ruff_cache

@@ -6,23 +6,17 @@ for the shift, `RandScaleIntensityd`, and for contrast the closest match, the ga
 "one affine" is the fastest variant: one `RandAffined` draws rotation, scale and shift together, for as many images as
 get any of the three here; "no metadata" also turns MONAI's metadata off. MONAI has no dictionary transforms for
 saturation, hue and stains: "all color" and "+ stain" exist in this project only.
-`ours_faster_by` is the method's median over that of the first row.
+`times_ours` is the method's median over that of the first row.
 """
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import platform
-import shlex
-import statistics
-import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import torch
+from harness import arguments, per_second, record, timed
 from monai.data import set_track_meta
 from monai.transforms import (
     Compose,
@@ -34,14 +28,10 @@ from monai.transforms import (
     RandZoomd,
     ScaleIntensityRanged,
 )
-from recording import appended
 
 from monai_pipelines import load_chain
 
-COLUMNS = (
-    *("date", "method", "images_per_s", "median_ms", "min_ms", "max_ms"),
-    *("ours_faster_by", "rounds", "batch", "machine", "command"),
-)
+OURS = "monai_pipelines augment_image2d"
 
 
 def ours(**knobs: float) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -83,41 +73,27 @@ def monai(side: int, one_affine: bool = False, track_meta: bool = True) -> Calla
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser = arguments(__doc__, "augment2d.csv", rounds=7)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--side", type=int, default=224)
-    parser.add_argument("--csv", type=Path, default=Path(__file__).parent / "results" / "augment2d.csv")
     args = parser.parse_args()
     methods = {
-        "monai_pipelines augment_image2d": ours(saturation=0, hue_turns=0),
+        OURS: ours(saturation=0, hue_turns=0),
         "MONAI transforms": monai(args.side),
         "MONAI transforms, one affine": monai(args.side, one_affine=True),
         "MONAI transforms, one affine, no metadata": monai(args.side, one_affine=True, track_meta=False),
-        "monai_pipelines augment_image2d, all color": ours(),
-        "monai_pipelines augment_image2d, all color + stain": ours(stain_sigma=0.05),
+        f"{OURS}, all color": ours(),
+        f"{OURS}, all color + stain": ours(stain_sigma=0.05),
     }
-    first = next(iter(methods))
     shape = (args.batch, 3, args.side, args.side)
     batch = torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
-    times: dict[str, list[float]] = {name: [] for name in methods}
-    for round_ in range(args.rounds + 1):
-        for name, method in methods.items():
-            start = time.perf_counter()
-            out = method(batch)
-            if round_:
-                times[name].append(time.perf_counter() - start)
-            if out.shape != batch.shape or out.dtype != torch.float32:
-                raise RuntimeError(f"{name}: got {out.dtype} {tuple(out.shape)}")
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    with appended(args.csv, COLUMNS) as out_file:
-        for name, values in times.items():
-            row = [name, round(args.batch / medians[name])]
-            row += [round(1000 * value) for value in (medians[name], min(values), max(values))]
-            row += [round(medians[name] / medians[first], 1), args.rounds, "x".join(map(str, shape))]
-            out_file.writerow([datetime.date.today(), *row, machine, shlex.join(["python", *sys.argv])])
-            print(f"{name:52} {row[1]:5} images/s, {row[2]:5} ms ({row[3]}-{row[4]})  x{row[5]}")
+    for name, method in methods.items():
+        out = method(batch)
+        if out.shape != batch.shape or out.dtype != torch.float32:
+            raise RuntimeError(f"{name}: got {out.dtype} {tuple(out.shape)}")
+    seconds = timed({name: partial(method, batch) for name, method in methods.items()}, args.rounds)
+    rates = {"images_per_s": per_second(seconds, args.batch)}
+    record(args.csv, seconds, lambda name: OURS, {}, "x".join(map(str, shape)), "torch", "monai", extra=rates)
 
 
 if __name__ == "__main__":

@@ -4,23 +4,21 @@
 
 The recipe is the published one of scipy and elasticdeform: rotations, zoom, shift, deformation and noise, one after the
 other. Before anything is timed, our field of the same control points is compared with elasticdeform's. Each method
-draws its own random numbers, so that outputs differ; TorchIO is timed if it is installed (benchmarks/requirements.txt).
+draws its own random numbers, so that outputs differ. TorchIO, batchgeneratorsv2 and kornia are timed if they are
+installed (benchmarks/requirements.txt); kornia has no elastic deformation of volumes.
 """
 
 from __future__ import annotations
 
-import argparse
 import warnings
 from collections.abc import Callable
 from functools import partial
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import elasticdeform
 import numpy as np
 import torch
-from harness import record, timed
+from harness import arguments, installed, record, timed
 from monai.transforms import (
     Compose,
     Rand3DElastic,
@@ -74,6 +72,43 @@ def torchio_chain(elastic: bool) -> Callable[[torch.Tensor], torch.Tensor]:
     return tio.Compose([*spatial, tio.RandomGamma(0.1), tio.RandomNoise(std=0.05)])
 
 
+def batchgenerators_chain(size: int, elastic: bool) -> Callable[[torch.Tensor], torch.Tensor]:
+    """nnU-Net's transforms; displacements as large as ours at most."""
+    from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrightnessTransform
+    from batchgeneratorsv2.transforms.intensity.contrast import ContrastTransform
+    from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
+    from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
+    from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+
+    angle = np.pi / 18
+    spatial = SpatialTransform(
+        (size,) * 3, size // 2 - 5, random_crop=True, p_rotation=1, rotation=(-angle, angle), p_scaling=1,
+        scaling=(0.9, 1.1), p_elastic_deform=int(elastic), elastic_deform_magnitude=(0, 7.5),
+    )  # fmt: skip
+    intensity = [
+        MultiplicativeBrightnessTransform((0.9, 1.1), synchronize_channels=True),
+        ContrastTransform((0.9, 1.1), preserve_range=True, synchronize_channels=True),
+        GaussianNoiseTransform((0, 0.05)),
+    ]
+    chain = ComposeTransforms([spatial, *intensity])
+    return lambda volume: chain(image=volume)["image"]
+
+
+def kornia_chain(size: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Kornia's affine transform of volumes, and the same brightness, contrast and noise as tensor operations."""
+    from kornia.augmentation import RandomAffine3D
+
+    affine = RandomAffine3D(10.0, translate=(5 / size,) * 3, scale=(0.9, 1.1), p=1.0)
+
+    def run(volume: torch.Tensor) -> torch.Tensor:
+        moved = affine(volume[None])[0]
+        brightness, contrast = torch.empty(2).uniform_(0.9, 1.1)
+        mean = moved.mean()
+        return ((moved - mean) * contrast + mean) * brightness + 0.05 * torch.randn_like(moved)
+
+    return run
+
+
 def field_error() -> float:
     """The largest distance of our deformation from elasticdeform's, voxels."""
     shape = (64, 64, 64)
@@ -88,11 +123,9 @@ def field_error() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = arguments(__doc__, "augment3d.csv")
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--csv", type=Path, default=Path(__file__).parent / "results" / "augment3d.csv")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     warnings.simplefilter("ignore")
@@ -113,16 +146,20 @@ def main() -> None:
         "MONAI Rand3DElastic, intensity": partial(monai_chain(elastic), volume),
         "MONAI RandAffine, intensity": partial(monai_chain(RandAffine(**affine)), volume),
     }
-    if find_spec("torchio"):
+    if installed("torchio"):
         methods["TorchIO with elastic"] = partial(torchio_chain(True), volume)
         methods["TorchIO without elastic"] = partial(torchio_chain(False), volume)
+    if installed("batchgeneratorsv2"):
+        methods["batchgeneratorsv2 with elastic"] = partial(batchgenerators_chain(args.size, True), volume)
+        methods["batchgeneratorsv2 without elastic"] = partial(batchgenerators_chain(args.size, False), volume)
+    if installed("kornia"):
+        methods["kornia RandomAffine3D, intensity"] = partial(kornia_chain(args.size), volume)
     seconds = timed(methods, args.rounds)
     seconds[f"{OURS}, batch of 4"] = [value / 4 for value in seconds[f"{OURS}, batch of 4"]]
     data = f"{args.size}^3 float32"
     differences = {OURS: f"field at most {error:.4f} voxels from elasticdeform's"}
-    record(
-        args.csv, seconds, lambda name: OURS, differences, data, "torch", "monai", "numba", "elasticdeform", "torchio"
-    )
+    packages = ("torch", "monai", "numba", "elasticdeform", "torchio", "batchgeneratorsv2", "kornia")
+    record(args.csv, seconds, lambda name: OURS, differences, data, *packages)
 
 
 if __name__ == "__main__":

@@ -1,31 +1,30 @@
 """A DICOM chest CT of 250 x 512 x 512 to the network's 128^3: `lung_ct` and the usual ways to write it.
 
-    python benchmarks/ct_chain.py [--rounds 5] [--csv benchmarks/results/ct_chain.csv]
+    python benchmarks/ct_chain.py [--rounds 5] [--only recipe ...] [--csv benchmarks/results/ct_chain.csv]
 
 All read the same phantom series (warm file cache), segment the lungs, window, set what is outside them to air, crop
 to them and resize; then the same without a mask. The recipe is the published one of scipy and scikit-image: a mask at
 full resolution by threshold, components, closing and filling. MONAI and TorchIO have no lung segmentation and get the
 recipe's. TorchIO and MONAI's ITKReader are timed if they are installed (benchmarks/requirements.txt). Crops differ by a
 voxel or two, so that with a mask the outputs are compared by the shape of the lungs and the mean in them (ours without
-the 5 mm around them that the chain keeps), without one voxel by voxel.
+the 5 mm around them that the chain keeps), without one voxel by voxel. How exact the chain and the recipe are is
+measured by `ct_accuracy`. The resampling alone, from HU in memory, is timed beside volresample's and scipy's.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pydicom
 import torch
-from harness import record, timed
+from ct_accuracy import Grid, dice, errors_in_lungs, grid_of, mask_agreement
+from harness import arguments, installed, record, timed
 from monai.data import MetaTensor
 from monai.transforms import (
     Compose,
@@ -33,6 +32,7 @@ from monai.transforms import (
     EnsureChannelFirstd,
     LoadImaged,
     MaskIntensityd,
+    Orientation,
     Orientationd,
     Resized,
     ScaleIntensityRanged,
@@ -43,12 +43,16 @@ from series import write_chest_series
 from skimage.measure import label
 
 from monai_pipelines import load_chain
+from monai_pipelines.transforms import LoadCT, ResampleCT
 
 SIZE = (128, 128, 128)
 WINDOW = (-1000, 400)
+TO_RAS = Orientation("RAS", labels=None)
 NO_MASK = {"lungs": None, "measure": None, "mask": None}
 OURS = "lung_ct, masking: air"
 OURS_UNMASKED = "lung_ct without a mask"
+OURS_RESAMPLING = "ResampleCT, cubic, anti-aliased"
+RECIPE = "recipe: pydicom, scikit-image, scipy"
 
 
 def recipe_lungs(hu: np.ndarray) -> np.ndarray:
@@ -62,22 +66,31 @@ def recipe_lungs(hu: np.ndarray) -> np.ndarray:
     return np.stack([ndimage.binary_fill_holes(plane) for plane in np.moveaxis(closed, 2, 0)], axis=2)
 
 
+def recipe_box(lungs: np.ndarray, voxel_mm: Iterable[float]) -> tuple[slice, ...]:
+    """The published crop, 10 mm around the lungs."""
+    return tuple(
+        slice(max(0, int(along.min() - 10 / mm)), int(along.max() + 1 + 10 / mm))
+        for along, mm in zip(np.nonzero(lungs), voxel_mm, strict=True)
+    )
+
+
+def to_window(hu: np.ndarray) -> np.ndarray:
+    """HU to [0, 1]."""
+    return np.clip((hu - WINDOW[0]) / (WINDOW[1] - WINDOW[0]), 0, 1)
+
+
 def recipe(folder: str, mask: bool) -> np.ndarray:
     """The published chain with pydicom, scikit-image and scipy."""
     slices = [pydicom.dcmread(entry.path) for entry in os.scandir(folder)]
     slices.sort(key=lambda one: float(one.ImagePositionPatient[2]))
     hu = np.stack([one.pixel_array * float(one.RescaleSlope) + float(one.RescaleIntercept) for one in slices], axis=2)
     hu = hu.transpose(1, 0, 2)[::-1, ::-1]  # rows and columns to RAS
-    image = np.clip((hu - WINDOW[0]) / (WINDOW[1] - WINDOW[0]), 0, 1)
+    image = to_window(hu)
     if mask:
         lungs = recipe_lungs(hu)
         step = float(slices[1].ImagePositionPatient[2]) - float(slices[0].ImagePositionPatient[2])
         voxel = (*map(float, slices[0].PixelSpacing), step)
-        box = [
-            slice(max(0, int(along.min() - 10 / mm)), int(along.max() + 1 + 10 / mm))
-            for along, mm in zip(np.nonzero(lungs), voxel, strict=True)
-        ]
-        image = np.where(lungs, image, 0)[tuple(box)]
+        image = np.where(lungs, image, 0)[recipe_box(lungs, voxel)]
     return ndimage.zoom(image, np.divide(SIZE, image.shape), order=1)
 
 
@@ -137,13 +150,51 @@ def torchio_chain(mask: bool) -> Callable[[str], torch.Tensor]:
     return run
 
 
+def accuracy(folder: str) -> dict[str, str]:
+    """How exact our chain and the recipe are."""
+    scan = TO_RAS(LoadCT()(folder))
+    hu = scan[0].numpy()
+    lungs = recipe_lungs(hu)
+    ours = load_chain("lung_ct", size=SIZE)(folder)
+    box = recipe_box(lungs, scan.pixdim.tolist())
+    first, last = (np.array([getattr(along, end) for along in box], float) for end in ("start", "stop"))
+    last = np.minimum(last, hu.shape) - 1
+    corners = Grid(first, (last - first) / (np.array(SIZE) - 1), SIZE)  # of scipy's zoom
+    exact = {
+        OURS: errors_in_lungs(ours[0].numpy(), hu, lungs, grid_of(ours, scan), to_window),
+        RECIPE: errors_in_lungs(recipe(folder, mask=True), hu, lungs, corners, to_window),
+    }
+    exact[OURS] += f"; {mask_agreement(scan, lungs)}"
+    return exact
+
+
+def resampling(scan: MetaTensor, threads: int) -> dict[str, Callable[[], Any]]:
+    """Ways to shrink HU in memory."""
+    hu = np.ascontiguousarray(TO_RAS(scan)[0].numpy())
+    step = ResampleCT(SIZE)
+    methods: dict[str, Callable[[], Any]] = {
+        OURS_RESAMPLING: lambda: step(scan)[0].numpy(),
+        "scipy zoom, linear": lambda: ndimage.zoom(
+            hu, np.divide(SIZE, hu.shape), order=1, grid_mode=True, mode="nearest"
+        ),
+    }
+    if installed("volresample"):
+        import volresample
+
+        volresample.set_num_threads(threads)
+        for mode in ("linear", "area", "cubic"):
+            methods[f"volresample, {mode}"] = partial(volresample.resample, hu, SIZE, mode=mode)
+    return methods
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = arguments(__doc__, "ct_chain.csv")
     parser.add_argument("--slices", type=int, default=250)
     parser.add_argument("--matrix", type=int, default=512)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch and of our kernels")
-    parser.add_argument("--csv", type=Path, default=Path(__file__).parent / "results" / "ct_chain.csv")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], help="besides ours, methods whose names contain one of these"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     warnings.simplefilter("ignore")
@@ -151,7 +202,7 @@ def main() -> None:
         hu = write_chest_series(folder, args.matrix, args.slices)
         chains: dict[str, Callable[[str], Any]] = {
             OURS: load_chain("lung_ct", size=SIZE, masking="air"),
-            "recipe: pydicom, scikit-image, scipy": partial(recipe, mask=True),
+            RECIPE: partial(recipe, mask=True),
             "MONAI, recipe's mask, PydicomReader": monai_chain(True, "PydicomReader", False),
             "MONAI lazy, recipe's mask": monai_chain(True, "PydicomReader", False, lazy=True),
             OURS_UNMASKED: load_chain("lung_ct", steps=NO_MASK, size=SIZE),
@@ -159,15 +210,20 @@ def main() -> None:
             "MONAI without a mask": monai_chain(False, "PydicomReader", False),
             "MONAI without a mask, anti-aliasing": monai_chain(False, "PydicomReader", True),
         }
-        if find_spec("itk"):
+        if installed("itk"):
             chains["MONAI, recipe's mask, ITKReader"] = monai_chain(True, "ITKReader", False)
-        if find_spec("torchio"):
+        if installed("torchio"):
             chains["TorchIO, recipe's mask"] = torchio_chain(True)
             chains["TorchIO without a mask"] = torchio_chain(False)
+        chains = {
+            name: chain
+            for name, chain in chains.items()
+            if name == partner(name) or any(part in name for part in args.only)
+        }
         ours = {OURS: np.asarray(chains[OURS](folder))[0]}
         ours[OURS_UNMASKED] = np.asarray(chains[OURS_UNMASKED](folder))[0]
         tight = np.asarray(load_chain("lung_ct", size=SIZE, masking="air", dilate_mm=0)(folder))[0]
-        differences = {}
+        differences: dict[str, str] = {}
         for name, chain in chains.items():
             output = np.asarray(chain(folder)).reshape(SIZE)
             if partner(name) == OURS_UNMASKED:  # one grid
@@ -175,13 +231,26 @@ def main() -> None:
                 differences[name] = f"mean difference {difference:.4f} of the window"
                 assert difference < 0.02, f"{name}: another result, {differences[name]}"
             elif name != OURS:
-                dice = 2 * ((output > 0) & (tight > 0)).sum() / ((output > 0).sum() + (tight > 0).sum())
+                overlap = dice(output > 0, tight > 0)
                 means = output[output > 0].mean() - tight[tight > 0].mean()
-                differences[name] = f"Dice of the lungs {dice:.3f}, mean in them {means:+.4f} of the window"
-                assert dice > 0.9, f"{name}: another result, {differences[name]}"
+                differences[name] = f"Dice of the lungs {overlap:.3f}, mean in them {means:+.4f} of the window"
+                assert overlap > 0.9, f"{name}: another result, {differences[name]}"
+        for name, exact in accuracy(folder).items():
+            differences[name] = "; ".join(filter(None, [differences.get(name), exact]))
         seconds = timed({name: partial(chain, folder) for name, chain in chains.items()}, args.rounds)
-    data = f"DICOM {'x'.join(map(str, hu.shape))} -> {'x'.join(map(str, SIZE))}"
-    record(args.csv, seconds, partner, differences, data, "torch", "monai", "numba", "scipy", "torchio")
+        scan = LoadCT()(folder)
+    packages = ("torch", "monai", "numba", "scipy", "torchio", "volresample")
+    size = "x".join(map(str, SIZE))
+    record(args.csv, seconds, partner, differences, f"DICOM {'x'.join(map(str, hu.shape))} -> {size}", *packages)
+    methods = resampling(scan, args.threads)
+    expected = methods[OURS_RESAMPLING]()
+    differences = {
+        name: f"mean difference {abs(to_window(method()) - to_window(expected)).mean():.4f} of the window"
+        for name, method in methods.items()
+    }
+    seconds = timed(methods, args.rounds)
+    data = f"int16 {'x'.join(map(str, hu.shape))} in memory -> {size}"
+    record(args.csv, seconds, lambda name: OURS_RESAMPLING, differences, data, *packages)
 
 
 def partner(name: str) -> str:

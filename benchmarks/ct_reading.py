@@ -9,19 +9,16 @@ and slices. MONAI's ITKReader is left out where the package itk is not installed
 
 from __future__ import annotations
 
-import argparse
-import importlib.util
 import itertools
 import tempfile
 import warnings
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
-from harness import record, timed
+from harness import arguments, installed, record, timed
 from monai.transforms import LoadImage
 from series import write_chest_series
 
@@ -50,11 +47,9 @@ def is_equal(volume: Any, hu: np.ndarray) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = arguments(__doc__, "ct_reading.csv")
     parser.add_argument("--slices", type=int, default=250)
     parser.add_argument("--matrix", type=int, default=512)
-    parser.add_argument("--csv", type=Path, default=Path(__file__).parent / "results" / "ct_reading.csv")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     methods: dict[str, Callable[[str], Any]] = {
@@ -62,7 +57,7 @@ def main() -> None:
         "MONAI LoadImage, PydicomReader": LoadImage(reader="PydicomReader"),
         "SimpleITK ImageSeriesReader": read_sitk,
     }
-    if importlib.util.find_spec("itk"):
+    if installed("itk"):
         methods["MONAI LoadImage, ITKReader"] = LoadImage(reader="ITKReader")
     with tempfile.TemporaryDirectory() as folder:
         hu = write_chest_series(folder, args.matrix, args.slices)

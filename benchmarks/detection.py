@@ -8,31 +8,26 @@ nothing to select. A training step is forward, losses, backward and AdamW on a b
 Without torchvision MONAI's detector cannot be trained: it asks whether its matcher is torchvision's, whose class is
 missing. Here one method is replaced, as its error message proposes, by the lines for its own ATSS matcher.
 
-Rounds alternate between the methods, after one that does not count. `ratio` is the median over the rounds of the
-method's time over that of MONAI's detector. `matching_share`: of a step, in matching boxes and sampling negatives,
-median over the rounds.
+`times_monai` is the median over the rounds of the method's time over that of MONAI's detector. `matching_share`: of a
+step, in matching boxes and sampling negatives, median over the rounds.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
-import datetime
-import platform
-import shlex
 import statistics
-import sys
 import time
 import warnings
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
+from harness import arguments, record, timed
 from monai.apps.detection.networks.retinanet_detector import RetinaNetDetector
 from monai.apps.detection.utils.anchor_utils import AnchorGeneratorWithAnchorShape
 from monai.networks.nets import resnet10
-from recording import appended
 from torch import Tensor, nn
 
 from monai_pipelines.detection import Detector, FasterRCNN, FeaturePyramid, GridDetector, RetinaNet, Target
@@ -40,10 +35,6 @@ from monai_pipelines.detection import faster_rcnn as faster_rcnn_module
 from monai_pipelines.detection import retinanet as retinanet_module
 from monai_pipelines.detection.detector import flat
 
-COLUMNS = (
-    *("date", "task", "method", "median_ms", "min_ms", "max_ms", "ratio", "matching_share", "rounds", "batch", "side"),
-    *("machine", "command"),
-)
 SIZES = ((8,), (16,), (32,))
 MONAI = "MONAI RetinaNetDetector"
 MIN_SCORE = 0.05
@@ -107,7 +98,7 @@ class Stopwatch:
     def replace(self, owner: Any, name: str) -> None:
         function = getattr(owner, name)
 
-        def timed(*args: Any, **kwargs: Any) -> Any:
+        def watched(*args: Any, **kwargs: Any) -> Any:
             self.sync()
             start, self.depth = time.perf_counter(), self.depth + 1
             try:
@@ -118,7 +109,14 @@ class Stopwatch:
                 if not self.depth:
                     self.spent += time.perf_counter() - start
 
-        setattr(owner, name, timed)
+        setattr(owner, name, watched)
+
+    @contextmanager
+    def lap(self, laps: list[float]) -> Iterator[None]:
+        """Appends the time in the functions while something runs."""
+        self.spent = 0.0
+        yield
+        laps.append(self.spent)
 
 
 def watch_matching(detectors: dict[str, Any], sync: Callable[[], None]) -> Stopwatch:
@@ -147,7 +145,7 @@ def random_targets(batch: int, side: int, num: int, device: str) -> list[Target]
     return targets
 
 
-def train(detector: Any, images: Tensor, targets: list[Target]) -> Callable[[], None]:
+def train(detector: Any, images: Tensor, targets: list[Target], sync: Callable[[], None]) -> Callable[[], None]:
     """A function for one training step."""
     optimizer = torch.optim.AdamW(detector.parameters(), lr=1e-5)
     given: Any = targets
@@ -158,8 +156,14 @@ def train(detector: Any, images: Tensor, targets: list[Target]) -> Callable[[], 
         optimizer.zero_grad()
         sum(detector(images, given).values()).backward()
         optimizer.step()
+        sync()
 
     return step
+
+
+def paired_ratio(times: list[float], others: list[float]) -> float:
+    """Median over the rounds."""
+    return round(statistics.median(a / b for a, b in zip(times, others, strict=True)), 3)
 
 
 def check_equal(detectors: dict[str, Any], image: Tensor) -> int:
@@ -173,8 +177,7 @@ def check_equal(detectors: dict[str, Any], image: Tensor) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser = arguments(__doc__, "detection.csv", rounds=9)
     parser.add_argument("--side", type=int, default=128, help="voxels of the volume for inference")
     parser.add_argument("--patch", type=int, default=64, help="voxels of the patches for training")
     parser.add_argument("--batch", type=int, default=2)
@@ -182,7 +185,6 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=300)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="1 where others compute too")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--csv", type=Path, default=Path(__file__).parent / "results" / "detection.csv")
     args = parser.parse_args()
     warnings.filterwarnings("ignore", message="No anchor is matched")
     torch.manual_seed(0)
@@ -210,39 +212,32 @@ def main() -> None:
         if args.device == "cuda":
             torch.cuda.synchronize()
 
+    def infer(detector: Any) -> None:
+        with torch.inference_mode():
+            detector(volume)
+        sync()
+
     tasks: dict[str, dict[str, Callable[[], Any]]] = {
-        "inference": {name: (lambda d=detector: d(volume)) for name, detector in detectors.items()},  # type: ignore[misc]
-        "training step": {name: train(detector, patches, targets) for name, detector in detectors.items()},
+        "inference": {name: partial(infer, detector) for name, detector in detectors.items()},
+        "training step": {name: train(detector, patches, targets, sync) for name, detector in detectors.items()},
     }
-    where = torch.cuda.get_device_name() if args.device == "cuda" else f"{torch.get_num_threads()} threads"
-    machine = f"{platform.machine()}, {where}, torch {torch.__version__}"
     watch = watch_matching(detectors, sync)
+    inputs = {"inference": f"1 volume of {args.side}^3", "training step": f"{args.batch} patches of {args.patch}^3"}
     for task, methods in tasks.items():
         training = task == "training step"
-        times: dict[str, list[float]] = {name: [] for name in methods}
-        shares: dict[str, list[float]] = {name: [] for name in methods}
         for detector in detectors.values():
             detector.train(training)
-        for round_ in range(args.rounds + 1):
-            for name, method in methods.items():
-                watch.spent = 0.0
-                sync()
-                start = time.perf_counter()
-                with torch.inference_mode(not training):
-                    method()
-                sync()
-                if round_:
-                    times[name].append(1000 * (time.perf_counter() - start))
-                    shares[name].append(1000 * watch.spent / times[name][-1])
-        medians = {name: statistics.median(values) for name, values in times.items()}
-        with appended(args.csv, COLUMNS) as out_file:
-            for name, values in times.items():
-                row: list[Any] = [task, name, *(round(v, 1) for v in (medians[name], min(values), max(values)))]
-                row += [round(statistics.median(a / b for a, b in zip(values, times[MONAI], strict=True)), 2)]
-                row += [round(statistics.median(shares[name]), 3) if training else "", args.rounds]
-                row += [args.batch, args.patch] if training else [1, args.side]
-                out_file.writerow([datetime.date.today(), *row, machine, shlex.join(["python", *sys.argv])])
-                print(f"{task:14} {name:24} {row[2]:9} ms ({row[3]}-{row[4]})  x{row[5]}  {row[6]}")
+        spent: dict[str, list[float]] = {name: [] for name in methods}
+        seconds = timed(methods, args.rounds, {name: partial(watch.lap, spent[name]) for name in methods})
+        shares = {name: paired_ratio(spent[name][1:], seconds[name]) for name in methods}
+        extra = {
+            "times_monai": {name: paired_ratio(values, seconds[MONAI]) for name, values in seconds.items()},
+            "matching_share": shares if training else {},
+        }
+        record(
+            args.csv, seconds, lambda name: "RetinaNet", {}, f"{task}, {inputs[task]}", "torch", "monai",
+            extra=extra, device=args.device,
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

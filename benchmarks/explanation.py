@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 import nibabel as nib
 import numpy as np
 import torch
+from harness import appended
 from numpy.typing import NDArray
-from recording import appended
 from rich.progress import track
 
 from monai_pipelines.data import PreparedDataset

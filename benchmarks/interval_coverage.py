@@ -11,7 +11,6 @@ coverage of 95% is accurate to +-1.4%.
 from __future__ import annotations
 
 import argparse
-import csv
 import datetime
 import platform
 import shlex
@@ -19,6 +18,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from harness import appended
 
 from monai_pipelines.metrics import classification_metrics, metric_intervals, resampled_metrics
 
@@ -52,8 +52,6 @@ def main() -> None:
     parser.add_argument("--correlation", type=float, default=0.6)
     parser.add_argument("--csv", type=Path, default=Path(__file__).parent / "results" / "interval_coverage.csv")
     args = parser.parse_args()
-    args.csv.parent.mkdir(parents=True, exist_ok=True)
-    new = not args.csv.exists()
     for num_classes in args.classes:
         prob, label, _ = simulate(12345, 200_000, num_classes, args.correlation)
         truth = classification_metrics(prob, label)
@@ -68,11 +66,7 @@ def main() -> None:
                 for name in clustered.keys() & unclustered.keys():
                     percentiles = np.nanquantile(resamples[name], (0.025, 0.975))
                     ends[name].append((*clustered[name], *percentiles, *unclustered[name]))
-            with args.csv.open("a", newline="", encoding="utf-8") as file:
-                writer = csv.writer(file, lineterminator="\n")
-                if new:
-                    writer.writerow(COLUMNS)
-                    new = False
+            with appended(args.csv, COLUMNS) as writer:
                 for name, rows in ends.items():
                     low, high, low_percentile, high_percentile, low_unclustered, high_unclustered = np.array(rows).T
                     true = truth[name]

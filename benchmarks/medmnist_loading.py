@@ -9,26 +9,19 @@ its defaults (flip, rotation, scale, shift, brightness, contrast, saturation, hu
 stem, Adam, one step of 128 in float32 or with bfloat16 autocast.
 
 Methods alternate; each is timed on some batches (or steps) and scaled to the 703 batches of an epoch. Appended to the
-CSV: medians, images/s, and the data's share of data + training (one process, nothing overlaps).
+CSV: also images/s, and the data's share of data + training (one process, nothing overlaps).
 """
 
 from __future__ import annotations
 
-import argparse
-import csv
-import datetime
-import platform
 import random
-import shlex
-import statistics
-import sys
-import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
+from harness import arguments, medians, per_second, record, timed
 from monai.networks.nets import resnet18
 from PIL import Image, ImageEnhance
 from torch.utils.data import DataLoader, Dataset
@@ -38,6 +31,7 @@ from monai_pipelines import Chain, load_chain
 from monai_pipelines.data import ArrayDataset, collate_batches
 from monai_pipelines.transforms import NormalizeImage
 
+OURS = "ours, flip and jitter"
 NUM_IMAGES, BATCH = 90_000, 128
 EPOCH = NUM_IMAGES // BATCH
 FLIP_AND_JITTER = {"rotation_prob": 0, "scale_prob": 0, "shift_prob": 0, "hue_prob": 0}
@@ -106,65 +100,62 @@ def training(bfloat16: bool) -> Callable[[], None]:
     return step
 
 
+class Source:
+    """Endless batches, of which some are taken at a time."""
+
+    def __init__(self, make: Callable[[], Iterator[torch.Tensor]]) -> None:
+        self.make = make
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Its workers have started; they do not go on while others are timed."""
+        self.batches = self.make()
+        next(self.batches)
+        yield
+        self.batches.close()
+
+    def take(self, num_batches: int) -> None:
+        for _ in range(num_batches):
+            next(self.batches)
+
+
+def steps(step: Callable[[], None], num_steps: int) -> None:
+    """Several training steps."""
+    for _ in range(num_steps):
+        step()
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = arguments(__doc__, "medmnist_loading.csv")
     parser.add_argument("--batches", type=int, default=100, help="of data, timed per round")
     parser.add_argument("--steps", type=int, default=4, help="of training, timed per round")
-    parser.add_argument("--csv", type=Path, default=Path(__file__).parent / "results" / "medmnist_loading.csv")
     args = parser.parse_args()
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (NUM_IMAGES, 28, 28, 3), dtype=np.uint8)
     labels = rng.integers(0, 9, NUM_IMAGES)
     sources = {
-        "ours, flip and jitter": ours(images, labels, load_chain("augment_image2d", **FLIP_AND_JITTER)),
-        "ours, all": ours(images, labels, load_chain("augment_image2d")),
-        "PIL per image, 0 workers, flip and jitter": plain(images, labels, 0),
-        "PIL per image, 2 workers, flip and jitter": plain(images, labels, 2),
+        OURS: Source(partial(ours, images, labels, load_chain("augment_image2d", **FLIP_AND_JITTER))),
+        "ours, all": Source(partial(ours, images, labels, load_chain("augment_image2d"))),
+        "PIL per image, 0 workers, flip and jitter": Source(partial(plain, images, labels, 0)),
+        "PIL per image, 2 workers, flip and jitter": Source(partial(plain, images, labels, 2)),
     }
-    methods: dict[str, tuple[Callable[[], Any], int]] = {
-        name: (source.__next__, args.batches) for name, source in sources.items()
+    methods: dict[str, Callable[[], None]] = {
+        name: partial(source.take, args.batches) for name, source in sources.items()
     }
-    methods["training, float32"] = training(bfloat16=False), args.steps
-    methods["training, bfloat16"] = training(bfloat16=True), args.steps
-    epochs: dict[str, list[float]] = {name: [] for name in methods}
-    for round_ in range(args.rounds + 1):
-        for name, (do, count) in methods.items():
-            if name in sources and "2 workers" in name:  # workers would keep working while others are timed
-                source = plain(images, labels, 2)
-                next(source)
-                do = source.__next__
-            start = time.perf_counter()
-            for _ in range(count if round_ else 2):
-                do()
-            if round_:
-                epochs[name].append((time.perf_counter() - start) / count * EPOCH)
-            if "2 workers" in name:
-                source.close()
-    write_results(args, epochs)
-
-
-def write_results(args: argparse.Namespace, epochs: dict[str, list[float]]) -> None:
-    """Print the medians and append them to the CSV."""
-    seconds = {name: statistics.median(values) for name, values in epochs.items()}
-    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    args.csv.parent.mkdir(parents=True, exist_ok=True)
-    new = not args.csv.exists()
-    columns = ["date", "method", "epoch_s", "min_s", "max_s", "images_per_s", "share_float32", "share_bfloat16"]
-    with args.csv.open("a", newline="", encoding="utf-8") as file:
-        out = csv.writer(file, lineterminator="\n")
-        if new:
-            out.writerow([*columns, "rounds", "batches", "steps", "machine", "command"])
-        for name, values in epochs.items():
-            row: list[Any] = [name, *(round(v, 1) for v in (seconds[name], min(values), max(values)))]
-            row.append(round(EPOCH * BATCH / seconds[name]))
-            for kind in ("float32", "bfloat16"):
-                share = seconds[name] / (seconds[name] + seconds[f"training, {kind}"])
-                row.append("" if name.startswith("training") else round(share, 4))
-            conditions = [args.rounds, args.batches, args.steps]
-            out.writerow([datetime.date.today(), *row, *conditions, machine, shlex.join(["python", *sys.argv])])
-            shares = "" if name.startswith("training") else f"  share {row[5]:.1%} of float32, {row[6]:.1%} of bfloat16"
-            print(f"{name:42} {row[1]:7} s/epoch ({row[2]}-{row[3]}) {row[4]:7} images/s{shares}")
+    trainings = {kind: f"training, {kind}" for kind in ("float32", "bfloat16")}
+    for kind, name in trainings.items():
+        methods[name] = partial(steps, training(bfloat16=kind == "bfloat16"), args.steps)
+    seconds = timed(methods, args.rounds, {name: source.opened for name, source in sources.items()})
+    counts = {name: args.batches if name in sources else args.steps for name in methods}
+    epochs = {name: [value / counts[name] * EPOCH for value in values] for name, values in seconds.items()}
+    times = medians(epochs)
+    extra = {"images_per_s": per_second(epochs, EPOCH * BATCH)}
+    for kind, name in trainings.items():
+        extra[f"share_{kind}"] = {source: round(times[source] / (times[source] + times[name]), 4) for source in sources}
+    data = (
+        f"{NUM_IMAGES} images of 28x28x3, scaled from {args.batches} batches of {BATCH} and {args.steps} training steps"
+    )
+    record(args.csv, epochs, lambda name: OURS, {}, data, "torch", "monai", "pillow", extra=extra)
 
 
 if __name__ == "__main__":

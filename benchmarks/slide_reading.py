@@ -9,20 +9,13 @@ files: "aligned", with tiles of 256 px at 0.5 um; "shrunk", of 256 px at 0.25 um
 OpenSlide: `read_region` for each tile, to RGB, and PIL's box filter for shrinking. MONAI: `WSIReader.get_data` at the
 same positions; `MaskedPatchWSIDataset` with OpenSlide, item by item at 1000 of its positions, listing not timed.
 
-Methods alternate; each reopens the slide in every round. Medians are appended to the CSV, with the difference from
-OpenSlide's pixels in gray levels. "plan": thumbnail, tissue mask and list of tiles.
+Methods alternate; each reopens the slide in every round. `times_openslide` is how many times as fast as OpenSlide a
+method is. "plan": thumbnail, tissue mask and list of tiles.
 """
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import platform
-import shlex
-import statistics
-import sys
 import tempfile
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -30,9 +23,9 @@ from pathlib import Path
 
 import numpy as np
 import openslide
+from harness import arguments, per_second, record, speedups, timed
 from monai.data import MaskedPatchWSIDataset, WSIReader
 from PIL import Image
-from recording import appended
 
 from monai_pipelines import load_chain
 from monai_pipelines.phantoms.histology import Stain, histology_tile
@@ -42,11 +35,7 @@ from monai_pipelines.slides import open_slide
 SIDE, TILE, NUM_TILES, BATCH, TEXTURE, MPP = 20_000, 256, 1000, 100, 2048, 0.5
 # um per pixel, side of the file's tiles
 SLIDES = {"aligned": (0.5, 256), "shrunk": (0.25, 256), "unaligned": (0.5, 240), "fraction": (0.23, 256)}
-OPENSLIDE, MASKED, PLAN = "OpenSlide", "MONAI MaskedPatchWSIDataset", "plan"
-COLUMNS = (
-    *("date", "slide", "method", "tiles_per_s", "times_openslide", "median_ms", "min_ms", "max_ms"),
-    *("mean_difference", "max_difference", "rounds", "tiles", "machine", "command"),
-)
+OURS, OPENSLIDE, PLAN = "monai_pipelines, {} thread(s)", "OpenSlide", "plan"
 
 
 class Picture:
@@ -123,13 +112,20 @@ def plan(path: Path) -> Iterator[np.ndarray]:
     yield load_chain("slide_tiles").until("sample")({"image": str(path)})["image"].coords
 
 
+def readers(path: Path, coords: np.ndarray, level0_px: int) -> dict[str, Callable[[], Iterator[np.ndarray]]]:
+    """Whatever reads the same tiles."""
+    found: dict[str, Callable[[], Iterator[np.ndarray]]] = {
+        OPENSLIDE: partial(openslide_tiles, path, coords, level0_px),
+        **{OURS.format(threads): partial(our_tiles, path, coords, threads) for threads in (1, 2)},
+    }
+    if path.stem == "aligned":
+        found["MONAI WSIReader"] = partial(monai_tiles, path, coords)
+    return found
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--csv", type=Path, default=Path(__file__).parent / "results" / "slide_reading.csv")
-    args = parser.parse_args()
+    args = arguments(__doc__, "slide_reading.csv").parse_args()
     texture = histology_tile(0, "TUM", TEXTURE, Stain.draw(np.random.default_rng(0)))
-    methods: dict[tuple[str, str], Callable[[], Iterator[np.ndarray]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, (mpp, side) in SLIDES.items():
             path, level0_px = Path(folder) / f"{name}.tif", round(TILE * MPP / mpp)
@@ -137,45 +133,40 @@ def main() -> None:
             cells = np.indices([SIDE // level0_px] * 2)
             rows, columns = np.nonzero(in_tissue(*cells, level0_px))
             coords = np.column_stack([columns, rows])[:NUM_TILES] * level0_px
-            methods[name, OPENSLIDE] = partial(openslide_tiles, path, coords, level0_px)
-            for threads in (1, 2):
-                methods[name, f"monai_pipelines, {threads} thread(s)"] = partial(our_tiles, path, coords, threads)
+            methods = readers(path, coords, level0_px)
+            differences = {
+                method: difference(read(), methods[OPENSLIDE]())
+                for method, read in methods.items()
+                if method != OPENSLIDE
+            }
             if name == "aligned":
-                methods[name, "MONAI WSIReader"] = partial(monai_tiles, path, coords)
-                methods[name, MASKED] = masked_patches(path)
-            methods[name, PLAN] = partial(plan, path)
-        times: dict[tuple[str, str], list[float]] = {key: [] for key in methods}
-        differences = {
-            (slide, method): difference(read(), methods[slide, OPENSLIDE]())
-            for (slide, method), read in methods.items()
-            if method not in (OPENSLIDE, MASKED, PLAN)
-        }
-        for _ in range(args.rounds):
-            for key, read in methods.items():
-                start = time.perf_counter()
-                deque(read(), maxlen=0)
-                times[key].append(time.perf_counter() - start)
-    write_results(args, times, differences)
+                methods["MONAI MaskedPatchWSIDataset"] = masked_patches(path)
+            reading = {method: partial(exhaust, read) for method, read in methods.items()}
+            seconds = timed({**reading, PLAN: partial(exhaust, partial(plan, path))}, args.rounds)
+            read = {method: seconds[method] for method in methods}
+            extra = {"tiles_per_s": per_second(read, NUM_TILES), "times_openslide": speedups(read, OPENSLIDE)}
+            data = f"{name}: {NUM_TILES} tiles of {TILE} at {MPP} um, file's of {side} at {mpp} um"
+            record(
+                args.csv, seconds, partner, differences, data, "openslide-bin", "monai",
+                extra=extra,
+            )  # fmt: skip
 
 
-def difference(tiles: Iterator[np.ndarray], others: Iterator[np.ndarray]) -> tuple[float, int]:
+def partner(name: str) -> str:
+    """Our method that does the same."""
+    return PLAN if name == PLAN else OURS.format(1)
+
+
+def exhaust(read: Callable[[], Iterator[np.ndarray]]) -> None:
+    """Read all tiles."""
+    deque(read(), maxlen=0)
+
+
+def difference(tiles: Iterator[np.ndarray], others: Iterator[np.ndarray]) -> str:
     """Mean and maximum, in gray levels."""
     distances = [np.abs(a.astype(np.int16) - b) for a, b in zip(tiles, others, strict=True)]
-    return round(float(np.mean(distances)), 2), max(int(d.max()) for d in distances)
-
-
-def write_results(args: argparse.Namespace, times: dict, differences: dict) -> None:
-    """Print the medians and append them to the CSV."""
-    machine = f"{platform.machine()}, openslide {openslide.__library_version__}, Python {platform.python_version()}"
-    with appended(args.csv, COLUMNS) as out:
-        for (slide, method), values in times.items():
-            median = statistics.median(values)
-            speed = round(NUM_TILES / median), round(statistics.median(times[slide, OPENSLIDE]) / median, 1)
-            row = [slide, method, *(("", "") if method == PLAN else speed)]
-            row += [round(1000 * value) for value in (median, min(values), max(values))]
-            row += [*differences.get((slide, method), ("", "")), args.rounds, NUM_TILES]
-            out.writerow([datetime.date.today(), *row, machine, shlex.join(["python", *sys.argv])])
-            print(f"{slide:9} {method:28}", *(f"{value!s:>6}" for value in row[2:9]))
+    largest = max(int(d.max()) for d in distances)
+    return f"gray levels from OpenSlide's: {np.mean(distances):.2f} on average, {largest} at most"
 
 
 if __name__ == "__main__":
