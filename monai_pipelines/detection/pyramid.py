@@ -9,7 +9,8 @@ import torch
 from monai.networks.blocks.feature_pyramid_network import FeaturePyramidNetwork
 from monai.networks.nets import DenseNet, ResNet
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+
+from monai_pipelines.networks.recompute import recomputed
 
 _PROBE = 64  # pixels
 
@@ -76,7 +77,7 @@ class FeaturePyramid(nn.Module):
         maps, features = [], images
         for number, stage in enumerate(self.stages, start=1):
             if self.checkpointing and self.training and torch.is_grad_enabled():
-                features = checkpoint(stage, features, use_reentrant=False)
+                features = recomputed(stage, features)
             else:
                 features = stage(features)
             if number in self.levels:
