@@ -151,10 +151,11 @@ class AttentionMIL(nn.Module):
         hidden = self.embed(self._features(bag.flatten(0, 1)))
         of_bags = hidden.reshape(bag.shape[0], bag.shape[1], -1)
         padding = torch.zeros_like(of_bags[..., :1], dtype=torch.bool) if mask is None else ~mask[..., None]
-        if self.attend is None and self.pooling == "mean":
-            return self.head(of_bags.masked_fill(padding, 0).sum(1) / (~padding).sum(1)).float()
-        if self.attend is None:
+        if self.attend is None and self.pooling == "max":
             return self.head(of_bags.masked_fill(padding, -torch.inf).amax(1)).float()
+        of_bags = of_bags.masked_fill(padding, 0)
+        if self.attend is None:
+            return self.head(of_bags.sum(1) / (~padding).sum(1)).float()
         scores = self.attend(hidden).float().reshape(bag.shape[0], bag.shape[1], -1)
         weights = scores.masked_fill(padding, -torch.inf).softmax(1)
         return self.head((weights.transpose(1, 2).to(hidden.dtype) @ of_bags).flatten(1)).float()
