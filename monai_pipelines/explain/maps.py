@@ -184,7 +184,7 @@ class _Score(nn.Module):
 
 
 class _WindowScore(nn.Module):
-    """What a window adds to the score of its volume, (1, 1): its output times the score's gradient by that."""
+    """What a window adds to the score of its volume, (1, 1): its features times the score's gradient by them."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -215,16 +215,16 @@ def _windows_map(
 ) -> NDArray[np.float32]:
     """Mean of the maps of the windows on a voxel; 0 where there is none.
 
-    Windows are explained one by one, in the memory of one: the gradient of the score of the volume by the output of
+    Windows are explained one by one, in the memory of one: the gradient of the score of the volume by the features of
     each comes first.
     """
     (places,) = network.places(volume)
     with torch.no_grad():
-        outputs = network.outputs(volume, [places])
+        features = network.window_features(volume, [places])
     with torch.enable_grad():
         keep = torch.ones(1, len(places), dtype=torch.bool, device=volume.device)
-        odds = log_odds(network.pool(outputs.requires_grad_()[None], keep), multilabel)[0, class_index]
-        (gradient,) = torch.autograd.grad(odds, outputs)
+        odds = log_odds(network.pool(features.requires_grad_()[None], keep), multilabel)[0, class_index]
+        (gradient,) = torch.autograd.grad(odds, features)
     score = _WindowScore(network.backbone)
 
     def windows() -> Iterator[Tensor]:

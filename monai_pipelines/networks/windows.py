@@ -32,14 +32,14 @@ class WindowClassifier(nn.Module):
 
     - "mean": the mean of the windows' class probabilities (`monai_pipelines.probabilities.mean_logits`);
     - "max": of each class the largest logit of a window;
-    - "attention": `AttentionMIL` on the input of the backbone's last linear layer, which is not used.
+    - "attention": `AttentionMIL` on the features of the windows, instead of the backbone's last linear layer.
 
     In training, a volume gives ``num_train_windows`` random windows, and the activations of a chunk are computed again
     in the backward pass: memory is needed for those of one chunk, whatever the size of the volume.
 
     Args:
         backbone: 3D classifier (M, 2, *window) -> (M, num_classes) whose last linear layer makes the logits, such as
-            MONAI's ResNet or DenseNet, or `ImageClassifier`; modified in place for attention.
+            MONAI's ResNet or DenseNet, or `ImageClassifier`; modified in place: that layer becomes the head.
         window: voxels (X, Y, Z), or one number.
         stride: voxels (X, Y, Z), or one number; at most the window. None: half of the window.
         min_lung: share of a window that is lung, 0..1.
@@ -48,6 +48,9 @@ class WindowClassifier(nn.Module):
         multilabel: any number of classes at once, instead of exactly one; for the mean.
         chunk: windows in each pass of the backbone. In training, batch normalization sees one chunk at a time.
         checkpointing: in training, compute activations again instead of keeping those of all chunks.
+
+    Attributes:
+        features: of the last forward pass, (N, F): what the backbone's last linear layer got, mean over the windows.
 
     Raises:
         ValueError: an argument out of range, or a backbone without a linear layer; later, volumes without a mask.
@@ -97,8 +100,12 @@ class WindowClassifier(nn.Module):
         self.window, self.stride = list(sides), list(steps)
         self.min_lung, self.pooling, self.multilabel = min_lung, pooling, multilabel
         self.num_train_windows, self.chunk, self.checkpointing = num_train_windows, chunk, checkpointing
+        linear, attends = _without_last_linear(backbone), pooling == "attention"
+        size = linear.in_features, linear.out_features
         self.backbone = backbone
-        self.attention = _attention(backbone) if pooling == "attention" else None
+        self.head: nn.Module = nn.Identity() if attends else linear
+        self.attention = AttentionMIL(*size, hidden=EMBEDDED, attention=ATTENDED) if attends else None
+        self.features = torch.empty(0)
 
     def forward(self, volume: Tensor) -> Tensor:
         """Logits (N, num_classes) of volumes (N, 2, X, Y, Z), the lung mask in the second channel.
@@ -107,9 +114,10 @@ class WindowClassifier(nn.Module):
         """
         if not torch.jit.is_scripting() and not torch.jit.is_tracing():
             places = self.places(volume)
-            outputs = self.outputs(volume, places).split([len(of_volume) for of_volume in places])
-            keep = pad_sequence([torch.ones_like(part[:, 0], dtype=torch.bool) for part in outputs], True)
-            return self.pool(pad_sequence(list(outputs), True), keep)
+            parts = self.window_features(volume, places).split([len(of_volume) for of_volume in places])
+            self.features = torch.stack([part.detach().mean(0) for part in parts])
+            keep = pad_sequence([torch.ones_like(part[:, 0], dtype=torch.bool) for part in parts], True)
+            return self.pool(pad_sequence(list(parts), True), keep)
         starts = [_starts(volume, axis, self.window[axis], self.stride[axis]) for axis in range(3)]
         keep = self._kept(volume, starts)
         windows = _all_windows(volume, starts, self.window)
@@ -149,8 +157,8 @@ class WindowClassifier(nn.Module):
         missing = [side - n for side, n in zip(self.window, window.shape[1:], strict=True)]
         return functional.pad(window, [0, missing[2], 0, missing[1], 0, missing[0]]) if any(missing) else window
 
-    def outputs(self, volume: Tensor, places: Sequence[Sequence[Place]]) -> Tensor:
-        """The backbone's outputs (M, num_classes), or features for attention, of all windows of the volumes in turn."""
+    def window_features(self, volume: Tensor, places: Sequence[Sequence[Place]]) -> Tensor:
+        """Features (M, F) of all windows of the volumes in turn."""
         where = [(number, place) for number, of_volume in enumerate(places) for place in of_volume]
         again = self.checkpointing and self.training and torch.is_grad_enabled()
         parts: list[Tensor] = []
@@ -162,19 +170,20 @@ class WindowClassifier(nn.Module):
             parts.append(recomputed(self.backbone, volume, forward=run) if again else run(volume))
         return torch.cat(parts)
 
-    def pool(self, outputs: Tensor, keep: Tensor) -> Tensor:
-        """Logits (N, num_classes) float32 of volumes from what `outputs` gives.
+    def pool(self, features: Tensor, keep: Tensor) -> Tensor:
+        """Logits (N, num_classes) float32 of volumes from the features of their windows.
 
         Args:
-            outputs: (N, W, num_classes or features), of W windows of N volumes.
+            features: (N, W, F), of W windows of N volumes.
             keep: (N, W) bool, False where there is none.
         """
         if self.attention is not None:
-            logits = self.attention(outputs, keep)
+            logits = self.attention(features, keep)
             return logits if isinstance(logits, Tensor) else logits[0]
+        logits = self.head(features).float()
         if self.pooling == "max":
-            return outputs.float().masked_fill(~keep[:, :, None], -torch.inf).amax(1)
-        return mean_logits(outputs.float().transpose(0, 1), self.multilabel, keep.t())
+            return logits.masked_fill(~keep[:, :, None], -torch.inf).amax(1)
+        return mean_logits(logits.transpose(0, 1), self.multilabel, keep.t())
 
     def _kept(self, volume: Tensor, starts: list[Tensor]) -> Tensor:
         """(N, W) bool: the windows with enough lung, of volumes without any such the one with the most."""
@@ -188,13 +197,13 @@ class WindowClassifier(nn.Module):
         return enough | (most & ~enough.any(1, keepdim=True))
 
 
-def _attention(backbone: nn.Module) -> AttentionMIL:
-    """Attention in place of the last linear layer, which becomes the identity."""
+def _without_last_linear(backbone: nn.Module) -> nn.Linear:
+    """The last linear layer, in whose place the backbone gets the identity."""
     linear = last_linear(backbone)
     name = next(name for name, module in backbone.named_modules() if module is linear)
     parent, _, last = name.rpartition(".")
     setattr(backbone.get_submodule(parent), last, nn.Identity())
-    return AttentionMIL(linear.in_features, linear.out_features, hidden=EMBEDDED, attention=ATTENDED)
+    return linear
 
 
 def _starts(volume: Tensor, axis: int, side: int, step: int) -> Tensor:

@@ -328,8 +328,7 @@ def _reference_window_map(network: WindowClassifier, volume: Tensor, index: int)
     (places,) = network.places(volume)
     windows = torch.stack([volume[0][:, *place] for place in places])
     features = backbone.second(backbone.first(windows)).detach().requires_grad_()
-    outputs = backbone.head(features.flatten(2).mean(2))
-    odds = log_odds(network.pool(outputs[None], torch.ones(1, len(places)) > 0))[0, index]
+    odds = log_odds(network.pool(features.flatten(2).mean(2)[None], torch.ones(1, len(places)) > 0))[0, index]
     (gradient,) = torch.autograd.grad(odds, features)
     coarse = (gradient.mean((2, 3, 4), keepdim=True) * features).sum(1).relu().detach().numpy()
     total, count = np.zeros(volume.shape[2:]), np.zeros(volume.shape[2:])

@@ -57,9 +57,10 @@ def _reference_windows(volume: Tensor, window: int, stride: int, min_lung: float
 def _reference_logits(network: WindowClassifier, volume: Tensor, window: int, stride: int, min_lung: float) -> Any:
     """Probabilities of one volume for the mean, logits for the others."""
     parts = _reference_windows(volume, window, stride, min_lung)
-    outputs = torch.cat([network.backbone(part[None]) for part in parts])
+    features = torch.cat([network.backbone(part[None]) for part in parts])
     if network.attention is not None:
-        return network.attention(outputs[None])[0]
+        return network.attention(features[None])[0]
+    outputs = network.head(features)
     if network.pooling == "max":
         return torch.tensor([max(column) for column in outputs.T.tolist()])
     return probabilities(outputs, network.multilabel).mean(0)
@@ -98,14 +99,29 @@ def test_every_head(num_classes: int, multilabel: bool, pooling: str) -> None:
 
 def test_a_lesion_in_one_of_two_windows() -> None:
     """Probabilities 0 and 1: the mean is 1/2, the largest logit that of the lesion."""
-    pooled = {
-        pooling: _network(1, pooling=pooling).pool(
-            torch.tensor([[[-50.0], [50.0], [0.0]]]), torch.tensor([[1, 1, 0]]) > 0
-        )
-        for pooling in ("mean", "max")
-    }
-    assert pooled["mean"].item() == pytest.approx(0, abs=1e-4)
-    assert pooled["max"].item() == 50
+    features, keep = torch.tensor([-50.0, 50.0, 0.0])[None, :, None].repeat(1, 1, 10), torch.tensor([[1, 1, 0]]) > 0
+    for pooling, wanted in (("mean", 0), ("max", 50)):
+        network = _network(1, pooling=pooling)
+        nn.init.constant_(network.head.weight, 0.1)
+        nn.init.zeros_(network.head.bias)
+        assert network.pool(features, keep).item() == pytest.approx(wanted, abs=1e-4)
+
+
+def test_the_backbones_head_and_features() -> None:
+    """With one window, the network is its backbone."""
+    backbone = _resnet(3).eval()
+    volume = _volumes(32, 32, 32)
+    with torch.no_grad():
+        wanted = backbone(volume)
+        network = WindowClassifier(backbone, window=32).eval()
+        torch.testing.assert_close(network(volume).softmax(1), wanted.softmax(1))
+        torch.testing.assert_close(network.head(network.features), wanted)
+    several = _volumes(64, 48, 32)
+    network.min_lung = 0.3
+    network(several)
+    for mean, volume in zip(network.features, several, strict=True):
+        parts = torch.stack(_reference_windows(volume, 32, 16, 0.3))
+        torch.testing.assert_close(mean, network.backbone(parts).mean(0), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
