@@ -14,11 +14,10 @@ from typing import Any
 
 import torch
 from monai.inferers import Inferer, SimpleInferer
-from torch.nn import functional
 from torch.nn.modules.dropout import _DropoutNd
 
 from monai_pipelines.networks.precision import Precision, autocast, check_precision
-from monai_pipelines.probabilities import probabilities
+from monai_pipelines.probabilities import mean_logits, probabilities
 
 
 class AutocastInferer(SimpleInferer):
@@ -247,6 +246,4 @@ def _mean_and_spread(logits: torch.Tensor, multilabel: bool) -> tuple[torch.Tens
     prob = probabilities(logits.detach(), multilabel)
     likeliest = prob.mean(0).argmax(1)
     spread = prob.std(0, correction=0).gather(1, likeliest[:, None])[:, 0]
-    if multilabel or logits.shape[2] == 1:
-        return functional.logsigmoid(logits).logsumexp(0) - functional.logsigmoid(-logits).logsumexp(0), spread
-    return logits.log_softmax(2).logsumexp(0), spread
+    return mean_logits(logits, multilabel), spread

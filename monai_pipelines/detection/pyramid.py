@@ -10,7 +10,7 @@ from monai.networks.blocks.feature_pyramid_network import FeaturePyramidNetwork
 from monai.networks.nets import DenseNet, ResNet
 from torch import Tensor, nn
 
-from monai_pipelines.networks.checkpointing import recomputed
+from monai_pipelines.networks.recompute import recomputed
 
 _PROBE = 64  # pixels
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from itertools import product
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from monai_pipelines.explain.stages import Stage, default_stage, stages
 from monai_pipelines.metrics import predicted_classes
 from monai_pipelines.metrics.classification import Threshold
+from monai_pipelines.networks import WindowClassifier
 from monai_pipelines.probabilities import class_logits, probabilities
 from monai_pipelines.report.words import METHODS
 
@@ -35,7 +36,8 @@ class Explanation(NamedTuple):
     stage: str | None
     """Name of the module with the weighted features; None for occlusion."""
     cells: tuple[int, ...]
-    """Of the stage, or positions of the window: the map resolves nothing finer."""
+    """Of the stage (in one window of a `WindowClassifier`), or positions of the occluding window: the map resolves
+    nothing finer."""
     cell_px: tuple[float, ...]
     """Image pixels from cell to cell."""
     prob: float
@@ -71,6 +73,9 @@ def explain_class(
     Grad-CAM is MONAI's, but maps are interpolated linearly between the centers of the cells (`Stage`). MONAI's
     up-sampling assumes that cells divide the image evenly, which is off along each axis by 3.5 pixels for cells of 8
     pixels and by 15.5 for 32.
+
+    Of a `monai_pipelines.networks.WindowClassifier`, ReLU and weights are those of each window, for the score of the
+    whole volume; a voxel has the mean over the windows on it.
 
     Args:
         network: returns logits (1, C); works on a copy of it, which holds a second set of weights.
@@ -114,16 +119,10 @@ def explain_class(
             drop, cells, cell_px, window_px = _occlusion(network, pixels, class_index, multilabel)
             return Explanation(_scaled(drop), method, None, cells, cell_px, float(prob[class_index]), window_px)
         chosen = _stage(network, pixels, stage)
-        cam = (GradCAM if method == "gradcam" else GradCAMpp)(_Score(network, multilabel), f"network.{chosen.name}")
-        with torch.enable_grad():
-            coarse = cam.compute_map(pixels.requires_grad_(), class_idx=class_index)
-    hooked = cam.nn_module  # its tensors and the copy of the network form a reference cycle
-    hooked.score = None
-    hooked.activations.clear()
-    hooked.gradients.clear()
-    scale, first = 1 / np.array(chosen.step_px), np.array(chosen.first_px)
-    values, size = coarse[0, 0].detach().cpu().numpy(), tuple(image.shape[2:])
-    map_ = affine_transform(values, np.diag(scale), -first * scale, output_shape=size, order=1, mode="nearest")
+        if isinstance(network, WindowClassifier):
+            map_ = _windows_map(network, pixels, class_index, method, chosen, multilabel)
+        else:
+            (map_,) = _gradcam(_Score(network, class_index, multilabel), [pixels], method, chosen)
     return Explanation(_scaled(map_), method, chosen.name, chosen.cells, chosen.step_px, float(prob[class_index]))
 
 
@@ -170,18 +169,74 @@ def log_odds(logits: Tensor, multilabel: bool = False) -> Tensor:
 
 
 class _Score(nn.Module):
-    """Log-odds (1, C) minus their detached value, with the same gradient.
+    """Log-odds (1, 1) of a class minus their detached value, with the same gradient.
 
     Grad-CAM++ exponentiates the score, which would overflow for a very confident network.
     """
 
-    def __init__(self, network: nn.Module, multilabel: bool) -> None:
+    def __init__(self, network: nn.Module, class_index: int, multilabel: bool) -> None:
         super().__init__()
-        self.network, self.multilabel = network, multilabel
+        self.network, self.class_index, self.multilabel = network, class_index, multilabel
 
     def forward(self, image: Tensor) -> Tensor:
-        odds = log_odds(self.network(image).float(), self.multilabel)
+        odds = log_odds(self.network(image).float(), self.multilabel)[:, self.class_index, None]
         return odds - odds.detach()
+
+
+class _WindowScore(nn.Module):
+    """What a window adds to the score of its volume, (1, 1): its features times the score's gradient by them."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.gradient = network, torch.empty(0)
+
+    def forward(self, window: Tensor) -> Tensor:
+        odds = (self.network(window).float() * self.gradient).sum(1, keepdim=True)
+        return odds - odds.detach()
+
+
+def _gradcam(score: nn.Module, images: Iterable[Tensor], method: str, stage: Stage) -> Iterator[NDArray[np.float32]]:
+    """The map of each image (1, C, *size) on its pixels; `score` has the network."""
+    cam = (GradCAM if method == "gradcam" else GradCAMpp)(score, f"network.{stage.name}")
+    scale, first = 1 / np.array(stage.step_px), np.array(stage.first_px)
+    for image in images:
+        with torch.enable_grad():
+            coarse = cam.compute_map(image.requires_grad_(), class_idx=0)
+        values, size = coarse[0, 0].detach().cpu().numpy(), tuple(image.shape[2:])
+        yield affine_transform(values, np.diag(scale), -first * scale, output_shape=size, order=1, mode="nearest")
+    hooked = cam.nn_module  # its tensors and the copy of the network form a reference cycle
+    hooked.score = None
+    hooked.activations.clear()
+    hooked.gradients.clear()
+
+
+def _windows_map(
+    network: WindowClassifier, volume: Tensor, class_index: int, method: str, stage: Stage, multilabel: bool
+) -> NDArray[np.float32]:
+    """Mean of the maps of the windows on a voxel; 0 where there is none.
+
+    Windows are explained one by one, in the memory of one: the gradient of the score of the volume by the features of
+    each comes first.
+    """
+    (places,) = network.places(volume)
+    with torch.no_grad():
+        features = network.window_features(volume, [places])
+    with torch.enable_grad():
+        keep = torch.ones(1, len(places), dtype=torch.bool, device=volume.device)
+        odds = log_odds(network.pool(features.requires_grad_()[None], keep), multilabel)[0, class_index]
+        (gradient,) = torch.autograd.grad(odds, features)
+    score = _WindowScore(network.backbone)
+
+    def windows() -> Iterator[Tensor]:
+        for place, score.gradient in zip(places, gradient, strict=True):
+            yield network.cut(volume[0], place)[None].clone()
+
+    total, count = np.zeros(volume.shape[2:], np.float32), np.zeros(volume.shape[2:], np.float32)
+    for place, map_ in zip(places, _gradcam(score, windows(), method, stage), strict=True):
+        inside = tuple(slice(n) for n in total[place].shape)
+        total[place] += map_[inside]
+        count[place] += 1
+    return total / count.clip(1)
 
 
 def _stage(network: nn.Module, image: Tensor, name: str | None) -> Stage:

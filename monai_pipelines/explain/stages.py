@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor, nn
 
+from monai_pipelines.networks import WindowClassifier
 from monai_pipelines.networks.classifier import evaluating
 
 MIN_CELLS = 7  # along the shortest side: fewer cannot localize anything
@@ -35,7 +36,8 @@ def stages(network: nn.Module, image: Tensor) -> list[Stage]:
     Of the layers with feature maps of one size, the last block or activation is used. The centers of its cells follow
     from kernels, strides and padding: a convolution of stride 2 with a 3x3 kernel padded by 1 has cell j on pixel 2j,
     not between 2j and 2j + 1, and three more of them shift the cells by half of their size. Other reductions are
-    assumed to divide the image evenly.
+    assumed to divide the image evenly. Of a `monai_pipelines.networks.WindowClassifier`, the stages are those of its
+    backbone in one window.
 
     Args:
         network: any network of `torch.nn` modules; left unchanged.
@@ -51,6 +53,10 @@ def stages(network: nn.Module, image: Tensor) -> list[Stage]:
         >>> [(stage.name, stage.cells) for stage in stages(network, torch.zeros(1, 1, 64, 64))]
         [('act', (32, 32)), ('layer1', (16, 16)), ('layer2', (8, 8)), ('layer3', (4, 4)), ('layer4', (2, 2))]
     """
+    if isinstance(network, WindowClassifier):
+        with evaluating(network):
+            window = network.cut(image[0], network.places(image)[0][0])
+        return stages(network.backbone, window[None])
     size: Cells = tuple(image.shape[2:])
     places = {size: ((1.0,) * len(size), (0.0,) * len(size))}  # step and first pixel, by size of the feature maps
     names: dict[Cells, list[str]] = {}

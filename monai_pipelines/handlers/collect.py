@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 
-from monai_pipelines.networks import last_linear
+from monai_pipelines.networks import WindowClassifier, last_linear
 
 
 class CollectRows:
@@ -69,7 +69,7 @@ class CollectFeatures:
     """
 
     def __init__(self, network: torch.nn.Module) -> None:
-        self._layer = last_linear(network)
+        self._network, self._layer = network, last_linear(network)
         self._batches: list[torch.Tensor] = []
         self._last = torch.empty(0)
 
@@ -88,7 +88,8 @@ class CollectFeatures:
         self._hook = self._layer.register_forward_pre_hook(self._keep)
 
     def _batch(self, engine: Engine) -> None:
-        self._batches.append(self._last.float().cpu())
+        last = self._network.features if isinstance(self._network, WindowClassifier) else self._last
+        self._batches.append(last.float().cpu())
 
     def _keep(self, layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         self._last = inputs[0].detach()

@@ -1,10 +1,9 @@
-"""Gradient checkpointing: activations are computed again in the backward pass instead of being kept in memory."""
+"""Networks in the training of which activations are computed again instead of being kept in memory."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -12,10 +11,9 @@ from monai.networks.nets import DenseNet, ResNet
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
 
 from monai_pipelines.networks.classifier import ImageClassifier
-from monai_pipelines.networks.precision import SmallConvolutionsInFloat32
+from monai_pipelines.networks.recompute import recomputed
 
 STEM_PARTS = 4  # channels of the stem are computed in so many parts
 
@@ -61,36 +59,6 @@ def checkpointed(network: N, enabled: bool = True) -> N:
             f"{type(network).__name__} (set checkpointing to false)"
         )
     return network
-
-
-def recomputed(module: nn.Module, *inputs: Any, function: Callable[..., Any] | None = None) -> Any:
-    """What a module gives, in training computed again in the backward pass.
-
-    Batch normalization updates its running averages once, in the first pass.
-
-    Args:
-        module: a module.
-        inputs: its inputs.
-        function: of the inputs, called instead of the module, which is part of it.
-    """
-    function = function or module
-    if not (module.training and torch.is_grad_enabled()):
-        return function(*inputs)
-    return checkpoint(function, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), _second_pass(module)))
-
-
-@contextmanager
-def _second_pass(module: nn.Module) -> Iterator[None]:
-    norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
-    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    try:
-        for norm in norms:
-            norm.momentum, norm.num_batches_tracked = 0.0, None
-        with SmallConvolutionsInFloat32():  # the backward pass is outside of that of `autocast`
-            yield
-    finally:
-        for norm, values in zip(norms, before, strict=True):
-            norm.momentum, norm.num_batches_tracked = values
 
 
 class _Blocks(nn.Sequential):
@@ -156,4 +124,4 @@ def _stem(layers: Sequence[nn.Module], images: Tensor) -> Tensor:
 
     step = -(-norm.num_features // STEM_PARTS)
     starts = range(0, norm.num_features, step)
-    return torch.cat([recomputed(norm, images, slice(n, n + step), function=part) for n in starts], 1)
+    return torch.cat([recomputed(norm, images, slice(n, n + step), forward=part) for n in starts], 1)

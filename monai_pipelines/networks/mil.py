@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from monai_pipelines.networks.checkpointing import recomputed
+from monai_pipelines.networks.recompute import recomputed
 
 Pooling = Literal["gated", "attention", "mean", "max"]
 CHUNK = 64  # tiles in each pass of a checkpointed backbone
@@ -35,8 +35,7 @@ class AttentionMIL(nn.Module):
         backbone: network from tiles (M, 3, H, W) to (M, in_features), trained end to end, such as a `TileBackbone`;
             None: bags hold features.
         checkpoint_backbone: in training, run the backbone on 64 tiles at a time and again in the backward pass: memory
-            for the activations of 64 tiles instead of all. Batch normalization then sees 64 tiles at a time and
-            updates its running averages twice per step.
+            for the activations of 64 tiles instead of all. Batch normalization then sees 64 tiles at a time.
 
     Attributes:
         attention_weights: attention of the last forward pass, (B, branches, N) float32; with its graph in training,
@@ -101,7 +100,7 @@ class AttentionMIL(nn.Module):
 
         Args:
             bag: (B, N, in_features) floating point; with a backbone its input, (B, N, 3, H, W).
-            mask: (B, N) bool, True where there is a tile; None: everywhere; a trace takes none.
+            mask: (B, N) bool, True where there is a tile; None: everywhere.
             return_attention: return the attention too.
 
         Returns:
@@ -146,14 +145,19 @@ class AttentionMIL(nn.Module):
         return logits
 
     def _traced(self, bag: Tensor, mask: Tensor | None, return_attention: bool) -> Tensor:
-        """Logits of bags of tiles only, by tensor operations that hold for any number of them."""
-        if mask is not None or return_attention:
-            raise ValueError("AttentionMIL: a trace takes bags without a mask and gives no attention")
+        """Logits by tensor operations that hold for any number of tiles; padding is computed, too."""
+        if return_attention:
+            raise ValueError("AttentionMIL: a trace gives no attention")
         hidden = self.embed(self._features(bag.flatten(0, 1)))
         of_bags = hidden.reshape(bag.shape[0], bag.shape[1], -1)
+        padding = torch.zeros_like(of_bags[..., :1], dtype=torch.bool) if mask is None else ~mask[..., None]
+        if self.attend is None and self.pooling == "max":
+            return self.head(of_bags.masked_fill(padding, -torch.inf).amax(1)).float()
+        of_bags = of_bags.masked_fill(padding, 0)
         if self.attend is None:
-            return self.head(of_bags.mean(1) if self.pooling == "mean" else of_bags.amax(1)).float()
-        weights = self.attend(hidden).float().reshape(bag.shape[0], bag.shape[1], -1).softmax(1)
+            return self.head(of_bags.sum(1) / (~padding).sum(1)).float()
+        scores = self.attend(hidden).float().reshape(bag.shape[0], bag.shape[1], -1)
+        weights = scores.masked_fill(padding, -torch.inf).softmax(1)
         return self.head((weights.transpose(1, 2).to(hidden.dtype) @ of_bags).flatten(1)).float()
 
     def __getstate__(self) -> dict[str, Any]:

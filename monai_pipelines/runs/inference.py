@@ -81,7 +81,7 @@ def trained_values(run: str | PathLike[str], inference: Mapping[str, Any]) -> di
 
     That is the value in the training of every entry that the two share, and what these values refer to. Left alone are
     places, entries of the inference itself (`_OF_INFERENCE`), and ``network``, which has weights to start from in a
-    training.
+    training, unless an overlay changed it.
 
     Args:
         run: folder with ``run.json``.
@@ -94,8 +94,9 @@ def trained_values(run: str | PathLike[str], inference: Mapping[str, Any]) -> di
         ValueError: as `training_config`.
     """
     trained = training_config(run).get()
+    left_alone = _OF_INFERENCE - ({"network"} & _changed(Path(run)))
     values: dict[str, Any] = {}
-    wanted = [name for name in trained if name in inference and not (is_place(name) or name in _OF_INFERENCE)]
+    wanted = [name for name in trained if name in inference and not (is_place(name) or name in left_alone)]
     while wanted:
         values |= {name: trained[name] for name in wanted}
         named = dict.fromkeys(_REFERENCE.findall(json.dumps([values[name] for name in wanted], default=str)))
@@ -128,6 +129,13 @@ def values_beside(files: Sequence[str], overrides: Mapping[str, Any]) -> dict[st
     values = {name: value for name, value in trained_values(folder, inference).items() if name not in stay}
     _check_weights({name: value for name, value in values.items() if name not in overrides}, folder)
     return values
+
+
+def _changed(run: Path) -> set[str]:
+    """Top-level ids that the overlays and overrides of a training name."""
+    record = RunFolder(run).run or {}
+    overlays = [ConfigParser.load_config_file(str(run / "configs" / name)) for name in record["config_files"][1:]]
+    return {top(name) for config in (*overlays, record["overrides"]) for name in config}
 
 
 def _override(config: ConfigParser, overrides: Mapping[str, Any]) -> None:

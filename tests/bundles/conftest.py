@@ -166,6 +166,7 @@ CASES = {
         {"size": [32, 32, 32], "batch_size": 4},
         {"train": 33_161_026, "resnet34": 63_470_658, "resnet50": 46_159_170, "densenet121": 11_244_674},
         _spoil_lung_ct,
+        unlike=("patches",),
     ),
     "chest_xray_classification": Case(
         lambda folder: phantoms.write_chest_xray_cohort(folder, 16, size=64, **QUIET).parent,

@@ -10,11 +10,12 @@ import torch
 from monai.networks.nets import DenseNet, resnet10
 from monai.visualize import GradCAM, OcclusionSensitivity
 from numpy.typing import NDArray
+from scipy.interpolate import RegularGridInterpolator
 from torch import Tensor, nn
 
 from monai_pipelines.explain import METHODS, explain_class, stages
 from monai_pipelines.explain.maps import log_odds
-from monai_pipelines.networks import ImageClassifier
+from monai_pipelines.networks import ImageClassifier, WindowClassifier
 from monai_pipelines.probabilities import probabilities
 
 RESNET = {"n_input_channels": 1, "conv1_t_stride": 2, "bias_downsample": False, "widen_factor": 0.125}
@@ -23,10 +24,10 @@ RESNET = {"n_input_channels": 1, "conv1_t_stride": 2, "bias_downsample": False, 
 class Brightest(nn.Module):
     """Logits (N, C): mean brightness of blurred cells, at two resolutions, with in-place activations."""
 
-    def __init__(self, logits: int = 2, spatial_dims: int = 2) -> None:
+    def __init__(self, logits: int = 2, spatial_dims: int = 2, channels: int = 1) -> None:
         super().__init__()
         conv: Any = nn.Conv2d if spatial_dims == 2 else nn.Conv3d
-        self.first = nn.Sequential(conv(1, 2, 3, stride=2, padding=1), nn.ReLU(inplace=True))
+        self.first = nn.Sequential(conv(channels, 2, 3, stride=2, padding=1), nn.ReLU(inplace=True))
         self.second = nn.Sequential(conv(2, 3, 3, stride=2, padding=1), nn.ReLU(inplace=True))
         self.head = nn.Linear(3, logits)
         for parameter in self.parameters():
@@ -319,3 +320,53 @@ def test_wrong_arguments_are_refused(changed: dict[str, Any], message: str) -> N
     settings = {"network": Brightest(), "image": torch.zeros(1, 1, 8, 8), "class_index": 1} | changed
     with pytest.raises(ValueError, match=message):
         explain_class(**settings)
+
+
+def _reference_window_map(network: WindowClassifier, volume: Tensor, index: int) -> NDArray[np.float32]:
+    """By hand, with the gradients of all windows at once; mean of the windows on a voxel."""
+    backbone: Any = network.backbone
+    (places,) = network.places(volume)
+    windows = torch.stack([volume[0][:, *place] for place in places])
+    features = backbone.second(backbone.first(windows)).detach().requires_grad_()
+    odds = log_odds(network.pool(features.flatten(2).mean(2)[None], torch.ones(1, len(places)) > 0))[0, index]
+    (gradient,) = torch.autograd.grad(odds, features)
+    coarse = (gradient.mean((2, 3, 4), keepdim=True) * features).sum(1).relu().detach().numpy()
+    total, count = np.zeros(volume.shape[2:]), np.zeros(volume.shape[2:])
+    for place, cells in zip(places, coarse, strict=True):
+        at = [np.minimum(np.arange(16) / 4, 3)] * 3  # cell j on voxel 4j, constant beyond the last
+        total[place] += RegularGridInterpolator([np.arange(4)] * 3, cells)(
+            np.stack(np.meshgrid(*at, indexing="ij"), -1)
+        )
+        count[place] += 1
+    return total / count.clip(1)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max", "attention"])
+@pytest.mark.parametrize("logits", [1, 2, 3])
+def test_maps_of_windows_are_put_together(pooling: Any, logits: int) -> None:
+    torch.manual_seed(0)
+    network = WindowClassifier(Brightest(logits, 3, channels=2), 16, 8, pooling=pooling, num_train_windows=2).train()
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    volume = torch.rand(1, 2, 32, 24, 16)
+    volume[:, 1] = (torch.arange(32) < 20)[:, None, None]
+    assert [stage.cells for stage in stages(network, volume)] == [(8, 8, 8), (4, 4, 4)]
+    for index in range(max(2, logits)):
+        found = explain_class(network, volume, index, stage="second")
+        wanted = _reference_window_map(network.eval(), volume, index)
+        np.testing.assert_allclose(found.map, wanted / max(wanted.max(), 1e-30), atol=1e-4)
+        assert (found.cells, found.cell_px) == ((4, 4, 4), (4, 4, 4))
+        assert found.prob == pytest.approx(probabilities(network(volume))[0, index].item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("method", ["gradcam", "gradcam++"])
+@pytest.mark.parametrize("size", [(40, 32, 28), (12, 20, 10)])
+def test_windows_find_the_object_of_the_class(size: tuple[int, ...], method: str) -> None:
+    """In a volume smaller than a window, too."""
+    center = tuple(n // 3 for n in size)
+    volume = torch.cat([_spot(size, center), torch.ones(1, 1, *size)], 1)
+    network = WindowClassifier(Brightest(2, 3, channels=2), 16, 8)
+    nn.init.zeros_(network.backbone.first[0].weight[:, 1])
+    found = explain_class(network, volume, 1, method, stage="second")
+    assert found.map.shape == size
+    np.testing.assert_allclose(found.peak, center, atol=4)

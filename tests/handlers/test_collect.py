@@ -18,7 +18,7 @@ from torch import nn
 from monai_pipelines.data import ArrayDataset, PrepareImages, make_loader
 from monai_pipelines.handlers import CollectFeatures, CollectPredictions
 from monai_pipelines.inferers import AutocastInferer, DropoutInferer, TestTimeInferer
-from monai_pipelines.networks import ImageClassifier
+from monai_pipelines.networks import ImageClassifier, WindowClassifier
 from monai_pipelines.probabilities import Probabilitiesd
 
 Scans = Callable[[int, int], list[dict[str, Any]]]
@@ -185,6 +185,16 @@ def test_of_several_passes_the_features_of_the_plain_one_count(inferer: Any) -> 
         wanted, mirrored = network[:-1](images).numpy(), network[:-1](images.flip(3)).numpy()
     assert features.features == pytest.approx(wanted, abs=1e-6)
     assert features.features != pytest.approx(mirrored, abs=1e-3)
+
+
+def test_features_of_volumes_are_the_mean_over_their_windows() -> None:
+    images = _images(5, 2, 12, 8, 8)
+    network = WindowClassifier(_network(2, 2 * 8**3), window=8, stride=4, min_lung=0, chunk=4).eval()
+    features = CollectFeatures(network)
+    _evaluate(network, _loader(images), features)
+    with torch.no_grad():
+        wanted = (network.backbone(images[:, :, :8]) + network.backbone(images[:, :, 4:])) / 2
+    assert features.features == pytest.approx(wanted.numpy(), abs=1e-6)
 
 
 def test_features_in_bf16_are_float32() -> None:

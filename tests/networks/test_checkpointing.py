@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import resource
 from collections.abc import Callable
 from multiprocessing import get_context
@@ -16,7 +15,6 @@ from torch.nn import functional
 
 from monai_pipelines.explain.stages import stages
 from monai_pipelines.networks import ImageClassifier, checkpointed
-from monai_pipelines.networks.checkpointing import recomputed
 from monai_pipelines.networks.precision import autocast
 
 
@@ -107,19 +105,3 @@ def test_off_changes_nothing_and_others_are_refused() -> None:
     assert checkpointed(network, enabled=False) is network
     with pytest.raises(TypeError, match="wanted MONAI's ResNet or DenseNet, or an ImageClassifier, got Linear"):
         checkpointed(network)
-
-
-@pytest.mark.parametrize(("momentum", "frozen"), [*itertools.product([0.1, None], [False, True])])
-def test_running_averages_move_once(momentum: float | None, frozen: bool) -> None:
-    torch.manual_seed(0)
-    norm = nn.BatchNorm1d(3, momentum=momentum)
-    once, again = nn.Sequential(nn.Linear(3, 3), norm), nn.Sequential(nn.Linear(3, 3), copy.deepcopy(norm))
-    again.load_state_dict(once.state_dict())
-    for network in (once, again):
-        network[1].train(not frozen)
-    for _ in range(2):
-        batch = torch.randn(8, 3)
-        once(batch).sum().backward()
-        recomputed(again, batch).sum().backward()
-    for name, value in once.state_dict().items():
-        torch.testing.assert_close(again.state_dict()[name], value)

@@ -242,6 +242,16 @@ def test_torchscript_takes_bags_of_any_length(pooling: str, branches: int, tmp_p
         torch.testing.assert_close(exported(batch, mask, True), network(batch, mask, True))
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize(("pooling", "branches"), OPTIONS)
+def test_a_trace_takes_a_mask(pooling: str, branches: int) -> None:
+    network = _network(pooling, branches=branches).eval()
+    _, batch, mask = _bags()
+    traced = torch.jit.trace(network, (batch, mask), check_trace=False)
+    torch.testing.assert_close(traced(batch, mask), network(batch, mask))
+    torch.testing.assert_close(traced(batch[:1, :9], mask[:1, :9]), network(batch[:1, :9], mask[:1, :9]))
+
+
 def test_torchscript_end_to_end() -> None:
     resnet = ResNet("basic", [1, 1, 1, 1], [4, 6, 8, 10], 2, 3, num_classes=5)
     network = _network("gated", in_features=10, backbone=TileBackbone(resnet), checkpoint_backbone=True)

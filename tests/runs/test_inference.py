@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from monai_pipelines.declared import declared_path
+from monai_pipelines.networks import WindowClassifier
 from monai_pipelines.runs import inference_config
 from monai_pipelines.runs.inference import training_config, values_beside
 
@@ -57,6 +58,13 @@ def test_what_is_taken_can_be_built(run: Callable[..., Path], bundle: str) -> No
     assert {name: value.shape for name, value in network.state_dict().items()} == {
         name: value.shape for name, value in trained.state_dict().items()
     }
+
+
+def test_a_network_that_an_overlay_wraps_is_taken(run: Callable[..., Path]) -> None:
+    folder = run("lung_ct_classification", "demo", "patches", pooling="attention", window=[16, 16, 16])
+    network = inference_config(folder).get_parsed_content("network")
+    assert isinstance(network, WindowClassifier)
+    assert (network.pooling, network.window, network.backbone.in_planes) == ("attention", [16, 16, 16], 256)
 
 
 def test_a_command_names_what_stays(run: Callable[..., Path], tmp_path: Path) -> None:
