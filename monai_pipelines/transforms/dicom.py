@@ -259,7 +259,7 @@ def stored_values(
     raw = _frame_bytes(header, frame, num_frames, rows * columns * size, place if size == 2 else None)
     values = np.frombuffer(raw, f"{order}{'i' if signed else 'u'}{size}").reshape(rows, columns)
     lowest, top = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-    if high == bits - 1 and values.min() >= lowest and values.max() <= top:
+    if bits == allocated or (high == bits - 1 and values.min() >= lowest and values.max() <= top):
         return values
     left = values.view(f"{order}u{size}") << (allocated - 1 - high)
     return left.view(f"{order}{'i' if signed else 'u'}{size}") >> (allocated - bits)
@@ -279,7 +279,7 @@ def _frame_bytes(header: Header, frame: int, num_frames: int, size: int, place: 
     if element.value is not None:
         return element.value[frame * size : (frame + 1) * size]
     raw: Any = bytearray(size) if place is None else place
-    with header.file.open("rb") as opened:
+    with open(header.file, "rb", buffering=0) as opened:
         opened.seek(element.value_tell + frame * size)
         if opened.readinto(raw) != size:
             raise header.error("truncated while it was read", "copy it again")

@@ -222,8 +222,7 @@ def _read_hu(plane: NDArray[np.int16], one: Slice, rescale: tuple[float, float])
     notes: list[str] = []
     stored = stored_values(one.header, one.frame, one.num_frames, plane)
     padding = _padding(one.header, stored, slope, intercept, notes)
-    fits = int(stored.min()) + intercept >= -(2**15) and int(stored.max()) + intercept < 2**15
-    if slope == 1 and intercept.is_integer() and abs(intercept) < 2**15 and fits:
+    if slope == 1 and intercept.is_integer() and abs(intercept) < 2**15 and _fits_int16(stored, intercept):
         same_bits = stored.view("<i2") if stored.dtype.str in ("<u2", "<i2") else stored
         np.add(same_bits, np.int16(intercept), out=plane, dtype=np.int16, casting="unsafe")
     else:
@@ -231,6 +230,10 @@ def _read_hu(plane: NDArray[np.int16], one: Slice, rescale: tuple[float, float])
     if padding is not None:
         plane[padding] = AIR_HU
     return notes
+
+
+def _fits_int16(stored: NDArray[Any], intercept: float) -> bool:
+    return int(stored.min()) + intercept >= -(2**15) and int(stored.max()) + intercept < 2**15
 
 
 def _thickness(header: Header, notes: list[str]) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from monai_pipelines.transforms.keyed import EachKeyd
 
-BINS_HU = np.arange(-1000, 101, 100)
+LOWEST_HU, STEP_HU, NUM_BINS = -1000, 100, 11
 
 
 class LungHistogram(Transform):
@@ -30,7 +30,8 @@ class LungHistogram(Transform):
         hu = np.asarray(img)[np.asarray(mask) > 0].astype(np.float32)
         if hu.size == 0:
             raise ValueError("LungHistogram: the mask is empty")
-        counts = np.bincount(np.digitize(hu, BINS_HU), minlength=len(BINS_HU) + 1)
+        bins = np.floor((hu - LOWEST_HU) / STEP_HU).clip(-1, NUM_BINS).astype(np.intp)
+        counts = np.bincount(bins + 1, minlength=NUM_BINS + 2)
         features = np.concatenate([[hu.mean() / 1000], counts / hu.size])
         return {"HU histogram": torch.from_numpy(features.astype(np.float32))}
 
