@@ -13,7 +13,6 @@ from typing import NamedTuple
 import nibabel as nib
 import numpy as np
 from monai.data import MetaTensor
-from scipy import ndimage
 
 from monai_pipelines.transforms import SegmentLungs
 
@@ -31,7 +30,7 @@ class Grid(NamedTuple):
 def grid_of(volume: MetaTensor, scan: MetaTensor) -> Grid:
     """The grid of a volume in a scan with the same axes."""
     to_scan = np.linalg.inv(scan.affine.numpy()) @ volume.affine.numpy()
-    return Grid(to_scan[:3, 3], np.diag(to_scan)[:3], tuple(volume.shape[1:]))
+    return Grid(to_scan[:3, 3], np.diag(to_scan)[:3], tuple(volume.shape[-3:]))
 
 
 def cubic(distance: np.ndarray, step: float) -> np.ndarray:
@@ -80,13 +79,9 @@ def dice(mask: np.ndarray, other: np.ndarray) -> float:
     return float(2 * (mask & other).sum() / (mask.sum() + other.sum()))
 
 
-def mask_agreement(scan: MetaTensor, recipe: np.ndarray) -> str:
-    """Dice of the lung mask, interpolated to the scan's voxels, with the same algorithm there and with the recipe's."""
+def mask_agreement(mask: np.ndarray, scan: MetaTensor, recipe: np.ndarray, grid: Grid) -> str:
+    """Dice of a chain's mask with the same algorithm and with the recipe's at full resolution, brought to its grid."""
     voxels = nib.affines.voxel_sizes(scan.affine.numpy())
-    full, coarse = SegmentLungs(grid_mm=float(voxels.min()))(scan), SegmentLungs()(scan)
-    to_coarse = np.linalg.inv(coarse.affine.numpy()) @ scan.affine.numpy()
-    matrix, offset = np.diag(to_coarse)[:3], to_coarse[:3, 3]
-    values = coarse[0].numpy().astype(np.float32)
-    ours = ndimage.affine_transform(values, matrix, offset, recipe.shape, order=1, mode="nearest") >= 0.5
-    same, other = dice(ours, full[0].numpy() > 0), dice(ours, recipe)
+    full = SegmentLungs(grid_mm=float(voxels.min()))(scan)[0].numpy()
+    same, other = (dice(mask, resample(values, grid, mean) >= 0.5) for values in (full, recipe))
     return f"Dice of the mask {same:.3f} with its algorithm at full resolution, {other:.3f} with the recipe's"

@@ -155,16 +155,17 @@ def accuracy(folder: str) -> dict[str, str]:
     scan = TO_RAS(LoadCT()(folder))
     hu = scan[0].numpy()
     lungs = recipe_lungs(hu)
-    ours = load_chain("lung_ct", size=SIZE)(folder)
+    ours, mask = load_chain("lung_ct", size=SIZE, masking="channel", dilate_mm=0)(folder)
     box = recipe_box(lungs, scan.pixdim.tolist())
     first, last = (np.array([getattr(along, end) for along in box], float) for end in ("start", "stop"))
     last = np.minimum(last, hu.shape) - 1
     corners = Grid(first, (last - first) / (np.array(SIZE) - 1), SIZE)  # of scipy's zoom
+    grid = grid_of(ours, scan)
     exact = {
-        OURS: errors_in_lungs(ours[0].numpy(), hu, lungs, grid_of(ours, scan), to_window),
+        OURS: errors_in_lungs(ours.numpy(), hu, lungs, grid, to_window),
         RECIPE: errors_in_lungs(recipe(folder, mask=True), hu, lungs, corners, to_window),
     }
-    exact[OURS] += f"; {mask_agreement(scan, lungs)}"
+    exact[OURS] += f"; {mask_agreement(mask.numpy() > 0, scan, lungs, grid)}"
     return exact
 
 

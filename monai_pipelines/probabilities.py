@@ -53,7 +53,7 @@ def probabilities(logits: Tensor, multilabel: bool = False, temperature: float |
     return scaled.sigmoid() if multilabel else class_logits(scaled).softmax(-1)
 
 
-def mean_logits(logits: Tensor, multilabel: bool = False, keep: Tensor | None = None) -> Tensor:
+def mean_logits(logits: Tensor, multilabel: bool = False) -> Tensor:
     """Logits of the mean class probabilities over views of an image.
 
     ``log sum_v softmax(z_v)``, or the logit of ``mean_v sigmoid(z_v)`` for one logit and for multi-label heads.
@@ -61,7 +61,6 @@ def mean_logits(logits: Tensor, multilabel: bool = False, keep: Tensor | None = 
     Args:
         logits: (V, N, C) floating point, of V views of N images.
         multilabel: any number of classes at once, instead of exactly one.
-        keep: (V, N) bool, the views that count; None: all.
 
     Returns:
         (N, C).
@@ -69,16 +68,10 @@ def mean_logits(logits: Tensor, multilabel: bool = False, keep: Tensor | None = 
     Example:
         >>> mean_logits(torch.tensor([[[3.0]], [[-3.0]]]))
         tensor([[0.]])
-        >>> mean_logits(torch.tensor([[[3.0]], [[-3.0]]]), keep=torch.tensor([[True], [False]]))
-        tensor([[3.]])
     """
-    log_weight = torch.zeros_like(logits)  # logarithm of the views' weights
-    if keep is not None:
-        log_weight = log_weight.masked_fill(~keep[..., None], -torch.inf)
     if multilabel or logits.shape[2] == 1:
-        positive, negative = functional.logsigmoid(logits) + log_weight, functional.logsigmoid(-logits) + log_weight
-        return positive.logsumexp(0) - negative.logsumexp(0)
-    return (logits.log_softmax(2) + log_weight).logsumexp(0)
+        return functional.logsigmoid(logits).logsumexp(0) - functional.logsigmoid(-logits).logsumexp(0)
+    return logits.log_softmax(2).logsumexp(0)
 
 
 class Probabilitiesd(MapTransform):

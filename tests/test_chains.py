@@ -208,7 +208,7 @@ def test_step_changes_are_off_or_arguments() -> None:
 
 def test_step_off_and_changed_by_name() -> None:
     chain = load_chain("lung_ct", steps={"mask": None, "measure": False, "window": {"window_hu": "bone"}})
-    assert chain.step_names == ("load", "lungs", "resample", "window")
+    assert chain.step_names == ("load", "lungs", "resample", "refine", "window")
     window: Any = chain.steps["window"]
     assert (window.step.low, window.step.high) == (-450, 1050)
     assert chain.describe()["steps"]["window"]["window_hu"] == "bone"

@@ -14,7 +14,6 @@ from torch.nn.utils.rnn import pad_sequence
 from monai_pipelines.networks.classifier import last_linear
 from monai_pipelines.networks.mil import AttentionMIL
 from monai_pipelines.networks.recompute import recomputed
-from monai_pipelines.probabilities import mean_logits
 from monai_pipelines.transforms.sizes import checked_size
 
 WindowPooling = Literal["mean", "max", "attention"]
@@ -30,7 +29,7 @@ class WindowClassifier(nn.Module):
     below ``min_lung`` are left out; if no window has as much, the one with the most is kept. The backbone sees each
     window with the mask as its second channel. Volumes smaller than a window are padded with 0.
 
-    - "mean": the mean of the windows' class probabilities (`monai_pipelines.probabilities.mean_logits`);
+    - "mean": the mean of the windows' logits;
     - "max": of each class the largest logit of a window;
     - "attention": `AttentionMIL` on the features of the windows, instead of the backbone's last linear layer.
 
@@ -45,7 +44,6 @@ class WindowClassifier(nn.Module):
         min_lung: share of a window that is lung, 0..1.
         pooling: "mean", "max" or "attention".
         num_train_windows: drawn from each volume in training, from torch's global generator; None: all.
-        multilabel: any number of classes at once, instead of exactly one; for the mean.
         chunk: windows in each pass of the backbone. In training, batch normalization sees one chunk at a time.
         checkpointing: in training, compute activations again instead of keeping those of all chunks.
 
@@ -76,7 +74,6 @@ class WindowClassifier(nn.Module):
         min_lung: float = 0.1,
         pooling: WindowPooling = "mean",
         num_train_windows: int | None = 8,
-        multilabel: bool = False,
         chunk: int = 8,
         checkpointing: bool = True,
     ) -> None:
@@ -98,7 +95,7 @@ class WindowClassifier(nn.Module):
                 f"got {min_lung}, {chunk} and {num_train_windows}"
             )
         self.window, self.stride = list(sides), list(steps)
-        self.min_lung, self.pooling, self.multilabel = min_lung, pooling, multilabel
+        self.min_lung, self.pooling = min_lung, pooling
         self.num_train_windows, self.chunk, self.checkpointing = num_train_windows, chunk, checkpointing
         linear, attends = _without_last_linear(backbone), pooling == "attention"
         size = linear.in_features, linear.out_features
@@ -182,7 +179,7 @@ class WindowClassifier(nn.Module):
         logits = self.head(features).float()
         if self.pooling == "max":
             return logits.masked_fill(~keep[:, :, None], -torch.inf).amax(1)
-        return mean_logits(logits.transpose(0, 1), self.multilabel, keep.t())
+        return logits.masked_fill(~keep[:, :, None], 0).sum(1) / keep.sum(1, keepdim=True)
 
     def _kept(self, volume: Tensor, starts: list[Tensor]) -> Tensor:
         """(N, W) bool: the windows with enough lung, of volumes without any such the one with the most."""

@@ -12,7 +12,7 @@ from monai_pipelines.transforms.ct.intensity import (
 )
 from monai_pipelines.transforms.ct.load import LoadCT, LoadCTd
 from monai_pipelines.transforms.ct.lungs import SegmentLungs, SegmentLungsd
-from monai_pipelines.transforms.ct.mask_lungs import MaskLungs, MaskLungsd
+from monai_pipelines.transforms.ct.mask_lungs import MaskLungs, MaskLungsd, RefineLungs, RefineLungsd
 from monai_pipelines.transforms.ct.measure import LungHistogram, LungHistogramd
 from monai_pipelines.transforms.ct.resample import ResampleCT, ResampleCTd
 from monai_pipelines.transforms.ct.spatial import RandSpatial3D, RandSpatial3Dd
@@ -75,6 +75,8 @@ __all__ = [
     "RandStaind",
     "ReadTiles",
     "ReadTilesd",
+    "RefineLungs",
+    "RefineLungsd",
     "ResampleCT",
     "ResampleCTd",
     "ResizeImage",

@@ -177,6 +177,7 @@ ROWS = {
     ),
     "RandStain": Row({"prob": 1}, photo_float, neutral=({"prob": 0}, {"sigma": 0, "prob": 1}), keeps_grid=True),
     "ReadTiles": Row({"color": "srgb"}, tiles, landmark=False, array=False),
+    "RefineLungs": Row({}, ct_with_lungs, ("lungs",), landmark=False, keeps_grid=True),
     "ResampleCT": Row({"size": (44, 50, 30)}, ct_with_lungs, ("image", "lungs")),
     "ResizeImage": Row({"size": (90, 70), "fit": "pad"}, photo, neutral=({"size": SHAPE_2D},)),
     "SegmentLungs": Row({"no_lungs": "flag"}, ct, ("lungs",), landmark=False),

@@ -1,8 +1,9 @@
-"""Volumes masked with the lungs."""
+"""Lung masks on the grid of a volume, and volumes masked with them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from itertools import product
 from typing import Any, Literal
 
 import nibabel as nib
@@ -13,7 +14,48 @@ from monai.transforms import Transform
 from monai.utils import convert_to_tensor
 from torch import Tensor
 
+from monai_pipelines.transforms.ct.grid import placed
 from monai_pipelines.transforms.keyed import EachKeyd
+
+
+class RefineLungs(Transform):
+    """Sharpen a lung mask that was made on a coarser grid than the volume.
+
+    Voxels at the mask's surface, on either side of it, belong to the lungs if they are air:
+    ``erode(mask) | (dilate(mask) & (hu < air_hu))``, by one voxel along the axes.
+
+    Args:
+        air_hu: upper limit of air, HU.
+
+    Returns:
+        the mask (1, X, Y, Z) uint8.
+
+    Raises:
+        ValueError: volume and mask have different shapes.
+
+    Example:
+        >>> import torch
+        >>> hu, mask = torch.tensor([[[[-900, -900, -900, -900, 40]]]]), torch.tensor([[[[1, 1, 1, 0, 0]]]])
+        >>> RefineLungs()(hu, mask).flatten().tolist()
+        [1, 1, 1, 1, 0]
+    """
+
+    def __init__(self, air_hu: float = -400.0) -> None:
+        if not -1000 < air_hu < 0:
+            raise ValueError(f"RefineLungs: air_hu must lie between air (-1000) and water (0), got {air_hu}")
+        self.air_hu = air_hu
+
+    def __call__(self, img: NdarrayOrTensor, mask: NdarrayOrTensor) -> MetaTensor:  # type: ignore[override]
+        values: Any = convert_to_tensor(mask, track_meta=True)
+        if tuple(img.shape) != tuple(values.shape):
+            raise ValueError(
+                f"RefineLungs: the mask is not on the volume's grid (mask {tuple(values.shape)}, volume "
+                f"{tuple(img.shape)}); resample it first"
+            )
+        inside = values.as_tensor()[0] > 0
+        air = torch.as_tensor(img).as_subclass(Tensor)[0] < self.air_hu
+        refined = ~_with_neighbors(~inside) | (_with_neighbors(inside) & air)
+        return placed(refined[None].to(torch.uint8), values.affine, values.meta)
 
 
 class MaskLungs(Transform):
@@ -86,11 +128,30 @@ def dilated(mask: Tensor, spacing_mm: Sequence[float], radius_mm: float) -> Tens
     return out
 
 
-def _add_moved(out: Tensor, mask: Tensor, by: tuple[int, int, int]) -> None:
+def _with_neighbors(mask: Tensor) -> Tensor:
+    out = mask.clone()
+    for axis, by in product(range(3), (1, -1)):
+        _add_moved(out, mask, tuple(by * (other == axis) for other in range(3)))
+    return out
+
+
+def _add_moved(out: Tensor, mask: Tensor, by: tuple[int, ...]) -> None:
     """``out |= mask`` moved by some voxels."""
     to = tuple(slice(max(0, n), n if n < 0 else None) for n in by)
     of = tuple(slice(max(0, -n), -n if n > 0 else None) for n in by)
     out[to] |= mask[of]
+
+
+class RefineLungsd(EachKeyd):
+    """`RefineLungs` for dictionaries: the mask at ``mask_key``, if present, by the volume at ``keys``."""
+
+    def __init__(
+        self, keys: KeysCollection, mask_key: str = "lungs", air_hu: float = -400.0, allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, RefineLungs(air_hu), allow_missing_keys, mask_key, mask_key)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        return super().__call__(data) if self.mask_key in data else dict(data)
 
 
 class MaskLungsd(EachKeyd):

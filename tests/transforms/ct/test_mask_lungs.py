@@ -7,7 +7,7 @@ import torch
 from monai.data import MetaTensor
 from scipy import ndimage
 
-from monai_pipelines.transforms import MaskLungs
+from monai_pipelines.transforms import MaskLungs, RefineLungs
 from monai_pipelines.transforms.ct.mask_lungs import dilated
 
 SHAPE = (20, 18, 16)
@@ -83,3 +83,24 @@ def test_errors() -> None:
         MaskLungs("air", -1)
     with pytest.raises(ValueError, match=r"not on the image's grid .*mask \(1, 4, 4, 4\).*resample it first"):
         MaskLungs("air")(image(), torch.ones(1, 4, 4, 4))
+
+
+def test_refined_mask_is_air_at_its_surface() -> None:
+    """Against SciPy's erosion and dilation, on a ball of air with a nodule and a vessel at its edge."""
+    x, y, z = np.indices((24, 20, 22))
+    hu = np.where((x - 12) ** 2 + (y - 10) ** 2 + (z - 11) ** 2 < 60, -850, 30)
+    hu[10:14, 9:12, 17:19] = 30
+    coarse = (x // 3 - 4) ** 2 + (y // 3 - 3) ** 2 + (z // 3 - 3.5) ** 2 < 8
+    expected = ndimage.binary_erosion(coarse, border_value=1) | (ndimage.binary_dilation(coarse) & (hu < -400))
+    refined = RefineLungs()(hu[None], coarse[None].astype(np.uint8))
+    np.testing.assert_array_equal(refined[0], expected)
+    ball = hu < -400
+    before, after = (2 * (mask & ball).sum() / (mask.sum() + ball.sum()) for mask in (coarse, refined[0].numpy() > 0))
+    assert after > before + 0.02
+
+
+def test_refinement_wants_the_grid_of_the_volume() -> None:
+    with pytest.raises(ValueError, match=r"not on the volume's grid \(mask \(1, 4, 4, 5\), volume \(1, 4, 4, 4\)\)"):
+        RefineLungs()(torch.zeros(1, 4, 4, 4), torch.ones(1, 4, 4, 5))
+    with pytest.raises(ValueError, match="air_hu must lie between"):
+        RefineLungs(100)
