@@ -16,7 +16,6 @@ numbers by 8, for a rehearsal.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from harness import record, timed
+from harness import arguments, record, timed
 from ignite.engine import Events
 from monai import transforms as monai
 from monai.networks.nets import resnet18, resnet50
@@ -220,11 +219,9 @@ def named(device: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = arguments(__doc__, "gpu.csv")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--scale", type=int, default=1)
-    parser.add_argument("--csv", type=Path, default=Path(__file__).parent / "results" / "gpu.csv")
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     start = time.perf_counter()

@@ -10,8 +10,6 @@ Peak memory is that of a step of two volumes of 128^3 in a process of its own, a
 
 from __future__ import annotations
 
-import argparse
-import resource
 from collections.abc import Callable
 from copy import deepcopy
 from multiprocessing import get_context
@@ -19,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import record, timed
+from harness import arguments, record, timed
 from monai.networks.nets import DenseNet121, resnet18, resnet50
 from torch import Tensor, nn
 from torch.nn import functional
@@ -80,9 +78,15 @@ def _peak(results: Any, name: str, checkpointing: bool, precision: Precision) ->
     torch.set_num_threads(1)
     network = checkpointed(NETWORKS[name](), checkpointing).to(memory_format=torch.channels_last_3d)
     images = torch.rand(2, 1, 128, 128, 128)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _high_water_mb()
     step(network, images, torch.tensor([0, 1]), precision)
-    results.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    results.put(_high_water_mb() - before)
+
+
+def _high_water_mb() -> float:
+    """Of this process alone; its ``ru_maxrss`` starts with that of the process that made it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 def peak_mb(*args: Any) -> int:
@@ -96,13 +100,11 @@ def peak_mb(*args: Any) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = arguments(__doc__, "training_step.csv")
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--compile", action="store_true", help="time a compiled network, too")
-    parser.add_argument("--csv", type=Path, default=Path(__file__).parent / "results" / "training_step.csv")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 

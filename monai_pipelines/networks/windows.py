@@ -33,8 +33,8 @@ class WindowClassifier(nn.Module):
     - "max": of each class the largest logit of a window;
     - "attention": `AttentionMIL` on the features of the windows, instead of the backbone's last linear layer.
 
-    In training, a volume gives ``num_train_windows`` random windows, and the activations of a chunk are computed again
-    in the backward pass: memory is needed for those of one chunk, whatever the size of the volume.
+    In training, the activations of a chunk are computed again in the backward pass: memory is needed for those of one
+    chunk, whatever the size of the volume.
 
     Args:
         backbone: 3D classifier (M, 2, *window) -> (M, num_classes) whose last linear layer makes the logits, such as
@@ -43,7 +43,8 @@ class WindowClassifier(nn.Module):
         stride: voxels (X, Y, Z), or one number; at most the window. None: half of the window.
         min_lung: share of a window that is lung, 0..1.
         pooling: "mean", "max" or "attention".
-        num_train_windows: drawn from each volume in training, from torch's global generator; None: all.
+        num_train_windows: drawn from each volume in training, from torch's global generator; None: all. Fewer take
+            less time, but the label of a volume says little about windows without the finding.
         chunk: windows in each pass of the backbone. In training, batch normalization sees one chunk at a time.
         checkpointing: in training, compute activations again instead of keeping those of all chunks.
 
@@ -73,7 +74,7 @@ class WindowClassifier(nn.Module):
         stride: int | Sequence[int] | None = None,
         min_lung: float = 0.1,
         pooling: WindowPooling = "mean",
-        num_train_windows: int | None = 8,
+        num_train_windows: int | None = None,
         chunk: int = 8,
         checkpointing: bool = True,
     ) -> None:
