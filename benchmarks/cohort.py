@@ -100,12 +100,12 @@ def multiply_forever() -> None:
 
 @contextlib.contextmanager
 def watched(pid: int) -> Iterator[list[float]]:
-    """MB of a process and its descendants, every 50 ms."""
+    """MB of a process and its descendants, every second: to look takes the kernel some milliseconds each."""
     sizes = [tree_mb(pid)]
     done = threading.Event()
 
     def watch() -> None:
-        while not done.wait(0.05):
+        while not done.wait(1):
             sizes.append(tree_mb(pid))
 
     thread = threading.Thread(target=watch)
