@@ -10,7 +10,6 @@ import torch
 from monai.networks.nets import DenseNet, ResNet
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from monai_pipelines.networks.classifier import ImageClassifier
 from monai_pipelines.networks.recompute import recomputed
@@ -85,6 +84,9 @@ class _ResNet(ResNet):
         return features if self.fc is None else self.fc(features)
 
 
+_ResNet.__name__ = ResNet.__name__  # for checkpoints and messages
+
+
 def _recompute_blocks(network: nn.Module) -> OrderedDict[str, nn.Module]:
     """Make stages of the layers that are a sequence of blocks; returns all layers."""
     for name, layer in network.named_children():
@@ -104,13 +106,13 @@ def _stem_and_stages(layers: Sequence[nn.Module], images: Tensor) -> Tensor:
 def _stem(layers: Sequence[nn.Module], images: Tensor) -> Tensor:
     """What convolution, batch normalization, activation and pooling give, in training computed some channels at a time.
 
-    No channel of theirs depends on another. Other norms are computed at once and kept in memory.
+    No channel of theirs depends on another. With another norm they are kept in memory.
     """
     convolution: Any
     norm: Any
     convolution, norm, *others = layers
-    whole = not isinstance(norm, _BatchNorm) or norm.momentum is None or norm.num_batches_tracked is None
-    if whole or not (norm.training and torch.is_grad_enabled()):
+    plain = isinstance(norm, nn.BatchNorm2d | nn.BatchNorm3d) and norm.track_running_stats and norm.momentum is not None
+    if not (plain and norm.training and torch.is_grad_enabled()):
         return nn.Sequential(*layers)(images)
     norm.num_batches_tracked.add_(1)
 

@@ -27,7 +27,7 @@ class WindowClassifier(nn.Module):
 
     Windows start every ``stride`` voxels, the last along each axis ends with the volume. Those whose share of lung is
     below ``min_lung`` are left out; if no window has as much, the one with the most is kept. The backbone sees each
-    window with the mask as its second channel. Volumes smaller than a window are padded with 0.
+    window with air (0) outside the lungs, and the mask as its second channel. Volumes smaller than a window are padded with 0.
 
     - "mean": the mean of the windows' logits;
     - "max": of each class the largest logit of a window;
@@ -118,7 +118,7 @@ class WindowClassifier(nn.Module):
             return self.pool(pad_sequence(list(parts), True), keep)
         starts = [_starts(volume, axis, self.window[axis], self.stride[axis]) for axis in range(3)]
         keep = self._kept(volume, starts)
-        windows = _all_windows(volume, starts, self.window)
+        windows = _all_windows(_masked(volume, dim=1), starts, self.window)
         return self.pool(self.backbone(windows).reshape(keep.shape[0], keep.shape[1], -1), keep)
 
     def places(self, volume: Tensor) -> list[list[Place]]:
@@ -150,8 +150,8 @@ class WindowClassifier(nn.Module):
         return x, y, z
 
     def cut(self, volume: Tensor, place: Place) -> Tensor:
-        """The window (C, *window) of a volume (C, X, Y, Z)."""
-        window = volume[:, *place]
+        """The window (2, *window) of a volume (2, X, Y, Z), 0 (air) outside the lungs."""
+        window = _masked(volume[:, *place], dim=0)
         missing = [side - n for side, n in zip(self.window, window.shape[1:], strict=True)]
         return functional.pad(window, [0, missing[2], 0, missing[1], 0, missing[0]]) if any(missing) else window
 
@@ -184,7 +184,7 @@ class WindowClassifier(nn.Module):
 
     def _kept(self, volume: Tensor, starts: list[Tensor]) -> Tensor:
         """(N, W) bool: the windows with enough lung, of volumes without any such the one with the most."""
-        share = (volume[:, 1] > 0.5).float()  # augmentation blurs the mask
+        share = (volume[:, 1] > 0.5).float()
         for axis in range(3):  # the first of three axes becomes windows, and the last
             windows = _along(share, 1, starts[axis], self.window[axis])
             share = windows.mean(2).permute(0, 2, 3, 1)
@@ -192,6 +192,13 @@ class WindowClassifier(nn.Module):
         enough = share >= self.min_lung
         most = torch.arange(share.shape[1], device=share.device) == share.argmax(1, keepdim=True)
         return enough | (most & ~enough.any(1, keepdim=True))
+
+
+def _masked(volume: Tensor, dim: int) -> Tensor:
+    """The image, 0 outside the mask, and the mask: channels of the axis ``dim``."""
+    image, mask = volume.split(1, dim)
+    lungs = (mask > 0.5).to(volume.dtype)  # augmentation blurs the mask
+    return torch.cat([image * lungs, lungs], dim)
 
 
 def _without_last_linear(backbone: nn.Module) -> nn.Linear:

@@ -47,6 +47,7 @@ def test_step_is_the_same(name: str, bf16: bool) -> None:
     dims = next(plain.parameters()).ndim - 2
     image = torch.rand(2, 1, *[32] * dims)
     assert list(plain.state_dict()) == list(frugal.state_dict())
+    assert type(plain).__name__ == type(frugal).__name__
     for network in (plain, frugal):
         with autocast("bf16" if bf16 else "fp32", "cpu"):
             logits = network(image)

@@ -41,11 +41,17 @@ def _volumes(*size: int, lungs: tuple[int, ...] = (40, 9)) -> Tensor:
     return volumes
 
 
+def _in_lungs(volume: Tensor) -> Tensor:
+    """Air outside the lungs, and the mask as 0 and 1."""
+    mask = volume[1] > 0.5
+    return torch.stack([torch.where(mask, volume[0], 0), mask.float()])
+
+
 def _reference_windows(volume: Tensor, window: int, stride: int, min_lung: float) -> list[Tensor]:
     """Cut by MONAI; volumes that are smaller get air at their end."""
     size = [max(window, n) for n in volume.shape[1:]]
     padded = torch.zeros(2, *size)
-    padded[:, : volume.shape[1], : volume.shape[2], : volume.shape[3]] = volume
+    padded[:, : volume.shape[1], : volume.shape[2], : volume.shape[3]] = _in_lungs(volume)
     found = [padded[:, *place] for place in dense_patch_slices(size, [window] * 3, [stride] * 3)]
     share = [np.mean(part[1].numpy() > 0.5) for part in found]
     enough = [part for part, lung in zip(found, share, strict=True) if lung >= min_lung]
@@ -108,7 +114,7 @@ def test_the_backbones_head_and_features() -> None:
     backbone = _resnet(3).eval()
     volume = _volumes(32, 32, 32)
     with torch.no_grad():
-        wanted = backbone(volume)
+        wanted = backbone(torch.stack([*map(_in_lungs, volume)]))
         network = WindowClassifier(backbone, window=32).eval()
         torch.testing.assert_close(network(volume).softmax(1), wanted.softmax(1))
         torch.testing.assert_close(network.head(network.features), wanted)
