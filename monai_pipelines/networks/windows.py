@@ -27,7 +27,7 @@ class WindowClassifier(nn.Module):
 
     Windows start every ``stride`` voxels, the last along each axis ends with the volume. Those whose share of lung is
     below ``min_lung`` are left out; if no window has as much, the one with the most is kept. The backbone sees each
-    window with air (0) outside the lungs, and the mask as its second channel. Volumes smaller than a window are padded with 0.
+    window with air (0) outside the lungs, without the mask. Volumes smaller than a window are padded with 0.
 
     - "mean": the mean of the windows' logits;
     - "max": of each class the largest logit of a window;
@@ -37,7 +37,7 @@ class WindowClassifier(nn.Module):
     chunk, whatever the size of the volume.
 
     Args:
-        backbone: 3D classifier (M, 2, *window) -> (M, num_classes) whose last linear layer makes the logits, such as
+        backbone: 3D classifier (M, 1, *window) -> (M, num_classes) whose last linear layer makes the logits, such as
             MONAI's ResNet or DenseNet, or `ImageClassifier`; modified in place: that layer becomes the head.
         window: voxels (X, Y, Z), or one number.
         stride: voxels (X, Y, Z), or one number; at most the window. None: half of the window.
@@ -56,7 +56,7 @@ class WindowClassifier(nn.Module):
 
     Example:
         >>> from monai.networks.nets import resnet10
-        >>> backbone = resnet10(spatial_dims=3, n_input_channels=2, num_classes=2, conv1_t_stride=2)
+        >>> backbone = resnet10(spatial_dims=3, n_input_channels=1, num_classes=2, conv1_t_stride=2)
         >>> network = WindowClassifier(backbone, window=32, stride=16, pooling="attention").eval()
         >>> volume = torch.zeros(1, 2, 64, 48, 32)
         >>> volume[:, 1, :32] = 1  # lung
@@ -118,7 +118,7 @@ class WindowClassifier(nn.Module):
             return self.pool(pad_sequence(list(parts), True), keep)
         starts = [_starts(volume, axis, self.window[axis], self.stride[axis]) for axis in range(3)]
         keep = self._kept(volume, starts)
-        windows = _all_windows(_masked(volume, dim=1), starts, self.window)
+        windows = _all_windows(_in_lungs(volume, dim=1), starts, self.window)
         return self.pool(self.backbone(windows).reshape(keep.shape[0], keep.shape[1], -1), keep)
 
     def places(self, volume: Tensor) -> list[list[Place]]:
@@ -150,8 +150,8 @@ class WindowClassifier(nn.Module):
         return x, y, z
 
     def cut(self, volume: Tensor, place: Place) -> Tensor:
-        """The window (2, *window) of a volume (2, X, Y, Z), 0 (air) outside the lungs."""
-        window = _masked(volume[:, *place], dim=0)
+        """The window (1, *window) of a volume (2, X, Y, Z), 0 (air) outside the lungs."""
+        window = _in_lungs(volume[:, *place], dim=0)
         missing = [side - n for side, n in zip(self.window, window.shape[1:], strict=True)]
         return functional.pad(window, [0, missing[2], 0, missing[1], 0, missing[0]]) if any(missing) else window
 
@@ -194,11 +194,10 @@ class WindowClassifier(nn.Module):
         return enough | (most & ~enough.any(1, keepdim=True))
 
 
-def _masked(volume: Tensor, dim: int) -> Tensor:
-    """The image, 0 outside the mask, and the mask: channels of the axis ``dim``."""
+def _in_lungs(volume: Tensor, dim: int) -> Tensor:
+    """The first channel along an axis, 0 where the second, the mask, is not."""
     image, mask = volume.split(1, dim)
-    lungs = (mask > 0.5).to(volume.dtype)  # augmentation blurs the mask
-    return torch.cat([image * lungs, lungs], dim)
+    return image * (mask > 0.5)  # augmentation blurs the mask
 
 
 def _without_last_linear(backbone: nn.Module) -> nn.Linear:

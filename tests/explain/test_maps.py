@@ -24,10 +24,10 @@ RESNET = {"n_input_channels": 1, "conv1_t_stride": 2, "bias_downsample": False, 
 class Brightest(nn.Module):
     """Logits (N, C): mean brightness of blurred cells, at two resolutions, with in-place activations."""
 
-    def __init__(self, logits: int = 2, spatial_dims: int = 2, channels: int = 1) -> None:
+    def __init__(self, logits: int = 2, spatial_dims: int = 2) -> None:
         super().__init__()
         conv: Any = nn.Conv2d if spatial_dims == 2 else nn.Conv3d
-        self.first = nn.Sequential(conv(channels, 2, 3, stride=2, padding=1), nn.ReLU(inplace=True))
+        self.first = nn.Sequential(conv(1, 2, 3, stride=2, padding=1), nn.ReLU(inplace=True))
         self.second = nn.Sequential(conv(2, 3, 3, stride=2, padding=1), nn.ReLU(inplace=True))
         self.head = nn.Linear(3, logits)
         for parameter in self.parameters():
@@ -326,7 +326,7 @@ def _reference_window_map(network: WindowClassifier, volume: Tensor, index: int)
     """By hand, with the gradients of all windows at once; mean of the windows on a voxel."""
     backbone: Any = network.backbone
     (places,) = network.places(volume)
-    windows = torch.stack([volume[0][:, *place] for place in places])
+    windows = torch.stack([(volume[0, :1] * volume[0, 1])[:, *place] for place in places])
     features = backbone.second(backbone.first(windows)).detach().requires_grad_()
     odds = log_odds(network.pool(features.flatten(2).mean(2)[None], torch.ones(1, len(places)) > 0))[0, index]
     (gradient,) = torch.autograd.grad(odds, features)
@@ -345,7 +345,7 @@ def _reference_window_map(network: WindowClassifier, volume: Tensor, index: int)
 @pytest.mark.parametrize("logits", [1, 2, 3])
 def test_maps_of_windows_are_put_together(pooling: Any, logits: int) -> None:
     torch.manual_seed(0)
-    network = WindowClassifier(Brightest(logits, 3, channels=2), 16, 8, pooling=pooling, num_train_windows=2).train()
+    network = WindowClassifier(Brightest(logits, 3), 16, 8, pooling=pooling, num_train_windows=2).train()
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.5)
     volume = torch.rand(1, 2, 32, 24, 16)
@@ -365,8 +365,7 @@ def test_windows_find_the_object_of_the_class(size: tuple[int, ...], method: str
     """In a volume smaller than a window, too."""
     center = tuple(n // 3 for n in size)
     volume = torch.cat([_spot(size, center), torch.ones(1, 1, *size)], 1)
-    network = WindowClassifier(Brightest(2, 3, channels=2), 16, 8)
-    nn.init.zeros_(network.backbone.first[0].weight[:, 1])
+    network = WindowClassifier(Brightest(2, 3), 16, 8)
     found = explain_class(network, volume, 1, method, stage="second")
     assert found.map.shape == size
     np.testing.assert_allclose(found.peak, center, atol=4)

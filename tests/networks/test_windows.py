@@ -21,7 +21,7 @@ POOLINGS = ("mean", "max", "attention")
 
 
 def _resnet(num_classes: int = 2) -> ResNet:
-    return ResNet("basic", [1, 1, 1, 1], [4, 6, 8, 10], 3, 2, conv1_t_stride=2, num_classes=num_classes)
+    return ResNet("basic", [1, 1, 1, 1], [4, 6, 8, 10], 3, 1, conv1_t_stride=2, num_classes=num_classes)
 
 
 def _network(num_classes: int = 2, backbone: nn.Module | None = None, **options: Any) -> WindowClassifier:
@@ -42,9 +42,8 @@ def _volumes(*size: int, lungs: tuple[int, ...] = (40, 9)) -> Tensor:
 
 
 def _in_lungs(volume: Tensor) -> Tensor:
-    """Air outside the lungs, and the mask as 0 and 1."""
-    mask = volume[1] > 0.5
-    return torch.stack([torch.where(mask, volume[0], 0), mask.float()])
+    """Air outside the lungs, and the mask."""
+    return torch.stack([torch.where(volume[1] > 0.5, volume[0], 0), volume[1]])
 
 
 def _reference_windows(volume: Tensor, window: int, stride: int, min_lung: float) -> list[Tensor]:
@@ -54,8 +53,8 @@ def _reference_windows(volume: Tensor, window: int, stride: int, min_lung: float
     padded[:, : volume.shape[1], : volume.shape[2], : volume.shape[3]] = _in_lungs(volume)
     found = [padded[:, *place] for place in dense_patch_slices(size, [window] * 3, [stride] * 3)]
     share = [np.mean(part[1].numpy() > 0.5) for part in found]
-    enough = [part for part, lung in zip(found, share, strict=True) if lung >= min_lung]
-    return enough or [found[int(np.argmax(share))]]
+    enough = [part[:1] for part, lung in zip(found, share, strict=True) if lung >= min_lung]
+    return enough or [found[int(np.argmax(share))][:1]]
 
 
 def _reference_logits(network: WindowClassifier, volume: Tensor, window: int, stride: int, min_lung: float) -> Any:
@@ -114,7 +113,7 @@ def test_the_backbones_head_and_features() -> None:
     backbone = _resnet(3).eval()
     volume = _volumes(32, 32, 32)
     with torch.no_grad():
-        wanted = backbone(torch.stack([*map(_in_lungs, volume)]))
+        wanted = backbone(torch.stack([*map(_in_lungs, volume)])[:, :1])
         network = WindowClassifier(backbone, window=32).eval()
         torch.testing.assert_close(network(volume).softmax(1), wanted.softmax(1))
         torch.testing.assert_close(network.head(network.features), wanted)
@@ -192,7 +191,7 @@ def test_no_chunk_of_one_is_left_over() -> None:
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # the number of classes is a constant
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize(
-    "backbone", [_resnet, lambda: DenseNet(3, 2, 2, init_features=4, growth_rate=2, block_config=(1, 2))]
+    "backbone", [_resnet, lambda: DenseNet(3, 1, 2, init_features=4, growth_rate=2, block_config=(1, 2))]
 )
 def test_exported_for_volumes_of_any_size(pooling: str, backbone: Any, tmp_path: Path) -> None:
     network, volumes = _network(backbone=backbone(), pooling=pooling), _volumes(*SIZES[0])
@@ -208,7 +207,7 @@ def test_exported_for_volumes_of_any_size(pooling: str, backbone: Any, tmp_path:
 
 
 def test_attention_replaces_the_last_linear_layer() -> None:
-    for backbone in (_resnet(), ImageClassifier(_resnet(), 3, hidden=7), DenseNet(3, 2, 3, 4, 2, (1, 2))):
+    for backbone in (_resnet(), ImageClassifier(_resnet(), 3, hidden=7), DenseNet(3, 1, 3, 4, 2, (1, 2))):
         network = _network(3, backbone, pooling="attention")
         assert isinstance(network.attention, AttentionMIL)
         assert network(_volumes(64, 48, 32)).shape == (2, 3 if not isinstance(backbone, ResNet) else 2)
@@ -227,7 +226,7 @@ def test_errors() -> None:
         with pytest.raises(ValueError, match=message):
             _network(**options)
     with pytest.raises(ValueError, match="no linear layer"):
-        WindowClassifier(nn.Conv3d(2, 2, 3), pooling="attention")
+        WindowClassifier(nn.Conv3d(1, 2, 3), pooling="attention")
     for shape in [(1, 1, 32, 32, 32), (2, 32, 32, 32)]:
         with pytest.raises(ValueError, match=r"lung mask as second channel, got .* \(set masking to channel\)"):
             _network()(torch.zeros(*shape))
