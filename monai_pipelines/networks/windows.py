@@ -44,7 +44,7 @@ class WindowClassifier(nn.Module):
         min_lung: share of a window that is lung, 0..1.
         pooling: "mean", "max" or "attention".
         num_train_windows: drawn from each volume in training, from torch's global generator; None: all. Fewer take
-            less time, but the label of a volume says little about windows without the finding.
+            less time, but a finding may lie in none of them.
         chunk: windows in each pass of the backbone. In training, batch normalization sees one chunk at a time.
         checkpointing: in training, compute activations again instead of keeping those of all chunks.
 
