@@ -19,6 +19,7 @@ from monai_pipelines.engines.precision import measured_precision
 from monai_pipelines.handlers import ClassificationMetrics, MeanLosses
 from monai_pipelines.model import Model
 from monai_pipelines.networks.precision import Precision, fast_bf16
+from monai_pipelines.networks.recompute import unchanged_buffers
 
 
 class ModelSupervisedTrainer(SupervisedTrainer):
@@ -86,8 +87,9 @@ class ModelSupervisedTrainer(SupervisedTrainer):
     def _measure_precision(self) -> None:
         """Choose the inferer's precision on the first batch; weights and random states stay as they are."""
         inferer: Any = self.inferer
-        with torch.random.fork_rng([]):
-            network, prepare = deepcopy(self.network).train(), deepcopy(self.prepare_batch)
+        network = self.network.train()  # no copy, which a loss that looks at the network would not see
+        with torch.random.fork_rng([]), unchanged_buffers(network), torch.compiler.set_stance("force_eager"):
+            prepare = deepcopy(self.prepare_batch)
             inputs, targets, *more = prepare(self.state.batch, self.model.device)
             args, kwargs = more or ((), {})
             weights = [parameter for parameter in network.parameters() if parameter.requires_grad]

@@ -107,7 +107,8 @@ class ClassificationMetrics(EpochMetrics):
         if self.loss_function is not None:
             weights = list(self.loss_function.buffers()) if isinstance(self.loss_function, torch.nn.Module) else []
             device = weights[0].device if weights else logits.device
-            values["loss"] = float(self.loss_function(logits.to(device), labels.to(device)))
+            with torch.no_grad():
+                values["loss"] = float(self.loss_function(logits.to(device), labels.to(device)))
         return values
 
     def completed(self, engine: Engine, name: str) -> None:

@@ -41,12 +41,18 @@ def recomputed(network: nn.Module, *inputs: Any, forward: Callable[..., Any] | N
 
 
 @contextmanager
-def _repeated(network: nn.Module) -> Iterator[None]:
+def unchanged_buffers(network: nn.Module) -> Iterator[None]:
+    """Afterwards, buffers such as running averages have the values they had before."""
     before = [buffer.clone() for buffer in network.buffers()]
     try:
-        with SmallConvolutionsInFloat32():  # the backward pass is outside of that of `autocast`
-            yield
+        yield
     finally:
         with torch.no_grad():
             for buffer, value in zip(network.buffers(), before, strict=True):
                 buffer.copy_(value)
+
+
+@contextmanager
+def _repeated(network: nn.Module) -> Iterator[None]:
+    with unchanged_buffers(network), SmallConvolutionsInFloat32():  # backward passes are outside of `autocast`
+        yield

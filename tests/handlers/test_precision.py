@@ -115,6 +115,22 @@ def test_measuring_changes_nothing_else(make_run: MakeRun, bf16_is_faster: list[
 
 
 @pytest.mark.usefixtures("blank_figures")
+def test_a_loss_may_look_at_the_network(make_run: MakeRun, bf16_is_faster: list[list[float]]) -> None:
+    class Decay(nn.CrossEntropyLoss):
+        network: nn.Module
+
+        def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+            return super().forward(logits, labels) + self.network[1].weight.square().mean()
+
+    loss = Decay()
+    run = make_run(max_epochs=1, inferer=AutocastInferer(), loss=loss)
+    loss.__dict__["network"] = run.network  # without making it a part of the loss
+    run.trainer.run()
+    assert len(bf16_is_faster) == 1
+    assert run.trainer.inferer.precision == "bf16"
+
+
+@pytest.mark.usefixtures("blank_figures")
 def test_resume_and_evaluation_use_the_precision_of_the_training(
     make_run: MakeRun, bf16_is_faster: list[list[float]], tmp_path: Path
 ) -> None:
