@@ -2,7 +2,8 @@
 
     python benchmarks/charts.py
 
-Of each benchmark the last run with all methods counts. Bars are the medians' ratios to ours that does the same job.
+Each benchmark is represented by its last run that includes all methods. Bars show the ratio of each median to that of
+our method for the same job.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ TICKS = (1, 2, 5, 10, 20, 50, 100, 200)
 
 
 class Panel(NamedTuple):
-    """One subject: its CSV, what ours is, and the methods shown, with their labels."""
+    """One subject: its CSV, our method, and the other methods with their labels."""
 
     title: str
     file: str

@@ -2,12 +2,12 @@
 
     python benchmarks/cohort.py [--patients 64] [--rounds 1] [--csv benchmarks/results/cohort.csv]
 
-What ``python -m monai_pipelines prepare lung_ct_classification`` does with phantoms into an empty cache. Each time runs
-in a new process, after it has prepared one patient: importing and compiling are not timed. The neighbor multiplies
-matrices with torch and its default threads all the time. `peak_mb` is the largest sum of the proportional set sizes
-(pages shared by several processes count once) of the process and its workers, looked at every 50 ms;
-`peak_mb_first_half` the largest until half the time was over, which is the same if memory does not grow with patients.
-Ratios mean something on an idle machine only; its load average before is recorded.
+Runs ``python -m monai_pipelines prepare lung_ct_classification`` on phantoms, with an empty cache. Each run is timed in
+a new process that has already prepared one patient, so imports and compilation are not included. The neighbor keeps
+multiplying matrices with torch, on its default number of threads. `peak_mb` is the largest sum of the proportional set
+sizes (pages shared by several processes count once) of the process and its workers, sampled every second;
+`peak_mb_first_half` is the peak during the first half of the run, for comparison. Ratios are meaningful on an idle
+machine only; the load average before the run is recorded.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FORK = multiprocessing.get_context("fork")  # so that the workers are forked too
 
 
 class Preparation:
-    """The cohort, prepared by a new process each time.
+    """A preparation of the cohort by a new process.
 
     Args:
         table: the cohort's.
@@ -51,7 +51,7 @@ class Preparation:
 
     @contextlib.contextmanager
     def started(self) -> Iterator[None]:
-        """The process has prepared one patient, and its memory is watched."""
+        """Start the process, wait until it has prepared one patient, and sample its memory."""
         self.pipe, end = FORK.Pipe()
         with tempfile.TemporaryDirectory(dir=self.folder) as cache:
             process = FORK.Process(target=prepare_on_demand, args=(end, self.one, self.table, cache, self.workers))
@@ -63,13 +63,13 @@ class Preparation:
             process.join()
 
     def run(self) -> None:
-        """Start, and wait until all are prepared."""
+        """Prepare the cohort and wait until it is done."""
         self.pipe.send(None)
         self.pipe.recv()
 
 
 def prepare_on_demand(pipe: Connection, one: Path, table: Path, cache: str, workers: int) -> None:
-    """The process: one patient, then the cohort when it is told to."""
+    """Prepare one patient, report readiness, and prepare the cohort on request; runs in a process of its own."""
     with contextlib.redirect_stdout(io.StringIO()):
         prepare(BUNDLE, one, Path(cache, "one"), 0, None)
         pipe.send("ready")
@@ -80,7 +80,7 @@ def prepare_on_demand(pipe: Connection, one: Path, table: Path, cache: str, work
 
 @contextlib.contextmanager
 def busy_neighbor() -> Iterator[None]:
-    """Another process that computes all the time."""
+    """A second process under full load."""
     process = FORK.Process(target=multiply_forever, daemon=True)
     process.start()
     time.sleep(5)  # until it has imported torch
@@ -90,7 +90,7 @@ def busy_neighbor() -> Iterator[None]:
 
 
 def multiply_forever() -> None:
-    """What the neighbor does."""
+    """Keep a core busy until terminated."""
     import torch
 
     matrix = torch.rand(1000, 1000)
@@ -100,7 +100,7 @@ def multiply_forever() -> None:
 
 @contextlib.contextmanager
 def watched(pid: int) -> Iterator[list[float]]:
-    """MB of a process and its descendants, every second: to look takes the kernel some milliseconds each."""
+    """Memory of a process and its descendants, MB, sampled every second: each sample takes the kernel milliseconds."""
     sizes = [tree_mb(pid)]
     done = threading.Event()
 

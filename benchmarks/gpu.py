@@ -1,14 +1,14 @@
-"""Every check and benchmark that wants a GPU, in minutes, on data it makes itself; also a rehearsal on a CPU.
+"""All checks and benchmarks that need a GPU, on data generated here; they can be rehearsed on a CPU.
 
     python benchmarks/gpu.py [--rounds 5] [--device cuda] [--scale 1] [--csv benchmarks/results/gpu.csv]
 
 1. The augmentation chains on a batch on the device against the same draws on the CPU: the largest difference in the
    image.
-2. Training by `ModelSupervisedTrainer` in the precision that is chosen there, images per second and the share of the
+2. Training with `ModelSupervisedTrainer` and `precision: auto`: images per second and the share of the
    time in which the GPU was busy (kernels of the profiler): 3D ResNet-18 on volumes of 128^3, ResNet-50 on tiles of
    224^2, attention MIL on 16 bags of 10,000 tiles.
 3. A step in bf16 and in fp32, with and without gradient checkpointing: time, peak memory, gradients.
-4. `augment_ct` and `augment_image2d` on a batch against MONAI's transforms item by item, on the device.
+4. `augment_ct` and `augment_image2d` on a batch, against MONAI's transforms on one item at a time, on the device.
 
 It needs torch, monai, ignite, numpy, scipy, scikit-learn, scikit-image and this package. `--scale 8` divides sizes and
 numbers by 8, for a rehearsal.
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +30,7 @@ from monai import transforms as monai
 from monai.networks.nets import resnet18, resnet50
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import get_total_norm
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader
 
@@ -55,7 +56,7 @@ def difference(name: str, batch: Tensor, device: str, **knobs: Any) -> float:
 
 
 class Training(NamedTuple):
-    """What is trained, and by what."""
+    """A network, its data and how batches are prepared."""
 
     network: nn.Module
     items: list[dict[str, Any]]
@@ -65,7 +66,7 @@ class Training(NamedTuple):
 
 
 def trainings(scale: int) -> dict[str, Training]:
-    """The three trainings of the mission."""
+    """A 3D classifier, a tile classifier and attention MIL."""
     generator = torch.Generator().manual_seed(0)
 
     def items(num: int, *shape: int, key: str = "image") -> list[dict[str, Any]]:
@@ -92,7 +93,7 @@ def trainings(scale: int) -> dict[str, Training]:
 
 
 def train(training: Training, device: str) -> tuple[float, float, str]:
-    """Images per second of the second epoch, share of it in which the GPU was busy in the third, precision."""
+    """Images per second in the second epoch, share of the third in which the GPU was busy, and the precision."""
     inferer = AutocastInferer()
     model = Model(
         training.network.to(device), load_chain("image2d"), ["a", "b"], torch.device(device), inferer, training.prepare
@@ -154,20 +155,16 @@ def steps(device: str, size: int, rounds: int, csv: Path) -> None:
         gradients = step()
         assert all(bool(gradient.isfinite().all()) for gradient in gradients), name
         wanted = wanted or gradients
-        error = _norm([a - b for a, b in zip(gradients, wanted, strict=True)]) / _norm(wanted)
+        error = get_total_norm([a - b for a, b in zip(gradients, wanted, strict=True)]) / get_total_norm(wanted)
         peak = round(torch.cuda.max_memory_allocated() / 2**20) if device == "cuda" else "?"
         notes[name] = f"peak {peak} MB, gradients {error:.3f} from fp32's"
         methods[name] = step
-    data = f"3D ResNet-18, 4 x {size}^3, {named(device)}"
-    record(csv, timed(methods, rounds), lambda name: "step, bf16", notes, data, "torch", "monai")
-
-
-def _norm(tensors: Sequence[Tensor]) -> float:
-    return float(torch.stack([tensor.norm() for tensor in tensors]).norm())
+    data = f"3D ResNet-18, 4 x {size}^3, {device}"
+    record(csv, timed(methods, rounds), lambda name: "step, bf16", notes, data, "torch", "monai", device=device)
 
 
 def augmentations(device: str, scale: int, rounds: int, csv: Path) -> None:
-    """Our chains on batches, MONAI's transforms on their items."""
+    """Our chains on batches, MONAI's transforms on each item."""
     volumes = torch.rand(8, 1, *[128 // scale] * 3, device=device)
     tiles = torch.rand(128 // scale, 3, 224 // scale, 224 // scale, device=device)
     intensity = [
@@ -207,15 +204,10 @@ def augmentations(device: str, scale: int, rounds: int, csv: Path) -> None:
         "augment_image2d": on(tiles, chain_2d),
         "MONAI RandAffine, intensity, 2D": on(tiles, each(affine_2d, *intensity[:2])),
     }
-    data = f"batches {tuple(volumes.shape)} and {tuple(tiles.shape)}, {named(device)}"
+    data = f"batches {tuple(volumes.shape)} and {tuple(tiles.shape)}, {device}"
     two_d = ("augment_image2d", "MONAI RandAffine, intensity, 2D")
     ours = lambda name: "augment_image2d" if name in two_d else "augment_ct"  # noqa: E731
-    record(csv, timed(methods, rounds), ours, {}, data, "torch", "monai")
-
-
-def named(device: str) -> str:
-    """The name of the device."""
-    return torch.cuda.get_device_name() if device == "cuda" else device
+    record(csv, timed(methods, rounds), ours, {}, data, "torch", "monai", device=device)
 
 
 def main() -> None:
@@ -240,8 +232,8 @@ def main() -> None:
         rate, busy, precision = train(training, args.device)
         seconds[f"training, {name}"] = [1 / rate]
         notes[f"training, {name}"] = f"{rate:.1f} items/s, GPU busy {busy:.0%}, {precision}"
-    data = f"tensors in memory, {named(args.device)}"
-    record(args.csv, seconds, lambda name: name, notes, data, "torch", "monai")
+    data = f"tensors in memory, {args.device}"
+    record(args.csv, seconds, lambda name: name, notes, data, "torch", "monai", device=args.device)
     steps(args.device, 128 // args.scale, args.rounds, args.csv)
     augmentations(args.device, args.scale, args.rounds, args.csv)
     print(f"{time.perf_counter() - start:.0f} s in all")

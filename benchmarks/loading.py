@@ -2,8 +2,8 @@
 
     python benchmarks/loading.py [--scans 16] [--rounds 7] [--csv benchmarks/results/loading.csv]
 
-All hold what `lung_ct` makes of the same phantoms (float32, `image` and `shortcut`), prepared before, and give batches
-of 2 in one process. "on disk": files in the system's cache, checked by their checksum here and not by MONAI.
+All hold the output of `lung_ct` on the same phantoms (float32, `image` and `shortcut`), prepared beforehand, and yield
+batches of 2 in one process. "on disk": files in the system's cache, checked by their checksum here and not by MONAI.
 `CacheDataset` copies each item unless `copy_cache=False`, where a random step may change what is cached.
 """
 
@@ -39,7 +39,7 @@ def write_scans(folder: Path, num: int) -> list[dict]:
 
 
 def epoch(loader: Iterable) -> None:
-    """Look at every batch."""
+    """Read every batch."""
     for batch in loader:
         batch["image"][..., 0].sum()
 
@@ -76,13 +76,13 @@ def main() -> None:
 
 
 def largest_difference(made: Dataset, expected: list[torch.Tensor]) -> float:
-    """Between the images."""
+    """Largest absolute difference between the images of two data sets."""
     images = (torch.as_tensor(item["image"]) for item in made)
     return max(float((image - other).abs().max()) for image, other in zip(images, expected, strict=True))
 
 
 def partner(name: str) -> str:
-    """Ours that keeps its volumes in the same place."""
+    """Our data set with the same kind of storage."""
     return OURS_MEMORY if "CacheDataset" in name or name == OURS_MEMORY else OURS_DISK
 
 

@@ -1,4 +1,4 @@
-"""Time until a new Python process can work: the package, its command line and its engines against torch and MONAI.
+"""Start-up time of a new Python process: the package, its command line and its engines, against torch and MONAI.
 
     python benchmarks/startup.py [--rounds 15] [--csv benchmarks/results/startup.csv]
 
@@ -8,14 +8,12 @@ engines need torch, MONAI and ignite, whose import is most of their time. Median
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
 from functools import partial
-from pathlib import Path
 
-from harness import record, timed
+from harness import arguments, record, timed
 
 METHODS = {
     "import monai_pipelines": ("-c", "import monai_pipelines"),
@@ -33,10 +31,7 @@ OURS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--csv", type=Path, default=Path(__file__).parent / "results" / "startup.csv")
-    args = parser.parse_args()
+    args = arguments(__doc__, "startup.csv", rounds=15).parse_args()
     environment = os.environ | {"PYTHONDONTWRITEBYTECODE": ""}  # compiled files are kept, as usual
     start = partial(subprocess.run, env=environment, check=True, capture_output=True)
     methods = {name: partial(start, [sys.executable, *options]) for name, options in METHODS.items()}

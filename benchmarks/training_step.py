@@ -2,10 +2,10 @@
 
     python benchmarks/training_step.py [--rounds 5] [--size 64] [--batch 8] [--compile]
 
-A step is forward pass, backward pass and AdamW on the same volumes. Before anything is timed, fp32 and bf16 train the
-same weights on the same 50 batches of bright or dark noise: the losses of the last ten steps stand in the table, beside
-those of another initialization in fp32, which is the noise. `ours` is what the trainer chooses by its measurement.
-Peak memory is that of a step of two volumes of 128^3 in a process of its own, above what it held before.
+A step is forward pass, backward pass and AdamW on the same volumes. Before anything is timed, fp32 and bf16 each train
+the same initial weights for 50 steps on the same noisy volumes; the table lists the mean loss of the last ten steps,
+and, as a measure of noise, that of another initialization in fp32. The reference for ratios is the precision that the
+trainer chooses. Peak memory is the increase during a step on two volumes of 128^3, in a process of its own.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def step(network: nn.Module, images: Tensor, labels: Tensor, precision: Precisio
 
 
 def trained(network: nn.Module, images: Tensor, labels: Tensor, precision: Precision) -> Callable[[], None]:
-    """A function for one training step."""
+    """A function that makes one training step."""
     optimizer = torch.optim.AdamW(network.parameters(), 1e-3)
 
     def run() -> None:
@@ -84,7 +84,7 @@ def _peak(results: Any, name: str, checkpointing: bool, precision: Precision) ->
 
 
 def _high_water_mb() -> float:
-    """Of this process alone; its ``ru_maxrss`` starts with that of the process that made it."""
+    """Of this process alone: ``ru_maxrss`` would include that of its parent."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 

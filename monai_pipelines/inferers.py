@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from monai.inferers import Inferer, SimpleInferer
+from torch.nn import functional
 from torch.nn.modules.dropout import _DropoutNd
 
 from monai_pipelines.networks.precision import Precision, autocast, check_precision
-from monai_pipelines.probabilities import mean_logits, probabilities
+from monai_pipelines.probabilities import probabilities
 
 
 class AutocastInferer(SimpleInferer):
@@ -26,8 +27,8 @@ class AutocastInferer(SimpleInferer):
     MONAI's ``amp=True`` works on CUDA only. bf16 needs no gradient scaling.
 
     Args:
-        precision: "bf16", "fp32", or "auto": bf16 on CUDA devices and CPUs with AMX; a training on a CPU measures which
-            is faster, see `monai_pipelines.engines.precision.measured_precision`, and its result is used from then on.
+        precision: "bf16", "fp32", or "auto": bf16 on CUDA devices and CPUs with AMX. Training on a CPU replaces "auto"
+            by the choice of `monai_pipelines.engines.precision.measured_precision`.
 
     Example:
         >>> import torch
@@ -246,4 +247,6 @@ def _mean_and_spread(logits: torch.Tensor, multilabel: bool) -> tuple[torch.Tens
     prob = probabilities(logits.detach(), multilabel)
     likeliest = prob.mean(0).argmax(1)
     spread = prob.std(0, correction=0).gather(1, likeliest[:, None])[:, 0]
-    return mean_logits(logits, multilabel), spread
+    if multilabel or logits.shape[2] == 1:
+        return functional.logsigmoid(logits).logsumexp(0) - functional.logsigmoid(-logits).logsumexp(0), spread
+    return logits.log_softmax(2).logsumexp(0), spread

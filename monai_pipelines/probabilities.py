@@ -11,7 +11,6 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from monai.utils import convert_to_tensor
 from torch import Tensor
-from torch.nn import functional
 
 
 def class_logits(logits: Tensor) -> Tensor:
@@ -51,27 +50,6 @@ def probabilities(logits: Tensor, multilabel: bool = False, temperature: float |
     """
     scaled = logits if temperature is None else logits / temperature
     return scaled.sigmoid() if multilabel else class_logits(scaled).softmax(-1)
-
-
-def mean_logits(logits: Tensor, multilabel: bool = False) -> Tensor:
-    """Logits of the mean class probabilities over views of an image.
-
-    ``log sum_v softmax(z_v)``, or the logit of ``mean_v sigmoid(z_v)`` for one logit and for multi-label heads.
-
-    Args:
-        logits: (V, N, C) floating point, of V views of N images.
-        multilabel: any number of classes at once, instead of exactly one.
-
-    Returns:
-        (N, C).
-
-    Example:
-        >>> mean_logits(torch.tensor([[[3.0]], [[-3.0]]]))
-        tensor([[0.]])
-    """
-    if multilabel or logits.shape[2] == 1:
-        return functional.logsigmoid(logits).logsumexp(0) - functional.logsigmoid(-logits).logsumexp(0)
-    return logits.log_softmax(2).logsumexp(0)
 
 
 class Probabilitiesd(MapTransform):

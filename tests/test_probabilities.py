@@ -5,7 +5,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from monai_pipelines.probabilities import Probabilitiesd, class_logits, mean_logits, probabilities
+from monai_pipelines.probabilities import Probabilitiesd, class_logits, probabilities
 
 
 def test_one_logit() -> None:
@@ -60,11 +60,3 @@ def test_dictionary_twin(shape: tuple[int, ...], multilabel: bool, temperature: 
         assert item["pred"] is value
     with pytest.raises(KeyError, match="missing"):
         Probabilitiesd("missing")({"pred": logits})
-
-
-@pytest.mark.parametrize(("num_logits", "multilabel"), [(1, False), (1, True), (3, False), (3, True)])
-def test_logits_of_the_mean_over_views(num_logits: int, multilabel: bool) -> None:
-    logits = 3 * torch.randn(5, 4, num_logits, generator=torch.Generator().manual_seed(0))
-    mean = probabilities(mean_logits(logits, multilabel), multilabel)
-    torch.testing.assert_close(mean, probabilities(logits, multilabel).mean(0))
-    assert mean_logits(torch.full((2, 1, num_logits), 300.0), multilabel).isfinite().all()

@@ -1,4 +1,4 @@
-"""Whether a training step on a CPU is faster in bf16: measured, since it depends on processor and network."""
+"""Measure whether a training step on a CPU is faster in bf16, which depends on the processor and the network."""
 
 from __future__ import annotations
 
@@ -7,26 +7,27 @@ import time
 from collections.abc import Callable, Sequence
 from itertools import product
 
-import torch
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from monai_pipelines.networks.precision import Precision
 
 logger = logging.getLogger(__name__)
 
 ROUNDS = 2
-WORTHWHILE = 0.9  # share of the time from which bf16 is used
-SAME_SIZE = 4  # factor between the norms of both gradients
+WORTHWHILE = 0.9  # largest share of float32's time at which bf16 is used
+SAME_SIZE = 4  # largest factor between the gradient norms
 
 
 def measured_precision(step: Callable[[Precision], Sequence[Tensor | None]]) -> Precision:
-    """bf16 if a step takes at most 0.9 of the time in it, and its gradients are finite and of the size of float32's.
+    """Choose bf16 if a step takes at most 0.9 of float32's time and its gradients are plausible.
 
-    Time is that of the processor, of all threads, which other processes hardly change. bf16's rounding alone changes
-    the direction of the gradients of a deep network much, so that only their norms are compared, by a factor of 4.
+    Gradients are plausible if they are finite and their norm is within a factor of 4 of float32's: rounding to bf16
+    alone changes the direction of a deep network's gradients considerably. Time is CPU time summed over threads, which
+    other processes hardly affect.
 
     Args:
-        step: makes a training step in the given precision on equal weights and data, and returns the gradients.
+        step: computes a training step in the given precision, on the same weights and data, and returns its gradients.
     """
     seconds: dict[Precision, float] = {}
     norms: dict[Precision, float] = {}
@@ -36,7 +37,7 @@ def measured_precision(step: Callable[[Precision], Sequence[Tensor | None]]) -> 
         gradients = step(precision)
         elapsed = time.process_time() - start
         seconds[precision] = min(elapsed, seconds.get(precision, elapsed))
-        norms[precision] = float(torch.stack([one.float().norm() for one in gradients if one is not None]).norm())
+        norms[precision] = float(get_total_norm([one for one in gradients if one is not None]))
     if not norms["fp32"] / SAME_SIZE <= norms["bf16"] <= SAME_SIZE * norms["fp32"]:
         logger.warning("precision: fp32, since bf16's gradients are wrong here: norm %(bf16)g, not %(fp32)g", norms)
         return "fp32"

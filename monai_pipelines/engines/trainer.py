@@ -31,9 +31,9 @@ class ModelSupervisedTrainer(SupervisedTrainer):
             a module is moved to the model's device.
         augmentation: random chain, done to each batch on the device before the model's input is finished.
         key_metric: of the metrics, the one that MONAI follows; of a detector it is the loss.
-        accumulation_steps: batches whose gradients are averaged for one step of the optimizer; the last batches of an
-            epoch make a step, too.
-        compile: compile the network with `torch.compile`, for the validation as well.
+        accumulation_steps: batches per optimizer step, whose gradients are averaged; an incomplete group at the end of
+            an epoch also makes a step.
+        compile: whether to compile the network with `torch.compile`, for training and validation.
 
     Raises:
         ValueError: batches that are balanced and a loss that has class weights: rare classes would count twice.
@@ -80,14 +80,14 @@ class ModelSupervisedTrainer(SupervisedTrainer):
         )
         if compile:
             model.network.compile()
-        undecided = getattr(model.inferer, "precision", None) == "auto"  # a resume decides as before
+        undecided = getattr(model.inferer, "precision", None) == "auto"  # unless a resumed run has chosen already
         if undecided and model.device.type == "cpu" and fast_bf16("cpu", gradients=False):
             self.add_event_handler(Events.ITERATION_STARTED(once=1), self._measure_precision)
 
     def _measure_precision(self) -> None:
-        """Choose the inferer's precision on the first batch; weights and random states stay as they are."""
+        """Choose the inferer's precision on the first batch; weights, buffers and random states are left unchanged."""
         inferer: Any = self.inferer
-        network = self.network.train()  # no copy, which a loss that looks at the network would not see
+        network = self.network.train()  # not a copy: a loss may refer to the network
         with torch.random.fork_rng([]), unchanged_buffers(network), torch.compiler.set_stance("force_eager"):
             prepare = deepcopy(self.prepare_batch)
             inputs, targets, *more = prepare(self.state.batch, self.model.device)
@@ -96,7 +96,7 @@ class ModelSupervisedTrainer(SupervisedTrainer):
 
             def step(precision: Precision) -> Sequence[torch.Tensor | None]:
                 inferer.precision = precision
-                torch.manual_seed(0)  # equal dropout
+                torch.manual_seed(0)  # the same dropout every time
                 loss = self.loss_function(inferer(inputs, network, *args, **kwargs), targets).mean()
                 return torch.autograd.grad(loss, weights, allow_unused=True)
 

@@ -35,7 +35,7 @@ class ClipGradients:
 
 
 def batches_of_step(engine: Any) -> int:
-    """Batches whose gradients the optimizer's step after this one averages; 0 if more are awaited."""
+    """Number of batches in the optimizer step that follows this batch; 0 if there is none yet."""
     batch = (engine.state.iteration - 1) % engine.state.epoch_length + 1
     left_over = batch % engine.accumulation_steps
     if not left_over:

@@ -24,7 +24,7 @@ class TrainingHandlers:
     """Validation, progress bar, gradient clipping, NaN stop, TensorBoard, learning rate, checkpoints, early stopping.
 
     The scheduler steps after each validation with its loss, of a detector with the key metric (ReduceLROnPlateau),
-    for each iteration, after the optimizer's step (one-cycle, cyclic), or after each epoch.
+    once per iteration, after the optimizer step (one-cycle, cyclic), or after each epoch.
 
     Args:
         validator: the validation engine, a `monai_pipelines.engines.ModelSupervisedEvaluator`: it says what the model

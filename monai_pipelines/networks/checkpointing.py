@@ -1,4 +1,4 @@
-"""Networks in the training of which activations are computed again instead of being kept in memory."""
+"""Gradient checkpointing for classifiers: activations are recomputed in the backward pass instead of being stored."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from torch.nn import functional
 from monai_pipelines.networks.classifier import ImageClassifier
 from monai_pipelines.networks.recompute import recomputed
 
-STEM_PARTS = 4  # channels of the stem are computed in so many parts
+STEM_PARTS = 4  # into which the channels of the stem are divided
 
 N = TypeVar("N", bound=nn.Module)
 
 
 def checkpointed(network: N, enabled: bool = True) -> N:
-    """The same network, changed in place to compute the activations of its stages again in the backward pass.
+    """Change a network in place so that it recomputes the activations of its stages in the backward pass.
 
-    Weights, their names and results stay. The stem, whose maps are the largest by far, is computed a quarter of its
-    channels at a time.
+    Weights, their names and the results stay the same. The stem, whose feature maps are by far the largest, is computed
+    a quarter of its channels at a time.
 
     Args:
         network: MONAI's ResNet or DenseNet, or an `ImageClassifier` of one.
-        enabled: False: nothing is changed.
+        enabled: if False, the network is returned unchanged.
 
     Raises:
         TypeError: another network.
@@ -88,7 +88,7 @@ _ResNet.__name__ = ResNet.__name__  # for checkpoints and messages
 
 
 def _recompute_blocks(network: nn.Module) -> OrderedDict[str, nn.Module]:
-    """Make stages of the layers that are a sequence of blocks; returns all layers."""
+    """Replace each layer that is a sequence of blocks by a recomputing one; returns all layers."""
     for name, layer in network.named_children():
         if isinstance(layer, nn.Sequential) and all(any(block.children()) for block in layer):
             setattr(network, name, _Blocks(OrderedDict(layer.named_children())))
@@ -104,9 +104,9 @@ def _stem_and_stages(layers: Sequence[nn.Module], images: Tensor) -> Tensor:
 
 
 def _stem(layers: Sequence[nn.Module], images: Tensor) -> Tensor:
-    """What convolution, batch normalization, activation and pooling give, in training computed some channels at a time.
+    """Convolution, batch normalization, activation and pooling; in training, computed some channels at a time.
 
-    No channel of theirs depends on another. With another norm they are kept in memory.
+    This is possible since their channels are independent. With other kinds of norms, activations are stored as usual.
     """
     convolution: Any
     norm: Any

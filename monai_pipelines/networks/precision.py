@@ -1,9 +1,9 @@
-"""bf16 autocast: where it is fast, and where it is right."""
+"""bf16 autocast: where it is fast, and where it is correct."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -33,12 +33,9 @@ def used_precision(precision: Precision, device_type: str, gradients: bool = Tru
 def autocast(precision: Precision, device_type: str) -> Iterator[None]:
     """bf16 autocast, or none; on CPU with `SmallConvolutionsInFloat32`."""
     bf16 = used_precision(precision, device_type) == "bf16"
-    with torch.autocast(device_type, torch.bfloat16, enabled=bf16):
-        if bf16 and device_type == "cpu":
-            with SmallConvolutionsInFloat32():
-                yield
-        else:
-            yield
+    small = SmallConvolutionsInFloat32() if bf16 and device_type == "cpu" else nullcontext()
+    with torch.autocast(device_type, torch.bfloat16, enabled=bf16), small:
+        yield
 
 
 def fast_bf16(device_type: str, gradients: bool = True) -> bool:

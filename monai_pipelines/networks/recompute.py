@@ -1,4 +1,4 @@
-"""Gradient checkpointing: the backward pass computes activations again that the forward pass did not keep."""
+"""Gradient checkpointing: activations are recomputed in the backward pass instead of being stored."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from monai_pipelines.networks.precision import SmallConvolutionsInFloat32
 
 
 def recomputed(network: nn.Module, *inputs: Any, forward: Callable[..., Any] | None = None) -> Any:
-    """The output of a network, whose activations in training are computed again in the backward pass.
+    """Run a network; in training, its activations are recomputed in the backward pass instead of being stored.
 
-    Running averages, as of batch normalization, are updated once: by the forward pass, not when it is repeated. Dropout
-    draws the same both times.
+    Running averages, such as those of batch normalization, are updated by the first pass only. Dropout is the same in
+    both passes.
 
     Args:
         network: any network.
@@ -42,7 +42,7 @@ def recomputed(network: nn.Module, *inputs: Any, forward: Callable[..., Any] | N
 
 @contextmanager
 def unchanged_buffers(network: nn.Module) -> Iterator[None]:
-    """Afterwards, buffers such as running averages have the values they had before."""
+    """Restore buffers, such as running averages, on exit."""
     before = [buffer.clone() for buffer in network.buffers()]
     try:
         yield

@@ -1,4 +1,4 @@
-"""Volumes that do not fit: a classifier of windows, and one prediction for the volume they were cut from."""
+"""Classification of volumes that are too large for memory, by windows."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ EMBEDDED, ATTENDED = 128, 64  # hidden units of the attention
 
 
 class WindowClassifier(nn.Module):
-    """Classify volumes by overlapping windows of them.
+    """Classify volumes by overlapping windows.
 
     Windows start every ``stride`` voxels, the last along each axis ends with the volume. Those whose share of lung is
     below ``min_lung`` are left out; if no window has as much, the one with the most is kept. The backbone sees each
-    window with air (0) outside the lungs, without the mask. Volumes smaller than a window are padded with 0.
+    window with air (0) outside the lungs, but not the mask. Volumes smaller than a window are padded with 0.
 
     - "mean": the mean of the windows' logits;
     - "max": of each class the largest logit of a window;
     - "attention": `AttentionMIL` on the features of the windows, instead of the backbone's last linear layer.
 
-    In training, the activations of a chunk are computed again in the backward pass: memory is needed for those of one
-    chunk, whatever the size of the volume.
+    In training, activations are recomputed chunk by chunk in the backward pass, so that memory does not depend on the
+    size of the volume.
 
     Args:
         backbone: 3D classifier (M, 1, *window) -> (M, num_classes) whose last linear layer makes the logits, such as
@@ -43,13 +43,13 @@ class WindowClassifier(nn.Module):
         stride: voxels (X, Y, Z), or one number; at most the window. None: half of the window.
         min_lung: share of a window that is lung, 0..1.
         pooling: "mean", "max" or "attention".
-        num_train_windows: drawn from each volume in training, from torch's global generator; None: all. Fewer take
-            less time, but a finding may lie in none of them.
+        num_train_windows: windows drawn at random from each volume in training, by torch's global generator; None: all.
+            Fewer take less time, but may all miss a finding.
         chunk: windows in each pass of the backbone. In training, batch normalization sees one chunk at a time.
-        checkpointing: in training, compute activations again instead of keeping those of all chunks.
+        checkpointing: whether to recompute activations in training; False stores those of all chunks.
 
     Attributes:
-        features: of the last forward pass, (N, F): what the backbone's last linear layer got, mean over the windows.
+        features: (N, F), inputs of the backbone's last linear layer in the last forward pass, mean over the windows.
 
     Raises:
         ValueError: an argument out of range, or a backbone without a linear layer; later, volumes without a mask.
@@ -108,7 +108,7 @@ class WindowClassifier(nn.Module):
     def forward(self, volume: Tensor) -> Tensor:
         """Logits (N, num_classes) of volumes (N, 2, X, Y, Z), the lung mask in the second channel.
 
-        A trace or script takes volumes of any size, too, and passes all windows at once, also those left out.
+        A trace or script also takes volumes of any size; it passes all windows through the backbone at once.
         """
         if not torch.jit.is_scripting() and not torch.jit.is_tracing():
             places = self.places(volume)
@@ -122,7 +122,7 @@ class WindowClassifier(nn.Module):
         return self.pool(self.backbone(windows).reshape(keep.shape[0], keep.shape[1], -1), keep)
 
     def places(self, volume: Tensor) -> list[list[Place]]:
-        """Where the windows of each volume lie; in training those drawn.
+        """Positions of the windows of each volume; in training, of those drawn.
 
         Args:
             volume: (N, 2, X, Y, Z).
@@ -183,7 +183,7 @@ class WindowClassifier(nn.Module):
         return logits.masked_fill(~keep[:, :, None], 0).sum(1) / keep.sum(1, keepdim=True)
 
     def _kept(self, volume: Tensor, starts: list[Tensor]) -> Tensor:
-        """(N, W) bool: the windows with enough lung, of volumes without any such the one with the most."""
+        """(N, W) bool: windows with enough lung, or the one with the most if there is none."""
         share = (volume[:, 1] > 0.5).float()
         for axis in range(3):  # the first of three axes becomes windows, and the last
             windows = _along(share, 1, starts[axis], self.window[axis])
@@ -195,13 +195,13 @@ class WindowClassifier(nn.Module):
 
 
 def _in_lungs(volume: Tensor, dim: int) -> Tensor:
-    """The first channel along an axis, 0 where the second, the mask, is not."""
+    """The first channel along an axis, set to 0 outside the mask, which is the second."""
     image, mask = volume.split(1, dim)
     return image * (mask > 0.5)  # augmentation blurs the mask
 
 
 def _without_last_linear(backbone: nn.Module) -> nn.Linear:
-    """The last linear layer, in whose place the backbone gets the identity."""
+    """Replace the last linear layer of a backbone by the identity; returns the layer."""
     linear = last_linear(backbone)
     name = next(name for name, module in backbone.named_modules() if module is linear)
     parent, _, last = name.rpartition(".")
@@ -210,7 +210,7 @@ def _without_last_linear(backbone: nn.Module) -> nn.Linear:
 
 
 def _starts(volume: Tensor, axis: int, side: int, step: int) -> Tensor:
-    """First voxel of the windows along a spatial axis, as tensor operations that a trace can follow."""
+    """First voxel of each window along a spatial axis, by tensor operations that can be traced."""
     length = volume.shape[2 + axis]
     starts = torch.arange(length, device=volume.device)[::step]
     starts = starts[(starts < length - side + step) | (starts == 0)]
@@ -238,7 +238,7 @@ def _all_windows(volume: Tensor, starts: list[Tensor], sides: list[int]) -> Tens
 
 
 def _evenly(items: Sequence[_T], most: int) -> Iterator[Sequence[_T]]:
-    """Parts of at most as many: batch normalization does not take a single small window that is left over."""
+    """Split into nearly equal parts of at most `most`: batch normalization cannot take a single small window."""
     num = -(-len(items) // most)
     bounds = [len(items) * k // num for k in range(num + 1)]
     for first, end in pairwise(bounds):

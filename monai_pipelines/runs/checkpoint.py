@@ -91,7 +91,7 @@ def load_weights(network: torch.nn.Module, weights: dict[str, torch.Tensor], fil
 
 
 def use_precision(model: Model, precision: Precision | None) -> None:
-    """Have an inferer whose precision is "auto" use that of a checkpoint (None: unknown), where the device is fast."""
+    """Replace the precision "auto" of an inferer by a checkpoint's (None: unknown), if the device supports it."""
     fast = precision == "fp32" or fast_bf16(model.device.type, gradients=False)
     if precision is not None and fast and getattr(model.inferer, "precision", None) == "auto":
         model.inferer.precision = precision

@@ -96,7 +96,7 @@ def _trials(trained: Trained, size: int | Sequence[int] | None) -> tuple[list[Te
     if first is None:
         raise ValueError(f"{type(network).__name__}: wanted a network of 2D or 3D convolutions, or of features")
     dims, channels = first.weight.ndim - 2, first.weight.shape[1] * getattr(first, "groups", 1)
-    channels += isinstance(network, WindowClassifier)  # the mask, which its layers do not see
+    channels += isinstance(network, WindowClassifier)  # the lung mask, which no layer takes
     if size and not dims:
         raise ValueError(f"size {size}: the network takes features, which have none")
     size = checked_size("size", size, dims) if size else None

@@ -90,7 +90,7 @@ def _peak_mb(checkpointing: bool, results: object) -> None:
 
 
 def _high_water_mb() -> float:
-    """Of this process alone; its ``ru_maxrss`` starts with that of the process that made it."""
+    """Of this process alone: ``ru_maxrss`` would include that of its parent."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 

@@ -125,9 +125,9 @@ class RandContrast3D(_RandFactor3D):
 class RandNoise3D(_RandIntensity3D):
     """Add Gaussian noise to volumes: ``x + N(0, std)`` in each voxel.
 
-    Draws, for each volume, whether (`prob`) and a seed. The noise of a voxel depends on the seed and the voxel's number
-    alone: SplitMix64 gives four numbers of 16 bits, each of which is looked up among 65,536 quantiles of the normal
-    distribution (at most 4.3 standard deviations). So it is the same on every device.
+    Draws, for each volume, whether (`prob`) and a seed. The noise of a voxel depends only on the seed and the index of
+    the voxel: each 64-bit word of SplitMix64 gives four 16-bit indices into 65,536 quantiles of the normal distribution
+    (up to 4.3 standard deviations). It is therefore the same on every device.
 
     Args:
         std: standard deviation, in the units of the volume.
@@ -191,7 +191,7 @@ def _signed(bits: int) -> int:
 
 
 def _shifted(words: Tensor, bits: int) -> Tensor:
-    """To the right, filled with zeros."""
+    """Logical right shift."""
     return words >> bits & (2 ** (64 - bits) - 1 if bits else -1)
 
 

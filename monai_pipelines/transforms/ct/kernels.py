@@ -183,16 +183,16 @@ def warp(
 
 @_compiled
 def add_noise(values: Array, out: Array, quantiles: Array, std: np.float32, seed: int, first: int, last: int) -> None:
-    """Fours of voxels ``first`` to ``last`` of ``out = values + std * quantiles[bits]`` (N,) float32.
+    """Groups of four voxels, ``first`` to ``last``, of ``out = values + std * quantiles[bits]`` (N,) float32.
 
-    ``bits`` are 16 of the word SplitMix64 gives for the seed and the number of the four.
+    ``bits`` are 16 bits of the SplitMix64 word of the seed and the group's index.
     """
     for n in range(first, last):
         word = np.uint64(seed) + np.uint64(n + 1) * np.uint64(0x9E3779B97F4A7C15)
         word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         word ^= word >> np.uint64(31)
-        if 4 * n + 4 <= len(values):  # a loop of known length
+        if 4 * n + 4 <= len(values):  # a fixed length, which the compiler unrolls
             for voxel in range(4):
                 bits = word >> np.uint64(16 * voxel) & np.uint64(0xFFFF)
                 out[4 * n + voxel] = values[4 * n + voxel] + std * quantiles[bits]

@@ -19,9 +19,9 @@ from monai_pipelines.transforms.keyed import EachKeyd
 
 
 class RefineLungs(Transform):
-    """Sharpen a lung mask that was made on a coarser grid than the volume.
+    """Refine a lung mask that was made on a coarser grid than the volume.
 
-    Voxels at the mask's surface, on either side of it, belong to the lungs if they are air:
+    Voxels on either side of the mask's surface belong to the lungs if they are air:
     ``erode(mask) | (dilate(mask) & (hu < air_hu))``, by one voxel along the axes.
 
     Args:
