@@ -39,6 +39,10 @@ class ScanError(ValueError):
         return f"{self.path}: {self.reason}"
 
 
+class DamagedCheckpointError(ValueError):
+    """A file that is no checkpoint, or not all of it."""
+
+
 _MOST_SHOWN = 60
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from monai.data import DataLoader
 from monai.engines import PrepareBatch
 
 from monai_pipelines.chains import Chain
 from monai_pipelines.data.arrays import collate_batches
-from monai_pipelines.data.sampling import loader_order
+from monai_pipelines.data.sampling import batch_sampler
 
 
 class PrepareImages(PrepareBatch):
@@ -44,28 +45,60 @@ class PrepareImages(PrepareBatch):
         return image, None if label is None else label.to(device=device, non_blocking=non_blocking)
 
 
+class ResumableLoader(DataLoader):
+    """MONAI's `DataLoader`, which can go on within an epoch.
+
+    Attributes:
+        skip: batches that the next iteration leaves out. They are loaded all the same, since what a worker process
+            draws depends on what it has loaded before.
+    """
+
+    skip = 0
+
+    def __iter__(self) -> Any:
+        batches = super().__iter__()
+        for _ in range(self.skip):
+            next(batches)
+        self.skip = 0
+        return batches
+
+
 def make_loader(
-    dataset: Any, batch_size: int, sampling: str | None = None, num_workers: int = 0, seed: int = 0
-) -> DataLoader:
+    dataset: Any,
+    batch_size: int,
+    sampling: str | None = None,
+    num_workers: int = 0,
+    seed: int = 0,
+    distributed: bool = False,
+) -> ResumableLoader:
     """The data loader of a bundle.
 
     Worker processes are used only with a GPU: on the CPU the network needs the cores, and prepared images load fast.
+    In a distributed training each process loads its part of the batches.
 
     Args:
         dataset: a `PreparedDataset`, `ArrayDataset`, `FeatureBags`, `TileBags`, `DetectionDataset` or `LesionPatches`;
             batches are made by its ``collate``, if it has one.
-        batch_size: images.
-        sampling: None: all in order; "shuffle", "weighted", "balanced" or "lesions" for training, see `loader_order`:
-            an incomplete last batch is then dropped, unless it is the only one.
+        batch_size: images in a batch of one process.
+        sampling: None: all in order; "shuffle", "weighted", "balanced" or "lesions" for training, see
+            `monai_pipelines.data.sampling.batch_sampler`: an incomplete last batch is then dropped, unless it is the
+            only one.
         num_workers: processes that load.
         seed: of the order.
+        distributed: without sampling: in a distributed training each process loads other images, not all of them.
     """
-    order = {"batch_size": batch_size}
-    if sampling is not None:
+    rank, num_processes = idist.get_rank(), idist.get_world_size()
+    if sampling is None:
+        order: dict[str, Any] = {"batch_size": batch_size}
+        if distributed and num_processes > 1:
+            order["sampler"] = range(rank, len(dataset), num_processes)
+    else:
         if sampling == "lesions" and not hasattr(dataset, "num_lesions"):
             raise ValueError("make_loader: sampling 'lesions' wants a data set of a detector; use weighted or balanced")
         labels = dataset.num_lesions if sampling == "lesions" else dataset.labels
-        order = loader_order(labels, sampling, batch_size, seed)
+        order = {"batch_sampler": batch_sampler(labels, sampling, batch_size, seed, rank, num_processes)}
     cuda = torch.cuda.is_available()
     collate = getattr(dataset, "collate", collate_batches)
-    return DataLoader(dataset, **order, num_workers=num_workers if cuda else 0, pin_memory=cuda, collate_fn=collate)
+    return ResumableLoader(
+        dataset, **order, num_workers=num_workers if cuda else 0, pin_memory=cuda, collate_fn=collate
+    )

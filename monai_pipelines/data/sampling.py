@@ -2,30 +2,108 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import torch
-from torch.utils.data import Sampler, WeightedRandomSampler
+from torch.utils.data import Sampler
 
 SAMPLING = ("shuffle", "weighted", "balanced", "lesions")
 
 
-class BalancedBatchSampler(Sampler[list[int]]):
+class EpochBatchSampler(Sampler[list[int]]):
+    """Base of the batch samplers of a training: the order depends only on the seed and the epoch.
+
+    In a distributed training every process has one and takes its part of each batch. Parts of all processes together
+    are the batches of a single process with ``num_processes * batch_size`` samples.
+
+    Args:
+        num_batches: in an epoch.
+        batch_size: samples in a batch of one process.
+        seed: of the order.
+        rank, num_processes: of a distributed training.
+
+    Attributes:
+        epoch: index of the next epoch; set it to resume.
+        sampling: of `make_loader`.
+
+    Raises:
+        ValueError: a batch size below 1.
+    """
+
+    sampling = "shuffle"
+
+    def __init__(self, num_batches: int, batch_size: int, seed: int, rank: int, num_processes: int) -> None:
+        self.num_batches, self.batch_size, self.seed, self.epoch = num_batches, batch_size, seed, 0
+        self.rank, self.num_processes = rank, num_processes
+
+    @abstractmethod
+    def _order(self) -> np.ndarray:
+        """Indices of the samples of this epoch, one batch of all processes after the other."""
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = self._order()
+        self.epoch += 1
+        for part in range(self.rank, self.num_batches * self.num_processes, self.num_processes):
+            yield order[part * self.batch_size : (part + 1) * self.batch_size].tolist()
+
+
+class ShuffledBatchSampler(EpochBatchSampler):
+    """Batches of all samples once in random order, or of draws with replacement; an incomplete last one is dropped.
+
+    Args:
+        num_samples: N.
+        batch_size, seed, rank, num_processes: of `EpochBatchSampler`, which see also for the attributes. Fewer samples
+            than ``batch_size`` make one batch.
+        weights: (N,); N draws with replacement, each sample in proportion to its weight; None: every sample once.
+
+    Raises:
+        ValueError: fewer samples than a batch of several processes needs.
+
+    Example:
+        >>> sampler = ShuffledBatchSampler(7, batch_size=3)
+        >>> [len(batch) for batch in sampler]
+        [3, 3]
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        seed: int = 0,
+        weights: np.ndarray | None = None,
+        rank: int = 0,
+        num_processes: int = 1,
+    ) -> None:
+        whole = _whole(batch_size, num_processes)
+        if num_processes > 1 and num_samples < whole:
+            raise ValueError(
+                f"batch_size: {num_processes} processes with {batch_size} samples each want {whole} training samples "
+                f"or more, got {num_samples}; lower batch_size, or start fewer processes"
+            )
+        super().__init__(max(1, num_samples // whole), batch_size, seed, rank, num_processes)
+        self.num_samples = num_samples
+        self.prob = None if weights is None else weights / weights.sum()
+
+    def _order(self) -> np.ndarray:
+        random = np.random.default_rng((self.seed, self.epoch))
+        return random.choice(self.num_samples, self.num_samples, replace=self.prob is not None, p=self.prob)
+
+
+class BalancedBatchSampler(EpochBatchSampler):
     """Batches in which the numbers of samples of any two classes differ by at most one.
 
     Each class is visited in shuffled order, repeatedly: a rare class several times per epoch, a common one continues in
     the next epoch, so that no sample comes twice before all have come once. An epoch has N samples, rounded up to full
-    batches. The order depends only on `seed` and `epoch`.
+    batches.
 
     Args:
         labels: (N,) class of each sample; list, array or tensor.
-        batch_size: samples in a batch.
-        seed: of the order.
-
-    Attributes:
-        epoch: index of the next epoch; set it to resume.
+        batch_size, seed, rank, num_processes: of `EpochBatchSampler`, which see also for the attributes.
 
     Raises:
         ValueError: labels that are empty or not (N,), or a batch size below 1.
@@ -36,31 +114,26 @@ class BalancedBatchSampler(Sampler[list[int]]):
         [[0, 1], [0, 1], [0, 1]]
     """
 
-    def __init__(self, labels: Any, batch_size: int, seed: int = 0) -> None:
+    sampling = "balanced"
+
+    def __init__(self, labels: Any, batch_size: int, seed: int = 0, rank: int = 0, num_processes: int = 1) -> None:
         labels = np.asarray(labels)
         if labels.ndim != 1 or not labels.size:
             raise ValueError(
                 f"BalancedBatchSampler: wanted one class per sample, labels (N,), got shape {labels.shape} "
                 "(multilabel: use sampling 'weighted')"
             )
-        if batch_size < 1:
-            raise ValueError(f"BalancedBatchSampler: batch_size must be 1 or more, got {batch_size}")
+        super().__init__(-(-len(labels) // _whole(batch_size, num_processes)), batch_size, seed, rank, num_processes)
         self.members = [np.flatnonzero(labels == c) for c in np.unique(labels)]
-        self.num_batches = -(-len(labels) // batch_size)
-        self.batch_size, self.seed, self.epoch = batch_size, seed, 0
 
-    def __len__(self) -> int:
-        return self.num_batches
-
-    def __iter__(self) -> Iterator[list[int]]:
-        num_slots = self.num_batches * self.batch_size
+    def _order(self) -> np.ndarray:
+        num_slots = self.num_batches * self.batch_size * self.num_processes
         slots = np.arange(num_slots * self.epoch, num_slots * (self.epoch + 1))
-        self.epoch += 1
         order = np.empty(num_slots, dtype=np.int64)
         for c, members in enumerate(self.members):  # the classes take turns, over all epochs
             of_class = slots % len(self.members) == c
             order[of_class] = self._visits(c, members, slots[of_class] // len(self.members))
-        yield from order.reshape(self.num_batches, self.batch_size).tolist()
+        return order
 
     def _visits(self, c: int, members: np.ndarray, visits: np.ndarray) -> np.ndarray:
         """Samples of class c at these visits, numbered from the first epoch on."""
@@ -120,8 +193,10 @@ def lesion_weights(num_lesions: Any) -> np.ndarray:
     return weights / weights.sum()
 
 
-def loader_order(labels: Any, sampling: str, batch_size: int, seed: int = 0) -> dict[str, Any]:
-    """Arguments of a `DataLoader` for the order of a training set; an incomplete last batch is dropped.
+def batch_sampler(
+    labels: Any, sampling: str, batch_size: int, seed: int = 0, rank: int = 0, num_processes: int = 1
+) -> EpochBatchSampler:
+    """The batches of a training set.
 
     - "shuffle": every sample once per epoch.
     - "weighted": N draws with replacement, by `sample_weights`: classes are balanced on average. For multilabel rare
@@ -133,24 +208,24 @@ def loader_order(labels: Any, sampling: str, batch_size: int, seed: int = 0) -> 
         labels: of the training set, (N,), or (N, C) of 0 and 1; list, array or tensor. For "lesions" the number of
             lesions of each image.
         sampling, batch_size, seed: of `make_loader`.
-
-    Returns:
-        keyword arguments of `torch.utils.data.DataLoader`; fewer samples than `batch_size` make one batch.
+        rank, num_processes: of `EpochBatchSampler`.
 
     Raises:
-        ValueError: an unknown sampling, or labels that it cannot use.
-
-    Example:
-        >>> sorted(loader_order([0, 0, 1], "weighted", batch_size=2))
-        ['batch_size', 'drop_last', 'sampler']
+        ValueError: an unknown sampling, or labels that it cannot use; see also the samplers.
     """
     if sampling not in SAMPLING:
-        raise ValueError(f"loader_order: sampling must be one of {', '.join(SAMPLING)}, got {sampling!r}")
+        raise ValueError(f"make_loader: sampling must be one of {', '.join(SAMPLING)}, got {sampling!r}")
     if sampling == "balanced":
-        return {"batch_sampler": BalancedBatchSampler(labels, batch_size, seed)}
-    generator = torch.Generator().manual_seed(seed)
-    batches = {"batch_size": batch_size, "drop_last": len(labels) > batch_size}
-    if sampling == "shuffle":
-        return {"shuffle": True, "generator": generator, **batches}
-    weights = lesion_weights(labels) if sampling == "lesions" else sample_weights(labels)
-    return {"sampler": WeightedRandomSampler(weights.tolist(), len(weights), generator=generator), **batches}
+        return BalancedBatchSampler(labels, batch_size, seed, rank, num_processes)
+    weigh = {"shuffle": None, "weighted": sample_weights, "lesions": lesion_weights}[sampling]
+    weights = None if weigh is None else weigh(labels)
+    sampler = ShuffledBatchSampler(len(labels), batch_size, seed, weights, rank, num_processes)
+    sampler.sampling = sampling
+    return sampler
+
+
+def _whole(batch_size: int, num_processes: int) -> int:
+    """Samples in a batch of all processes."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
+    return batch_size * num_processes

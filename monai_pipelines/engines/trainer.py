@@ -8,15 +8,13 @@ from typing import Any
 
 import torch
 from ignite.engine import Events
-from ignite.metrics import Metric
 from monai.engines import SupervisedTrainer
-from torch.utils.data import WeightedRandomSampler
 
 from monai_pipelines.chains import Chain
-from monai_pipelines.data.sampling import BalancedBatchSampler
 from monai_pipelines.engines.evaluator import compare_metrics
 from monai_pipelines.engines.precision import measured_precision
 from monai_pipelines.handlers import ClassificationMetrics, MeanLosses
+from monai_pipelines.handlers.epoch_metrics import PartialMetric
 from monai_pipelines.model import Model
 from monai_pipelines.networks.precision import Precision, fast_bf16
 from monai_pipelines.networks.recompute import unchanged_buffers
@@ -34,6 +32,9 @@ class ModelSupervisedTrainer(SupervisedTrainer):
         accumulation_steps: batches per optimizer step, whose gradients are averaged; an incomplete group at the end of
             an epoch also makes a step.
         compile: whether to compile the network with `torch.compile`, for training and validation.
+
+    Attributes:
+        epoch_metrics: of the epoch.
 
     Raises:
         ValueError: batches that are balanced and a loss that has class weights: rare classes would count twice.
@@ -55,11 +56,11 @@ class ModelSupervisedTrainer(SupervisedTrainer):
         _check_counted_once(train_data_loader, loss_function)
         if isinstance(loss_function, torch.nn.Module):
             loss_function.to(model.device)
-        self.model, self.optimizer = model, optimizer  # a resume in super().__init__ loads its state
+        self.model, self.optimizer, self.augmentation = model, optimizer, augmentation
         prepare = model.prepare
-        metrics: dict[str, Metric] = {key_metric: ClassificationMetrics(loss_function)}
+        self.epoch_metrics: PartialMetric = ClassificationMetrics(loss_function)
         if model.detects:  # its losses need the targets; what it finds is not measured in training
-            key_metric, metrics = "loss", {"loss": MeanLosses()}
+            key_metric, self.epoch_metrics = "loss", MeanLosses()
         if model.detects or augmentation is not None:
             prepare = prepare.for_training(augmentation)
         super().__init__(
@@ -71,7 +72,7 @@ class ModelSupervisedTrainer(SupervisedTrainer):
             loss_function=loss_function,
             prepare_batch=prepare,
             inferer=model.inferer,
-            key_train_metric=metrics,
+            key_train_metric={key_metric: self.epoch_metrics},
             metric_cmp_fn=compare_metrics(key_metric),
             train_handlers=train_handlers,
             decollate=False,
@@ -80,8 +81,9 @@ class ModelSupervisedTrainer(SupervisedTrainer):
         )
         if compile:
             model.network.compile()
-        undecided = getattr(model.inferer, "precision", None) == "auto"  # unless a resumed run has chosen already
+        undecided = getattr(model.inferer, "precision", None) == "auto"
         if undecided and model.device.type == "cpu" and fast_bf16("cpu", gradients=False):
+            # never in a resumed run, which has chosen already
             self.add_event_handler(Events.ITERATION_STARTED(once=1), self._measure_precision)
 
     def _measure_precision(self) -> None:
@@ -120,11 +122,9 @@ class ModelSupervisedTrainer(SupervisedTrainer):
 
 
 def _check_counted_once(loader: Any, loss_function: Any) -> None:
-    balanced = isinstance(getattr(loader, "batch_sampler", None), BalancedBatchSampler)
-    weighted = isinstance(getattr(loader, "sampler", None), WeightedRandomSampler)
+    sampling = getattr(loader.batch_sampler, "sampling", "shuffle")
     loss = getattr(loss_function, "loss", loss_function)  # of a loss with a further term
-    if (balanced or weighted) and isinstance(getattr(loss, "weight", None), torch.Tensor):
-        sampling = "balanced" if balanced else "weighted"
+    if sampling != "shuffle" and isinstance(getattr(loss, "weight", None), torch.Tensor):
         raise ValueError(
             f"sampling: {sampling} together with class_weights in the loss counts rare classes twice: "
             "set --class_weights none, or --sampling shuffle"

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from ignite.engine import Engine
 from ignite.exceptions import NotComputableError
-from ignite.metrics import Metric
 
 from monai_pipelines.detection import Found, Target
 from monai_pipelines.handlers.collect import CollectRows
-from monai_pipelines.handlers.epoch_metrics import EpochMetrics
+from monai_pipelines.handlers.epoch_metrics import EpochMetrics, PartialMetric
 from monai_pipelines.metrics import Detections, Lesions, choose_operating_threshold, detection_metrics
 from monai_pipelines.metrics.detection import MAIN_METRICS
 from monai_pipelines.model import Model
@@ -29,8 +28,10 @@ SHOWN_SCORE = 0.2
 _RULE = re.compile(r"false_positives=(\d+(?:\.\d+)?)")
 
 
-class MeanLosses(Metric):
+class MeanLosses(PartialMetric):
     """Mean over the epoch of each of a detector's losses, and ``loss``, their sum as it is trained."""
+
+    accumulators = ("_sums", "_num")
 
     def reset(self) -> None:
         self._sums: dict[str, float] = {}

@@ -28,6 +28,20 @@ if TYPE_CHECKING:
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
+class PartialMetric(Metric):
+    """A metric whose accumulators, of an epoch that has not ended, can be saved."""
+
+    accumulators: tuple[str, ...]
+
+    def partial(self) -> dict[str, Any]:
+        """The accumulators: tensors and plain data."""
+        return {name: getattr(self, name) for name in self.accumulators}
+
+    def restore(self, partial: dict[str, Any]) -> None:
+        """Go on from what `partial` gave."""
+        vars(self).update(partial)
+
+
 class EpochMetrics(Metric):
     """Metrics of a whole epoch, what follows from them for the use of the model, and figures of them."""
 
@@ -48,7 +62,7 @@ class EpochMetrics(Metric):
         raise NotImplementedError
 
 
-class ClassificationMetrics(EpochMetrics):
+class ClassificationMetrics(EpochMetrics, PartialMetric):
     """Metrics of all logits and labels of an epoch: one logit, several classes, or several labels (N, C) each.
 
     Attached under any name it reports every metric of `classification_metrics`, and keeps
@@ -69,6 +83,8 @@ class ClassificationMetrics(EpochMetrics):
         >>> metric.compute()["accuracy"]
         0.5
     """
+
+    accumulators = ("_logits", "_labels", "_names")
 
     def __init__(self, loss_function: Loss | None = None) -> None:
         self.loss_function = loss_function

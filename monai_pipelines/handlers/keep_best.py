@@ -10,6 +10,8 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 
+from monai_pipelines.errors import DamagedCheckpointError
+from monai_pipelines.handlers.training_state import TrainingState
 from monai_pipelines.model import Model
 from monai_pipelines.networks.precision import used_precision
 from monai_pipelines.report.words import LOWER_IS_BETTER
@@ -30,7 +32,8 @@ class Checkpoints:
     ``classes``, ``chain`` (description), ``fingerprint``, ``epoch``, ``key_metric``, ``split``, ``precision``,
     ``versions``; of the epoch's validation ``metrics`` (untempered, threshold 1/2), ``num_validation`` (images),
     ``temperature``, ``threshold`` and ``threshold_by``, None where there was none. ``last.pt`` also holds what
-    ``resume`` needs: optimizer, scheduler, best metrics, epochs without a better one, history.
+    ``resume`` needs: `TrainingState`, best metrics, validations without a better one, history; ``previous.pt`` is the
+    ``last.pt`` before.
 
     Args:
         output_dir: folder of the run.
@@ -46,6 +49,15 @@ class Checkpoints:
             "false_positives=1", how the score is chosen from which boxes of a class are shown (see
             `monai_pipelines.metrics.choose_operating_threshold`); None: not.
         calibrate: fit a temperature to the validation data (`monai_pipelines.metrics.fit_temperature`).
+        checkpoint_every: batches from one ``last.pt`` to the next within an epoch, rounded up to optimizer steps; None:
+            after each epoch only.
+        resume: when the engine starts, go on from ``last.pt``, or from ``previous.pt`` if that is damaged. Weights,
+            history and metrics are then the same, bit by bit, as without the interruption, on the same machine.
+
+    Raises:
+        ValueError: an argument that cannot be used; when a resumed engine starts, a checkpoint of another split or with
+            other settings.
+        DamagedCheckpointError: when a resumed engine starts, and no checkpoint can be read.
     """
 
     def __init__(
@@ -58,11 +70,15 @@ class Checkpoints:
         split: dict[str, Any] | None = None,
         threshold_by: str | None = None,
         calibrate: bool = True,
+        checkpoint_every: int | None = None,
+        resume: bool = False,
     ) -> None:
         model: Model = validator.model
         key_metric = validator.key_metric
         if patience is not None and (not isinstance(patience, int) or patience < 1):
             raise ValueError(f"patience must be 1 or more, or null, got {patience!r}")
+        if checkpoint_every is not None and (not isinstance(checkpoint_every, int) or checkpoint_every < 1):
+            raise ValueError(f"checkpoint_every must be 1 or more, or null, got {checkpoint_every!r}")
         metrics = validator.epoch_metrics.names(model)
         if key_metric not in metrics:
             raise ValueError(f"key_metric must be one of {', '.join(metrics)}, got {key_metric!r}")
@@ -72,49 +88,91 @@ class Checkpoints:
         self.validator, self.lr_scheduler, self.history = validator, lr_scheduler, history
         self.key_metric, self.patience, self.split = key_metric, patience, split
         self.threshold_by, self.calibrate = threshold_by, calibrate
+        self.checkpoint_every, self.resume = checkpoint_every, resume
         self.best: dict[str, Any] = {"metric": math.nan, "loss": math.nan, "epoch": 0}
         self.num_without_better = 0
 
     def attach(self, engine: Engine) -> None:
         self.output_dir.mkdir(parents=True, exist_ok=True)
+        if self.checkpoint_every is not None:
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self.within_epoch)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
         engine.add_event_handler(Events.COMPLETED, self.end)
 
-    def resume(self, engine: Any) -> None:
-        """Go on from ``last.pt``.
+    def start(self, engine: Any) -> None:
+        """Begin, or go on from a checkpoint; before other handlers of the start look at the engine's state."""
+        self.training = TrainingState(engine, self.lr_scheduler, self.checkpoint_every is not None)
+        if self.resume:
+            self._go_on(engine)
+        self.saved = engine.state.iteration
 
-        Raises:
-            FileNotFoundError: nothing to go on from.
-            ValueError: the run has already done its epochs, or had another split.
-        """
-        file = self.output_dir / "last.pt"
-        if not file.is_file():
-            raise FileNotFoundError(f"{file}: nothing to resume; start without --resume, or name the run's output_dir")
-        checkpoint = read_checkpoint(file, self.model)
-        if checkpoint["split"] != self.split:
-            differences = split_differences(checkpoint["split"] or {}, self.split or {})
-            raise ValueError(f"{file}: trained on another split ({differences}); use the same, or a new output_dir")
-        if checkpoint["epoch"] >= engine.state.max_epochs:
-            done = f"{checkpoint['epoch']} of {engine.state.max_epochs} epochs"
-            raise ValueError(f"{file}: already trained {done}; raise max_epochs to go on")
+    def _go_on(self, engine: Any) -> None:
+        last, previous = self.output_dir / "last.pt", self.output_dir / "previous.pt"
+        found = [file for file in (last, previous) if file.is_file()]
+        if not found:
+            logger.warning("%s: nothing to resume, training starts from the beginning", last)
+            return
+        try:
+            file, checkpoint = found[0], read_checkpoint(found[0], self.model)
+        except DamagedCheckpointError as error:
+            if len(found) == 1:
+                raise
+            logger.warning("%s; going on from %s, the one before", error, previous.name)
+            file, checkpoint = previous, read_checkpoint(previous, self.model)
+            last.unlink()  # never to become the one before
+        self._check(file, checkpoint)
         load_weights(self.model.network, checkpoint["model"], file)
         use_precision(self.model, checkpoint["precision"])
-        engine.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.training.load_state_dict(checkpoint)
         self.best, self.num_without_better = checkpoint["best"], checkpoint["num_without_better"]
         self.history[:] = checkpoint["history"]
-        engine.state.epoch = checkpoint["epoch"]
-        engine.state.iteration = checkpoint["epoch"] * engine.state.epoch_length
-        state = checkpoint["lr_scheduler"]
-        if "total_steps" in state:  # of a one-cycle schedule: another length or batch size moves its place in the cycle
-            cycle = {"last_epoch": engine.state.iteration, "_step_count": engine.state.iteration + 1}
-            state = {k: v for k, v in state.items() if k not in ("total_steps", "_schedule_phases")} | cycle
-        self.lr_scheduler.load_state_dict(state)
-        _skip_epochs(engine.data_loader, checkpoint["epoch"])
-        logger.info("resumed after epoch %d, best %s %.4f", engine.state.epoch, self.key_metric, self.best["metric"])
+        state = engine.state
+        if state.epoch >= state.max_epochs or self._is_patience_over():
+            logger.info("already trained, %d epochs; raise max_epochs or patience to go on", state.epoch)
+            state.max_epochs = state.epoch
+        else:
+            done = state.epoch, state.iteration, self.key_metric, self.best["metric"]
+            logger.info("resumed after epoch %d, iteration %d, best %s %.4f", *done)
+
+    def _check(self, file: Path, checkpoint: dict[str, Any]) -> None:
+        if "plan" not in checkpoint:
+            raise ValueError(f"{file}: written by an earlier version, which saved less than a resume needs; train anew")
+        if checkpoint["split"] != self.split:
+            other = split_differences(checkpoint["split"] or {}, self.split or {})
+            raise ValueError(f"{file}: trained on another split ({other}); use the same, or a new output_dir")
+        if differences := self.training.differences(checkpoint["plan"]):
+            raise ValueError(
+                f"{file}: trained with other settings; use the same, or a new output_dir: {'; '.join(differences)}"
+            )
+
+    def within_epoch(self, engine: Any) -> None:
+        """Write ``last.pt`` if it is due."""
+        due = self.saved + (self.checkpoint_every or math.inf)
+        if engine.state.iteration >= due and self.training.at_step():
+            self._save_last(self._card(engine.state.epoch - 1))
 
     def __call__(self, engine: Any) -> None:
-        epoch, network, chain = engine.state.epoch, self.model.network, self.model.chain
-        card = {
+        epoch = engine.state.epoch
+        card = self._card(epoch)
+        if self.validator.state.epoch == epoch:
+            metrics = {name: float(value) for name, value in self.validator.state.metrics.items()}
+            card |= {"metrics": metrics, **self.validator.epoch_metrics.decisions(self.threshold_by, self.calibrate)}
+            metric, loss = metrics[self.key_metric], metrics.get("loss", math.nan)
+            if not self.best["epoch"] or self._rank(metric, loss) > self._rank(self.best["metric"], self.best["loss"]):
+                self.best = {"metric": metric, "loss": loss, "epoch": epoch}
+                self.num_without_better = 0
+                save_checkpoint(card, self.output_dir / "best.pt")
+            else:
+                self.num_without_better += 1
+        self._save_last(card)
+        if self._is_patience_over():
+            logger.info("no better %s in %d validations: stopped after epoch %d", self.key_metric, self.patience, epoch)
+            engine.terminate()
+
+    def _card(self, epoch: int) -> dict[str, Any]:
+        """What any checkpoint holds, before the metrics."""
+        network, chain = self.model.network, self.model.chain
+        return {
             "model": network.state_dict(),
             "network": {
                 "name": type(network).__name__,
@@ -132,27 +190,17 @@ class Checkpoints:
             "threshold": None,
             "threshold_by": None,
         }
-        if self.validator.state.epoch == epoch:
-            metrics = {name: float(value) for name, value in self.validator.state.metrics.items()}
-            card |= {"metrics": metrics, **self.validator.epoch_metrics.decisions(self.threshold_by, self.calibrate)}
-            metric, loss = metrics[self.key_metric], metrics.get("loss", math.nan)
-            if not self.best["epoch"] or self._rank(metric, loss) > self._rank(self.best["metric"], self.best["loss"]):
-                self.best = {"metric": metric, "loss": loss, "epoch": epoch}
-                self.num_without_better = 0
-                save_checkpoint(card, self.output_dir / "best.pt")
-            else:
-                self.num_without_better += 1
+
+    def _save_last(self, card: dict[str, Any]) -> None:
+        """Write ``last.pt``, and keep the one before."""
         state = {
-            "optimizer": engine.optimizer.state_dict(),
-            "lr_scheduler": self.lr_scheduler.state_dict(),
+            **self.training.state_dict(),
             "best": self.best,
             "num_without_better": self.num_without_better,
             "history": self.history,
         }
-        save_checkpoint({**card, **state}, self.output_dir / "last.pt")
-        if self.patience is not None and self.num_without_better >= self.patience:
-            logger.info("no better %s in %d validations: stopped after epoch %d", self.key_metric, self.patience, epoch)
-            engine.terminate()
+        save_checkpoint({**card, **state}, self.output_dir / "last.pt", self.output_dir / "previous.pt")
+        self.saved = state["iteration"]
 
     def end(self, engine: Any) -> None:
         if self.best["epoch"]:
@@ -164,11 +212,5 @@ class Checkpoints:
         score = -metric if self.key_metric in LOWER_IS_BETTER else metric
         return -math.inf if math.isnan(score) else score, -math.inf if math.isnan(loss) else -loss
 
-
-def _skip_epochs(loader: Any, num_epochs: int) -> None:
-    """Have the loader go on with other orders than those of its first epochs."""
-    if hasattr(loader.batch_sampler, "epoch"):
-        loader.batch_sampler.epoch = num_epochs
-    generator = getattr(loader.sampler, "generator", None)
-    if generator is not None:
-        generator.manual_seed(generator.initial_seed() + num_epochs)
+    def _is_patience_over(self) -> bool:
+        return self.patience is not None and self.num_without_better >= self.patience

@@ -16,6 +16,7 @@ from ignite.engine import Engine, Events
 from ignite.handlers import Timer
 from matplotlib.figure import Figure
 
+from monai_pipelines.atomic import atomic_write
 from monai_pipelines.report.box_pictures import boxes_figure
 from monai_pipelines.report.figures import history_figure
 from monai_pipelines.report.pictures import images_figure
@@ -70,12 +71,13 @@ class Monitor:
         epoch = engine.state.epoch
         done = {"train": epoch, "validation": epoch, "steps": engine.state.iteration}
         folders = {name: self.output_dir / "tensorboard" / name for name in done}
-        if not epoch:
+        if not engine.state.iteration:
             for folder in folders.values():
                 shutil.rmtree(folder, ignore_errors=True)
         self.writers = {name: SummaryWriter(str(folder), purge_step=done[name] + 1) for name, folder in folders.items()}
         run = RunFolder(self.output_dir)
-        run.clear(resumed=bool(epoch))
+        if epoch < engine.state.max_epochs:  # else it ended already, and is what was evaluated
+            run.clear(resumed=bool(engine.state.iteration))
         for tag, text in _texts(run).items():
             self.writers["train"].add_text(tag, text, epoch)
 
@@ -111,7 +113,8 @@ class Monitor:
         for writer in self.writers.values():
             writer.flush()
         self.history.append(record)
-        (self.output_dir / "history.json").write_text(json.dumps(self.history, indent=1))
+        with atomic_write(self.output_dir / "history.json") as part:
+            part.write_text(json.dumps(self.history, indent=1))
         parts = [
             f"{split} {metric} {value:.4f}"
             for split in ("train", "val")

@@ -33,8 +33,8 @@ class TrainingHandlers:
         lr_scheduler: of the trainer's optimizer.
         interval: epochs from validation to validation; the last epoch has one, too.
         clip_norm: largest norm of the gradient; None does not clip.
-        resume: go on from the run's ``last.pt``.
-        options: of `Checkpoints`: ``patience``, ``split``, ``threshold_by``, ``calibrate``.
+        options: of `Checkpoints`: ``patience``, ``split``, ``threshold_by``, ``calibrate``, ``checkpoint_every``,
+            ``resume``.
     """
 
     def __init__(
@@ -44,16 +44,16 @@ class TrainingHandlers:
         lr_scheduler: Any,
         interval: int = 1,
         clip_norm: float | None = 1.0,
-        resume: bool = False,
         **options: Any,
     ) -> None:
         history: list[dict[str, Any]] = []
         self.validator, self.interval, self.output_dir = validator, interval, output_dir
-        self.lr_scheduler, self.clip_norm, self.resume = lr_scheduler, clip_norm, resume
+        self.lr_scheduler, self.clip_norm = lr_scheduler, clip_norm
         self.monitor = Monitor(output_dir, validator, history)
         self.checkpoints = Checkpoints(output_dir, validator, lr_scheduler, history, **options)
 
     def attach(self, engine: Any) -> None:
+        engine.add_event_handler(Events.STARTED, self.checkpoints.start)
         validation = ValidationHandler(self.interval, self.validator)
         validation.attach(engine)
         engine.add_event_handler(Events.EPOCH_COMPLETED(event_filter=self._is_left_over), validation)
@@ -69,8 +69,6 @@ class TrainingHandlers:
             engine.add_event_handler(Events.EPOCH_COMPLETED, self.schedule)
         self.checkpoints.attach(engine)
         engine.add_event_handler(Events.COMPLETED, self.log_written)
-        if self.resume:
-            self.checkpoints.resume(engine)
 
     def _is_left_over(self, engine: Any, epoch: int) -> bool:
         """Whether an epoch is the last, and the interval leaves it out."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import zipfile
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 from monai_pipelines.atomic import atomic_write
+from monai_pipelines.errors import DamagedCheckpointError
 from monai_pipelines.model import Model
 from monai_pipelines.networks.precision import Precision, fast_bf16
 
@@ -21,10 +23,19 @@ _NEEDED = {"model", "classes", "chain"}
 _OPTIONAL = ("split", "temperature", "threshold", "threshold_by", "key_metric", "precision")
 
 
-def save_checkpoint(content: Any, file: str | PathLike[str]) -> None:
-    """Save tensors and plain data; ``file`` is always either the old one or the complete new one."""
-    with atomic_write(file) as part, part.open("wb") as out:  # the bytes must not depend on the path
-        torch.save(content, out)
+def save_checkpoint(content: Any, file: str | PathLike[str], previous: str | PathLike[str] | None = None) -> None:
+    """Save tensors and plain data; ``file`` is always either the old one or the complete new one.
+
+    Args:
+        content: what is saved.
+        file: replaced at the end.
+        previous: the old file is kept here; for a moment there is then no ``file``.
+    """
+    with atomic_write(file) as part:
+        with part.open("wb") as out:  # the bytes must not depend on the path
+            torch.save(content, out)
+        if previous is not None and Path(file).is_file():
+            Path(file).replace(previous)
 
 
 def read_checkpoint(file: str | PathLike[str], model: Model) -> dict[str, Any]:
@@ -42,7 +53,8 @@ def read_checkpoint(file: str | PathLike[str], model: Model) -> dict[str, Any]:
     Raises:
         FileNotFoundError: no such file.
         ChainMismatchError: trained with another chain; lists what differs.
-        ValueError: other classes, a damaged file, a pointer of Git LFS, or weights alone.
+        DamagedCheckpointError: a file that is no checkpoint, is cut, or has a byte that differs from what was written.
+        ValueError: other classes, a pointer of Git LFS, or weights alone.
     """
     if not Path(file).is_file():
         raise FileNotFoundError(f"{file}: no such checkpoint; train first, or name one with --checkpoint")
@@ -59,10 +71,13 @@ def _load(file: str | PathLike[str]) -> dict[str, Any]:
         if opened.read(len(_LFS)) == _LFS:
             raise ValueError(f"{file}: a pointer of Git LFS, not the file itself; fetch it with git lfs pull")
     try:
+        with zipfile.ZipFile(file) as archive:
+            if (damaged := archive.testzip()) is not None:  # torch does not compare the checksums that it writes
+                raise zipfile.BadZipFile(f"checksum of {damaged}")
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(
-            f"{file}: no checkpoint, or truncated ({type(error).__name__}); copy it again, or name best.pt of a run"
+        raise DamagedCheckpointError(
+            f"{file}: no checkpoint, or damaged ({type(error).__name__}); copy it again, or name best.pt of a run"
         ) from None
     if not isinstance(checkpoint, dict) or not checkpoint.keys() >= _NEEDED:
         raise ValueError(

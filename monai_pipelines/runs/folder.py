@@ -9,7 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-_CHECKPOINTS = ("best.pt", "last.pt")
+_CHECKPOINTS = ("best.pt", "last.pt", "previous.pt")
 _EVALUATION = (
     *("report.html", "metrics.json", "evaluation.json", "predictions.csv", "pictures", "tensorboard/evaluation"),
     *("explanations", "attention", "attention.csv", "geojson", "label_maps", "classes.png", "roc.png", "froc.png"),

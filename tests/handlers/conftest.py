@@ -87,18 +87,21 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
         multilabel: bool = False,
         key_metric: str = "roc_auc",
         inferer: Any = None,
+        network: Callable[[], nn.Module] | None = None,
+        loader: Any = None,
         trainer_options: dict[str, Any] | None = None,
         **options: Any,
     ) -> Run:
         torch.manual_seed(seed)
         chain = chain or load_chain("lung_ct")
-        network = nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, num_logits))
+        layers = nn.Flatten(), nn.Linear(64, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, num_logits)
+        made = nn.Sequential(*layers) if network is None else network()
         loss = loss or nn.CrossEntropyLoss(weight=torch.tensor([0.5, 1.5]))
-        optimizer = torch.optim.Adam(network.parameters(), learning_rate)
-        train = DataLoader(Dataset(data or _scans(16, 1)), batch_size=BATCH)
+        optimizer = torch.optim.Adam(made.parameters(), learning_rate)
+        train = loader or DataLoader(Dataset(data or _scans(16, 1)), batch_size=BATCH)
         lr_scheduler = scheduler(optimizer, max_epochs * len(train))
         model = Model(
-            network,
+            made,
             chain,
             classes,
             torch.device("cpu"),
@@ -120,6 +123,6 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
             train_handlers=[handlers],
             **trainer_options or {},
         )
-        return Run(trainer, evaluator, network, optimizer, lr_scheduler, handlers)
+        return Run(trainer, evaluator, made, optimizer, lr_scheduler, handlers)
 
     return make

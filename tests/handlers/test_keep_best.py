@@ -15,8 +15,6 @@ from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau, StepLR
 
 from monai_pipelines import load_chain
-from monai_pipelines.data import ArrayDataset, make_loader
-from monai_pipelines.errors import ChainMismatchError
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
 
@@ -192,88 +190,3 @@ def test_patience_counts_validations(make_run: MakeRun) -> None:
 def test_patience_is_a_number_of_validations(make_run: MakeRun, patience: Any) -> None:
     with pytest.raises(ValueError, match="patience must be 1 or more, or null"):
         make_run(patience=patience)
-
-
-# ---- resume
-
-
-class _Cut(Exception):
-    """The power goes."""
-
-
-def _cut(engine: Engine) -> None:
-    raise _Cut
-
-
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_resumed_run_equals_the_uninterrupted_one(make_run: MakeRun, tmp_path: Path, scheduler: str) -> None:
-    """Weights too, to the last bit: batches come in a fixed order and nothing is augmented."""
-    script = [(0.5, 1.0), (0.7, 0.8), (0.6, 0.9), (0.6, 0.9), (0.9, 0.9)]
-    whole, halves = tmp_path / "whole", tmp_path / "halves"
-    options = {"max_epochs": 5, "scheduler": SCHEDULERS[scheduler], "script": script, "threshold_by": "youden"}
-    run = make_run(output_dir=whole, **options)
-    run.trainer.run()
-
-    first = make_run(output_dir=halves, **options)
-    first.trainer.add_event_handler(Events.ITERATION_COMPLETED(once=14), _cut)  # within epoch 4
-    with pytest.raises(_Cut):
-        first.trainer.run()
-    second = make_run(output_dir=halves, seed=99, resume=True, **options)
-    assert (second.trainer.state.epoch, second.trainer.state.iteration) == (3, 12)
-    assert second.handlers.checkpoints.num_without_better == 1
-    epochs: list[int] = []
-    second.trainer.add_event_handler(Events.EPOCH_STARTED, lambda engine: epochs.append(engine.state.epoch))
-    second.trainer.run()
-
-    assert epochs == [4, 5]
-    assert second.trainer.state.iteration == run.trainer.state.iteration == 20
-    a, b = _load(whole / "last.pt"), _load(halves / "last.pt")
-    assert [record["epoch"] for record in b["history"]] == [1, 2, 3, 4, 5]
-    assert {key for key in a if not _equal(a[key], b[key])} == set()
-    assert _equal(_load(whole / "best.pt"), _load(halves / "best.pt"))
-    assert (whole / "history.json").read_text() == (halves / "history.json").read_text()
-
-
-@pytest.mark.parametrize("scheduler", ["step", "one cycle"])
-def test_finished_run_goes_on_with_more_epochs(make_run: MakeRun, tmp_path: Path, scheduler: str) -> None:
-    """Where the schedule follows the number of epochs, the longer one counts."""
-    make_run(max_epochs=2, scheduler=SCHEDULERS[scheduler]).trainer.run()
-    run = make_run(max_epochs=4, scheduler=SCHEDULERS[scheduler], resume=True)
-    run.trainer.run()
-    straight = make_run(max_epochs=4, scheduler=SCHEDULERS[scheduler], output_dir=tmp_path / "straight")
-    straight.trainer.run()
-    last, wanted = _load(tmp_path / "last.pt"), _load(tmp_path / "straight" / "last.pt")
-    assert [record["epoch"] for record in last["history"]] == [1, 2, 3, 4]
-    assert [r["lr"] for r in last["history"][2:]] == pytest.approx([r["lr"] for r in wanted["history"][2:]])
-
-
-@pytest.mark.parametrize("sampling", ["shuffle", "weighted", "balanced"])
-def test_resumed_training_has_another_order_than_its_first_epochs(make_run: MakeRun, sampling: str) -> None:
-    def order(resume: bool) -> list[str]:
-        run = make_run(max_epochs=3 if resume else 1, resume=resume)
-        run.trainer.data_loader = make_loader(dataset, 4, sampling, seed=5)
-        if resume:
-            run.handlers.checkpoints.resume(run.trainer)
-        return [name for batch in run.trainer.data_loader for name in batch["name"]]
-
-    dataset = ArrayDataset(torch.zeros(32, 1, 2, 2, dtype=torch.uint8), [0, 1] * 16)
-    make_run(max_epochs=1).trainer.run()
-    assert order(resume=False) == order(resume=False)
-    assert order(resume=True) == order(resume=True) != order(resume=False)
-
-
-def test_nothing_to_resume(make_run: MakeRun, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"last\.pt: nothing to resume; start without --resume"):
-        make_run(resume=True)
-
-
-def test_finished_run_is_not_resumed(make_run: MakeRun) -> None:
-    make_run(max_epochs=2).trainer.run()
-    with pytest.raises(ValueError, match="already trained 2 of 2 epochs; raise max_epochs to go on"):
-        make_run(max_epochs=2, resume=True)
-
-
-def test_another_chain_is_not_resumed(make_run: MakeRun) -> None:
-    make_run(max_epochs=1).trainer.run()
-    with pytest.raises(ChainMismatchError, match=r"window\.window_hu: 'lung' there, 'bone' here"):
-        make_run(resume=True, chain=load_chain("lung_ct", window_hu="bone"))

@@ -15,9 +15,9 @@ def test_files_that_are_no_checkpoint_of_a_run(tmp_path: Path) -> None:
     whole = file.read_bytes()
     cases = {
         b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n": "a pointer of Git LFS",
-        whole[: len(whole) // 2]: "no checkpoint, or truncated",
-        b"": "no checkpoint, or truncated",
-        b"text": "no checkpoint, or truncated",
+        whole[: len(whole) // 2]: "no checkpoint, or damaged",
+        b"": "no checkpoint, or damaged",
+        b"text": "no checkpoint, or damaged",
     }
     for content, message in cases.items():
         file.write_bytes(content)
