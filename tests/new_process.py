@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import runpy
+import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from multiprocessing import get_context, set_start_method
 from pathlib import Path
+from typing import Any
 
+from monai_pipelines import processes
 from monai_pipelines.declared import declared_path
 
 CONTEXT = get_context("forkserver")
@@ -33,6 +36,49 @@ def run_module(
             process.join(0.001)
         process.join()
         return subprocess.CompletedProcess(arguments, process.exitcode or 0, *(file.read_text() for file in output))
+
+
+def run_together(function: Callable[..., Any], num: int, *args: Any, timeout_s: float = 60, **kwargs: Any) -> list[Any]:
+    """Have processes call a function together, as torchrun would start them.
+
+    Returns:
+        of each process its exit code, and what it printed; None for one that goes on 10 s after the first has ended.
+    """
+    with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(num)}
+        free.close()
+        started = []
+        for rank in range(num):
+            output = Path(folder) / str(rank)
+            environment = {**address, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            call = (function, args, kwargs, environment, timeout_s, output)
+            started.append((CONTEXT.Process(target=_together, args=call), output))
+            started[-1][0].start()
+        started[0][0].join()
+        ends = []
+        for process, output in started:
+            process.join(10)
+            ends.append((process.exitcode, output.read_text()))
+            process.kill()
+        return ends
+
+
+def _together(
+    function: Callable[..., Any],
+    args: Any,
+    kwargs: Any,
+    environment: dict[str, str],
+    timeout_s: float,
+    output: Path,
+) -> None:
+    opened = os.open(output, os.O_WRONLY | os.O_CREAT)
+    os.dup2(opened, 1)
+    os.dup2(opened, 2)
+    os.environ.update(environment)
+    processes.start_processes(timeout_s)
+    function(*args, **kwargs)
+    processes.stop_processes()
 
 
 def _run_module(module: str, arguments: tuple[str, ...], cwd: Path, output: list[Path]) -> None:

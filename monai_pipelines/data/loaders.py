@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import ignite.distributed as idist
 import torch
 from monai.data import DataLoader
 from monai.engines import PrepareBatch
 
+from monai_pipelines import processes
 from monai_pipelines.chains import Chain
 from monai_pipelines.data.arrays import collate_batches
 from monai_pipelines.data.sampling import batch_sampler
@@ -86,11 +86,16 @@ def make_loader(
         num_workers: processes that load.
         seed: of the order.
         distributed: without sampling: in a distributed training each process loads other images, not all of them.
+
+    Raises:
+        ValueError: a sampling that the dataset cannot have, or fewer images than processes.
     """
-    rank, num_processes = idist.get_rank(), idist.get_world_size()
+    rank, num_processes = processes.rank(), processes.num_processes()
     if sampling is None:
         order: dict[str, Any] = {"batch_size": batch_size}
         if distributed and num_processes > 1:
+            if len(dataset) < num_processes:
+                raise ValueError(f"{num_processes} processes want as many validation images, got {len(dataset)}")
             order["sampler"] = range(rank, len(dataset), num_processes)
     else:
         if sampling == "lesions" and not hasattr(dataset, "num_lesions"):

@@ -16,6 +16,7 @@ import torch
 from monai.data import Dataset, MetaTensor
 from rich.progress import track
 
+from monai_pipelines import processes
 from monai_pipelines.chains import Chain
 from monai_pipelines.data.cache import Cache, Storage, no_space
 from monai_pipelines.data.overlap import repeated
@@ -156,7 +157,9 @@ class Splits(Generic[Part]):
 
     @cached_property
     def _parts(self) -> dict[str, Part]:
-        prepared = self._make([{**item, "split": split} for split in SPLITS for item in getattr(self.cohort, split)])
+        items = [{**item, "split": split} for split in SPLITS for item in getattr(self.cohort, split)]
+        with processes.one_before_others():
+            prepared = self._make(items)
         parts = {split: prepared.part(split) for split in SPLITS}
         vars(parts["train"]).update(self._training)
         return parts

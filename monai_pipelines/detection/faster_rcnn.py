@@ -144,7 +144,8 @@ class FasterRCNN(Detector):
         strides = torch.tensor(self.pyramid.strides, device=sides.device)
         level = (sides[:, None] / self.cells / strides).log2().abs().argmin(1)
         counts = [len(these) for these in regions]
-        features = maps[0].new_zeros(len(level), maps[0].shape[1], *[self.cells] * self.spatial_dims)
+        shape = len(level), maps[0].shape[1], *[self.cells] * self.spatial_dims
+        features = maps[0].new_zeros(shape, dtype=torch.float32)
         for k, one in enumerate(maps):
             here = level == k
             if torch.jit.is_tracing():  # ONNX cannot reshape the features of no regions

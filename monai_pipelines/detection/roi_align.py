@@ -25,7 +25,7 @@ def roi_align(features: Tensor, boxes: Sequence[Tensor], stride: int, cells: int
         samples: points along each axis of a cell.
 
     Returns:
-        (sum of N_b, C, P, P[, P]).
+        (sum of N_b, C, P, P[, P]) float32: bf16 cannot say where on a large map a point is.
 
     Example:
         >>> features = torch.arange(4.0).expand(1, 1, 4, 4)
@@ -42,13 +42,13 @@ def roi_align(features: Tensor, boxes: Sequence[Tensor], stride: int, cells: int
     for one, these in zip(features, boxes, strict=True):
         lows, sides = these[:, :dims], box_sizes(these)
         axes = lows[..., None] + sides[..., None] * steps  # (N, d, side)
-        unit = (2 * axes / extent[:, None] - 1).to(features.dtype)
+        unit = 2 * axes / extent[:, None] - 1
         points = [
             unit[:, k].reshape(-1, *[side if axis == k else 1 for axis in range(dims)]).expand(-1, *[side] * dims)
             for k in reversed(range(dims))
         ]
         grid = torch.stack(points, dim=-1).flatten(0, 1)[None]  # (1, N * side, side[, side], d)
-        values = grid_sample(one[None], grid, padding_mode="border", align_corners=False)[0]
+        values = grid_sample(one[None].float(), grid, padding_mode="border", align_corners=False)[0]
         split = values.unflatten(1, (-1, side)).transpose(0, 1)  # (N, C, side, side[, side])
         for axis in range(2, 2 + dims):
             split = split.unflatten(axis, (cells, samples)).mean(axis + 1)

@@ -9,6 +9,7 @@ from typing import Any
 from ignite.handlers import ProgressBar
 from monai.engines import SupervisedEvaluator
 
+from monai_pipelines import processes
 from monai_pipelines.data import make_loader
 from monai_pipelines.handlers import (
     ClassificationMetrics,
@@ -57,7 +58,7 @@ class ModelSupervisedEvaluator(SupervisedEvaluator):
             self.epoch_metrics = DetectionMetrics(len(model.classes))
         super().__init__(
             device=model.device,
-            val_data_loader=make_loader(dataset, batch_size),
+            val_data_loader=make_loader(dataset, batch_size, distributed=True),
             network=model.network,
             prepare_batch=model.prepare,
             inferer=model.inferer,
@@ -101,6 +102,12 @@ class TrainedSupervisedEvaluator(SupervisedEvaluator):
         )
 
     def run(self, global_epoch: int = 1) -> None:  # type: ignore[override]  # as MONAI's
-        """Load the weights and evaluate."""
+        """Load the weights and evaluate.
+
+        Raises:
+            ValueError: started by torchrun; see also `monai_pipelines.runs.Trained.load`.
+        """
+        if processes.started_processes() > 1:
+            raise ValueError("evaluation and inference run in one process: start them with python instead of torchrun")
         self.trained.load()
         super().run(global_epoch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from ignite.engine import Events
 from monai.engines import SupervisedTrainer
 
+from monai_pipelines import processes
 from monai_pipelines.chains import Chain
 from monai_pipelines.engines.evaluator import compare_metrics
 from monai_pipelines.engines.precision import measured_precision
@@ -18,6 +20,8 @@ from monai_pipelines.handlers.epoch_metrics import PartialMetric
 from monai_pipelines.model import Model
 from monai_pipelines.networks.precision import Precision, fast_bf16
 from monai_pipelines.networks.recompute import unchanged_buffers
+
+logger = logging.getLogger(__name__)
 
 
 class ModelSupervisedTrainer(SupervisedTrainer):
@@ -67,7 +71,7 @@ class ModelSupervisedTrainer(SupervisedTrainer):
             device=model.device,
             max_epochs=max_epochs,
             train_data_loader=train_data_loader,
-            network=model.network,
+            network=processes.averaging_gradients(model.network, find_unused_parameters=model.detects),
             optimizer=optimizer,
             loss_function=loss_function,
             prepare_batch=prepare,
@@ -89,7 +93,7 @@ class ModelSupervisedTrainer(SupervisedTrainer):
     def _measure_precision(self) -> None:
         """Choose the inferer's precision on the first batch; weights, buffers and random states are left unchanged."""
         inferer: Any = self.inferer
-        network = self.network.train()  # not a copy: a loss may refer to the network
+        network = self.model.network.train()  # not a copy: a loss may refer to the network
         with torch.random.fork_rng([]), unchanged_buffers(network), torch.compiler.set_stance("force_eager"):
             prepare = deepcopy(self.prepare_batch)
             inputs, targets, *more = prepare(self.state.batch, self.model.device)
@@ -102,7 +106,8 @@ class ModelSupervisedTrainer(SupervisedTrainer):
                 loss = self.loss_function(inferer(inputs, network, *args, **kwargs), targets).mean()
                 return torch.autograd.grad(loss, weights, allow_unused=True)
 
-            inferer.precision = measured_precision(step)
+            chosen = measured_precision(step)
+            inferer.precision = processes.from_main(lambda: chosen)
 
     def run(self) -> None:  # type: ignore[override]
         """Train.
@@ -110,15 +115,20 @@ class ModelSupervisedTrainer(SupervisedTrainer):
         Raises:
             ValueError: a batch of one image, which batch normalization cannot normalize.
         """
+        if (num := processes.num_processes()) > 1:
+            sampler: Any = getattr(self.data_loader, "batch_sampler", None)
+            batch_size, rate = sampler.batch_size, self.optimizer.param_groups[0]["lr"]
+            text = "%d processes: batch_size %d in each, %d in all; learning rate %g, which is not scaled"
+            logger.info(text, num, batch_size, num * batch_size, rate)
         try:
             super().run()
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
-                raise
-            raise ValueError(
-                "batch normalization needs more than one value per channel, got a batch of one image: set batch_size "
-                "to 2 or more, so that it leaves no single image over, or train on larger images"
-            ) from None
+        except Exception as error:
+            if isinstance(error, ValueError) and "more than 1 value per channel" in str(error):
+                error = ValueError(
+                    "batch normalization needs more than one value per channel, got a batch of one image: set "
+                    "batch_size to 2 or more, so that it leaves no single image over, or train on larger images"
+                )
+            raise processes.explained(error) from None
 
 
 def _check_counted_once(loader: Any, loss_function: Any) -> None:

@@ -11,6 +11,7 @@ import torch
 from ignite.engine import Engine
 from ignite.exceptions import NotComputableError
 
+from monai_pipelines import processes
 from monai_pipelines.detection import Found, Target
 from monai_pipelines.handlers.collect import CollectRows
 from monai_pipelines.handlers.epoch_metrics import EpochMetrics, PartialMetric
@@ -48,7 +49,9 @@ class MeanLosses(PartialMetric):
     def compute(self) -> dict[str, float]:
         if not self._num:
             raise NotComputableError("MeanLosses: wanted one batch or more, got none")
-        return {name: total / self._num for name, total in self._sums.items()}
+        parts = processes.gathered((self._sums, self._num))
+        num = sum(part for _, part in parts)
+        return {name: sum(sums[name] for sums, _ in parts) / num for name in self._sums}
 
     def completed(self, engine: Engine, name: str) -> None:
         engine.state.metrics.update(self.compute())
@@ -94,7 +97,9 @@ class DetectionMetrics(EpochMetrics):
     def compute(self) -> dict[str, float]:
         if not self.found:
             raise NotComputableError("DetectionMetrics: wanted one batch or more, got none")
-        every = (self.found, self.lesions, self._groups)
+        parts = processes.gathered((self.found, self.lesions, self._groups))
+        self.found, self.lesions = ([one for part in parts for one in part[k]] for k in (0, 1))  # type: ignore[assignment]
+        every = (self.found, self.lesions, [group for part in parts for group in part[2]])
         values = detection_metrics(*every, num_classes=self.num_classes, num_resamples=0)["metrics"]
         return {name: math.nan if values[name] is None else values[name] for name in MAIN_METRICS}
 

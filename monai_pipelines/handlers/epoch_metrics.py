@@ -6,15 +6,14 @@ from collections.abc import Callable
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-import ignite.distributed as idist
 import numpy as np
 import torch
 from ignite.engine import Engine
 from ignite.exceptions import NotComputableError
 from ignite.metrics import Metric
 from monai.engines import Evaluator
-from monai.utils import evenly_divisible_all_gather, string_list_all_gather
 
+from monai_pipelines import processes
 from monai_pipelines.handlers.guards import check_finite
 from monai_pipelines.metrics import check_rule, choose_threshold, classification_metrics, fit_temperature
 from monai_pipelines.model import Model
@@ -105,17 +104,17 @@ class ClassificationMetrics(EpochMetrics, PartialMetric):
         bad = self._logits[-1][~self._logits[-1].isfinite()]
         if bad.numel():
             check_finite(engine, "a logit", float(bad[0]))
-        if isinstance(engine, Evaluator) and idist.get_world_size() > 1:
+        if isinstance(engine, Evaluator) and processes.num_processes() > 1:
             self._names += engine.state.batch.get("name", ())
 
     def compute(self) -> dict[str, float]:
         if not self._logits:
             raise NotComputableError("ClassificationMetrics: wanted one batch or more, got none")
-        logits, labels = (
-            evenly_divisible_all_gather(torch.cat(batches), concat=True) for batches in (self._logits, self._labels)
-        )
+        parts = processes.gathered((torch.cat(self._logits), torch.cat(self._labels), self._names))
+        logits, labels = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
         if self._names:
-            first = {name: row for row, name in reversed([*enumerate(string_list_all_gather(self._names))])}
+            names = [name for part in parts for name in part[2]]
+            first = {name: row for row, name in reversed([*enumerate(names)])}
             rows = sorted(first.values())
             logits, labels = logits[rows], labels[rows]
         self.predictions = logits, labels

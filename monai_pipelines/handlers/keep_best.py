@@ -10,6 +10,7 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 
+from monai_pipelines import processes
 from monai_pipelines.errors import DamagedCheckpointError
 from monai_pipelines.handlers.training_state import TrainingState
 from monai_pipelines.model import Model
@@ -93,7 +94,8 @@ class Checkpoints:
         self.num_without_better = 0
 
     def attach(self, engine: Engine) -> None:
-        self.output_dir.mkdir(parents=True, exist_ok=True)
+        if processes.is_main():
+            self.output_dir.mkdir(parents=True, exist_ok=True)
         if self.checkpoint_every is not None:
             engine.add_event_handler(Events.ITERATION_COMPLETED, self.within_epoch)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
@@ -107,19 +109,10 @@ class Checkpoints:
         self.saved = engine.state.iteration
 
     def _go_on(self, engine: Any) -> None:
-        last, previous = self.output_dir / "last.pt", self.output_dir / "previous.pt"
-        found = [file for file in (last, previous) if file.is_file()]
-        if not found:
-            logger.warning("%s: nothing to resume, training starts from the beginning", last)
+        found = processes.from_main(self._find)
+        if found is None:
             return
-        try:
-            file, checkpoint = found[0], read_checkpoint(found[0], self.model)
-        except DamagedCheckpointError as error:
-            if len(found) == 1:
-                raise
-            logger.warning("%s; going on from %s, the one before", error, previous.name)
-            file, checkpoint = previous, read_checkpoint(previous, self.model)
-            last.unlink()  # never to become the one before
+        file, checkpoint = found
         self._check(file, checkpoint)
         load_weights(self.model.network, checkpoint["model"], file)
         use_precision(self.model, checkpoint["precision"])
@@ -133,6 +126,23 @@ class Checkpoints:
         else:
             done = state.epoch, state.iteration, self.key_metric, self.best["metric"]
             logger.info("resumed after epoch %d, iteration %d, best %s %.4f", *done)
+
+    def _find(self) -> tuple[Path, dict[str, Any]] | None:
+        """The newest checkpoint that can be read."""
+        last, previous = self.output_dir / "last.pt", self.output_dir / "previous.pt"
+        found = [file for file in (last, previous) if file.is_file()]
+        if not found:
+            logger.warning("%s: nothing to resume, training starts from the beginning", last)
+            return None
+        try:
+            return found[0], read_checkpoint(found[0], self.model)
+        except DamagedCheckpointError as error:
+            if len(found) == 1:
+                raise
+            logger.warning("%s; going on from %s, the one before", error, previous.name)
+            checkpoint = read_checkpoint(previous, self.model)
+            last.unlink()  # never to become the one before
+            return previous, checkpoint
 
     def _check(self, file: Path, checkpoint: dict[str, Any]) -> None:
         if "plan" not in checkpoint:
@@ -156,12 +166,14 @@ class Checkpoints:
         card = self._card(epoch)
         if self.validator.state.epoch == epoch:
             metrics = {name: float(value) for name, value in self.validator.state.metrics.items()}
-            card |= {"metrics": metrics, **self.validator.epoch_metrics.decisions(self.threshold_by, self.calibrate)}
+            decisions = self.validator.epoch_metrics.decisions
+            card |= {"metrics": metrics, **decisions(self.threshold_by, self.calibrate)}
             metric, loss = metrics[self.key_metric], metrics.get("loss", math.nan)
             if not self.best["epoch"] or self._rank(metric, loss) > self._rank(self.best["metric"], self.best["loss"]):
                 self.best = {"metric": metric, "loss": loss, "epoch": epoch}
                 self.num_without_better = 0
-                save_checkpoint(card, self.output_dir / "best.pt")
+                if processes.is_main():
+                    save_checkpoint(card, self.output_dir / "best.pt")
             else:
                 self.num_without_better += 1
         self._save_last(card)
@@ -199,7 +211,8 @@ class Checkpoints:
             "num_without_better": self.num_without_better,
             "history": self.history,
         }
-        save_checkpoint({**card, **state}, self.output_dir / "last.pt", self.output_dir / "previous.pt")
+        if processes.is_main():
+            save_checkpoint({**card, **state}, self.output_dir / "last.pt", self.output_dir / "previous.pt")
         self.saved = state["iteration"]
 
     def end(self, engine: Any) -> None:

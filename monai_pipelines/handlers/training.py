@@ -12,6 +12,7 @@ from ignite.handlers import ProgressBar
 from monai.handlers import MLFlowHandler, ValidationHandler
 from torch.optim.lr_scheduler import CyclicLR, OneCycleLR, ReduceLROnPlateau
 
+from monai_pipelines import processes
 from monai_pipelines.handlers.guards import ClipGradients, StopOnNaN, batches_of_step
 from monai_pipelines.handlers.keep_best import Checkpoints
 from monai_pipelines.handlers.monitor import Monitor
@@ -54,15 +55,18 @@ class TrainingHandlers:
 
     def attach(self, engine: Any) -> None:
         engine.add_event_handler(Events.STARTED, self.checkpoints.start)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.share_buffers)
         validation = ValidationHandler(self.interval, self.validator)
         validation.attach(engine)
         engine.add_event_handler(Events.EPOCH_COMPLETED(event_filter=self._is_left_over), validation)
-        bar = ProgressBar(persist=False, ncols=80, disable=None)  # None: no bar where no terminal shows it
+        # None: no bar where no terminal shows it
+        bar = ProgressBar(persist=False, ncols=80, disable=None if processes.is_main() else True)
         bar.attach(engine, output_transform=lambda output: {"loss": float(output["loss"].detach())})
         StopOnNaN().attach(engine)
         if self.clip_norm is not None:
             ClipGradients(self.clip_norm).attach(engine)
-        self.monitor.attach(engine)
+        if processes.is_main():
+            self.monitor.attach(engine)
         if isinstance(self.lr_scheduler, (OneCycleLR, CyclicLR)):
             engine.add_event_handler(Events.ITERATION_COMPLETED, self.schedule_steps)
         else:
@@ -73,6 +77,10 @@ class TrainingHandlers:
     def _is_left_over(self, engine: Any, epoch: int) -> bool:
         """Whether an epoch is the last, and the interval leaves it out."""
         return epoch == engine.state.max_epochs and bool(epoch % self.interval)
+
+    def share_buffers(self, engine: Any) -> None:
+        """Have all processes validate the network that is saved."""
+        processes.share_buffers(self.validator.model.network)
 
     def log_written(self) -> None:
         """Log where the results are."""
@@ -104,6 +112,10 @@ class TrackTraining(MLFlowHandler):
     def __init__(self, output_dir: str | PathLike[str], **options: Any) -> None:
         super().__init__(output_transform=itemgetter("loss"), epoch_logger=self.log_epoch, **options)
         self.experiment_param = (RunFolder(output_dir).run or {}).get("settings")
+
+    def attach(self, engine: Any) -> None:
+        if processes.is_main():
+            super().attach(engine)
 
     def log_epoch(self, engine: Any) -> None:
         """Log the metrics of an epoch; the loss is logged step by step."""

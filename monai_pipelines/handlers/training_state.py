@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import ignite.distributed as idist
-import torch.distributed
 from ignite.engine import Events
 
+from monai_pipelines import processes
 from monai_pipelines.chains import Chain
 from monai_pipelines.data.loaders import ResumableLoader
 from monai_pipelines.handlers.guards import batches_of_step
@@ -69,22 +68,18 @@ class TrainingState:
         own: dict[str, Any] = {"random": self._random_states()}
         if engine.state.iteration % engine.state.epoch_length:
             own |= {"at_epoch_start": self.at_epoch_start, "metrics": engine.epoch_metrics.partial()}
-        processes = [own]
-        if idist.get_world_size() > 1:
-            processes = [own] * idist.get_world_size()
-            torch.distributed.all_gather_object(processes, own)
         return {
             "plan": self.plan,
             "iteration": engine.state.iteration,
             "optimizer": engine.optimizer.state_dict(),
             "lr_scheduler": self.lr_scheduler.state_dict(),
             "scaler": None if engine.scaler is None else engine.scaler.state_dict(),
-            "processes": processes,
+            "processes": processes.gathered(own),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state, when the engine has started and before it loads data."""
-        engine, own = self.engine, state["processes"][idist.get_rank()]
+        engine, own = self.engine, state["processes"][processes.rank()]
         engine.optimizer.load_state_dict(state["optimizer"])
         self.lr_scheduler.load_state_dict(state["lr_scheduler"])
         if engine.scaler is not None:

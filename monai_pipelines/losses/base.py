@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from monai_pipelines import processes
 from monai_pipelines.probabilities import class_logits
 
 Weight = Tensor | Sequence[float] | None
@@ -84,7 +85,18 @@ def weighted_mean(loss: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor
     if weight is None:
         return loss.mean()
     sample_weight = weight[labels]
-    return (sample_weight * loss).sum() / sample_weight.sum()
+    return over_processes((sample_weight * loss).sum() / sample_weight.sum(), labels, weight)
+
+
+def over_processes(mean: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
+    """Scale a weighted mean of one process's batch so that the mean over the processes is that of all their samples.
+
+    Without a gradient, as in a validation, it is left as it is.
+    """
+    if weight is None or not mean.requires_grad or processes.num_processes() == 1:
+        return mean
+    total = weight[labels].sum()
+    return mean * (total / processes.mean(total))
 
 
 def focusing(prob: Tensor, gamma: float) -> Tensor:

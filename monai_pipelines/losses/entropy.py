@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from monai_pipelines.losses.base import ClassificationLoss, Weight, focusing, weighted_mean
+from monai_pipelines.losses.base import ClassificationLoss, Weight, focusing, over_processes, weighted_mean
 
 
 class CrossEntropyLoss(ClassificationLoss):
@@ -36,9 +36,10 @@ class CrossEntropyLoss(ClassificationLoss):
 
     def _multi_class(self, logits: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
         no_label = torch.iinfo(torch.int64).min
-        return functional.cross_entropy(
+        mean = functional.cross_entropy(
             logits, labels, weight, ignore_index=no_label, label_smoothing=self.label_smoothing
         )
+        return over_processes(mean, labels, weight)
 
     def _multi_label(self, logits: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
         smooth = labels * (1 - self.label_smoothing) + self.label_smoothing / 2

@@ -12,11 +12,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
+import numpy as np
 from fire.parser import DefaultParseValue  # type: ignore[import-untyped]
 from monai.bundle import ConfigParser
 from monai.bundle import run as monai_run
 from monai.utils import set_determinism
 
+from monai_pipelines import processes
 from monai_pipelines.chains import did_you_mean
 from monai_pipelines.declared import declared_path, find_bundle, in_installed_package
 from monai_pipelines.errors import ChainMismatchError, CohortError, ScanError, error_text, root_cause
@@ -108,7 +110,8 @@ def start_run(
     if output_dir is not None and configs and "train" not in configs:
         check_no_run(output_dir)
     if seed is not None:
-        set_determinism(seed)
+        rank = processes.started_rank()  # of several, each draws differently
+        set_determinism(int(np.random.SeedSequence((seed, rank)).generate_state(1)[0]) if rank else seed)
 
 
 def bundle_arguments(arguments: Sequence[str]) -> list[str]:

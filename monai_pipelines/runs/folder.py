@@ -100,7 +100,14 @@ def claim_folder(output_dir: str | PathLike[str], resume: bool = False, overwrit
 
     Raises:
         FileExistsError: the folder holds checkpoints.
+        ValueError: several processes that do not train together.
     """
+    from monai_pipelines import processes  # torch, without which a report is written
+
+    if processes.started_processes() > processes.num_processes():
+        raise ValueError("started by torchrun without configs/multi_gpu.yaml: add it to --config_file")
+    if not processes.is_main():
+        return
     found = [name for name in _CHECKPOINTS if (Path(output_dir) / name).is_file()]
     if found and not (resume or overwrite):
         raise FileExistsError(

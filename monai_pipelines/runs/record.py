@@ -13,6 +13,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
+from monai_pipelines import processes
 from monai_pipelines.chains import Chain
 from monai_pipelines.data.split import check_trainable
 from monai_pipelines.model import Model
@@ -47,7 +48,8 @@ def record_run(
     Returns:
         the content of ``run.json``: ``command``, ``config_files`` (names in ``output_dir/configs``, in order) and
         ``overrides`` of it, ``settings`` (the numbers, names and switches on top of the configs as they were used, and
-        what else distinguishes runs: ``network``, ``num_parameters``, ``overlays``, ``chain``, ``data``, ``inferer``;
+        what else distinguishes runs: ``network``, ``num_parameters``, ``overlays``, ``chain``, ``data``, ``inferer``,
+        ``num_processes``;
         for tables of hyper-parameters), ``seed``, ``split_seed``, ``split_fractions``, ``data_sha256``, ``source``,
         ``folder`` (the working directory), ``fingerprint`` (of the chain), ``chain``, ``augmentation``, ``versions``.
 
@@ -66,6 +68,7 @@ def record_run(
         "chain": f"{chain.describe()['name']} {chain.fingerprint()}",
         "data": split["data_sha256"][:16],
         "inferer": type(model.inferer).__name__,
+        "num_processes": processes.num_processes(),
     }
     run = {
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
@@ -83,6 +86,8 @@ def record_run(
         "augmentation": augmentation.describe() if augmentation else None,
         "versions": library_versions(),
     }
+    if not processes.is_main():
+        return run
     configs = Path(output_dir) / "configs"
     configs.mkdir(parents=True, exist_ok=True)
     # those of the command last: they were used, also where one is named as a file of the bundle

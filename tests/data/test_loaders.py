@@ -13,7 +13,7 @@ from monai.data import MetaTensor
 from monai.transforms import RandomizableTransform
 from PIL import Image
 
-from monai_pipelines import Chain, load_chain
+from monai_pipelines import Chain, load_chain, processes
 from monai_pipelines.data import ArrayDataset, PreparedDataset, PrepareImages, make_loader
 
 LABELS = [0] * 9 + [1] * 3 + [2]
@@ -187,3 +187,15 @@ def test_workers_only_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
         loader = make_loader(_array(), 4, num_workers=2)
         assert (loader.num_workers, loader.pin_memory) == (workers, cuda)
+
+
+def test_each_process_validates_other_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "num_processes", lambda: 3)
+    names = []
+    for rank in range(3):
+        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+        names += [name for batch in make_loader(_array(), 4, distributed=True) for name in batch["name"]]
+    assert sorted(names) == sorted(f"n{k}" for k in range(len(LABELS)))
+    assert len(make_loader(_array(), 4)) == -(-len(LABELS) // 4)
+    with pytest.raises(ValueError, match="3 processes want as many validation images, got 2"):
+        make_loader(_array([0, 1]), 4, distributed=True)

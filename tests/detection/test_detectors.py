@@ -10,6 +10,7 @@ from monai.data.box_utils import box_iou
 from monai.networks.nets import DenseNet
 
 from monai_pipelines.detection import Detector, FeaturePyramid, GridDetector, Target
+from monai_pipelines.networks.precision import autocast
 from tests.detection.blobs import KINDS, blobs, make_detector, make_target
 
 
@@ -71,6 +72,24 @@ def test_losses_are_finite_and_have_gradients(kind: str, dims: int, boxes: list[
     gradients = [parameter.grad for parameter in detector.parameters() if parameter.grad is not None]
     assert all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
     assert any(bool(gradient.any()) for gradient in gradients)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dims", [2, 3])
+def test_bf16(kind: str, dims: int) -> None:
+    """Losses and boxes are those of float32, but for the rounding."""
+    images, targets = blobs(dims, 32, [2, 1])
+    detector = make_detector(kind, dims)
+    torch.manual_seed(0)
+    wanted = detector(images, targets)
+    torch.manual_seed(0)
+    with autocast("bf16", "cpu"):
+        found = detector(images, targets)
+        boxes = detector.eval()(images)
+    assert {name: float(loss.detach()) for name, loss in found.items()} == {
+        name: pytest.approx(float(loss.detach()), rel=0.1, abs=0.02) for name, loss in wanted.items()
+    }
+    assert all(torch.isfinite(one.boxes).all() for one in boxes)
 
 
 @pytest.mark.parametrize("kind", KINDS)
