@@ -185,7 +185,7 @@ class Remote:
         files = self.files(again=True)
         for file in files:
             if any(part in ("", ".", "..") for part in file.name.split("/")):
-                raise ScanError(self.url, "an object below has an empty name, or '..' in its name; rename it")
+                raise ScanError(self.url, "a file that belongs to it has an empty name, or '..' in its name; rename it")
         key = hashlib.sha256(repr((self.identity(), self.stats())).encode()).hexdigest()[:32]
 
         def fill(folder: Path) -> None:

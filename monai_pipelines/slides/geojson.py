@@ -32,8 +32,8 @@ def read_outlines(path: Source) -> list[list[Ring]]:
         ScanError: the file is not GeoJSON, or has no outline.
 
     Example:
-        >>> from tempfile import mkdtemp
         >>> from pathlib import Path
+        >>> from tempfile import mkdtemp
         >>> file = Path(mkdtemp()) / "tumour.geojson"
         >>> _ = file.write_text('[{"type": "Polygon", "coordinates": [[[0, 0], [64, 0], [64, 32], [0, 0]]]}]')
         >>> read_outlines(file)[0][0].shape
@@ -75,6 +75,7 @@ def write_geojson(
         ValueError: the number of values or colors differs from that of the tiles.
 
     Example:
+        >>> from pathlib import Path
         >>> from tempfile import mkdtemp
         >>> file, colors = Path(mkdtemp()) / "attention.geojson", np.zeros((2, 3), np.uint8)
         >>> write_geojson(file, [[0, 0], [512, 0]], 512, {"attention": [0.9, 0.1]}, "Attention", colors)
