@@ -181,7 +181,7 @@ def test_no_credentials(put: Put, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-    with pytest.raises(ScanError, match="no credentials: set .* FSSPEC_S3_ANON"):
+    with pytest.raises(ScanError, match=r"no credentials: set .* FSSPEC_S3_ANON"):
         read(url)
 
 
