@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import posixpath
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from os import PathLike
@@ -31,6 +32,7 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # of two letters or more: C: i
 _HEADERS = (".mhd", ".nhdr")
 _HEADER_BYTES = 2**20
 _AT_ONCE = 16  # requests
+_MAX_KNOWN = 200_000  # objects: some 100 MB
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -45,7 +47,24 @@ class File(NamedTuple):
     info: store.Info
 
 
-_known: dict[str, list[File]] = {}  # by URL: as they were when this process asked last
+class _Answers:
+    """What stores said to this process last, by URL; the oldest leave."""
+
+    def __init__(self) -> None:
+        self._files: OrderedDict[str, list[File]] = OrderedDict()
+        self._num = 0
+
+    def get(self, url: str) -> list[File] | None:
+        return self._files.get(url)
+
+    def put(self, url: str, files: list[File]) -> None:
+        self._num += len(files) - len(self._files.pop(url, ()))
+        self._files[url] = files
+        while self._num > _MAX_KNOWN and len(self._files) > 1:
+            self._num -= len(self._files.popitem(last=False)[1])
+
+
+_answers = _Answers()
 
 
 @dataclass(frozen=True, order=True)
@@ -135,10 +154,10 @@ class Remote:
         Raises:
             ScanError: no such image, access denied, or no answer.
         """
-        if again or self.url not in _known:
-            _known.pop(self.url, None)
-            _known[self.url] = list(self._files())
-        return _known[self.url]
+        if again or (known := _answers.get(self.url)) is None:
+            known = list(self._files())
+            _answers.put(self.url, known)
+        return known
 
     def _files(self) -> Iterator[File]:
         info = store.describe(self.url)
@@ -156,13 +175,12 @@ class Remote:
                 names = [name for name in store.find(self.parent.url) if fnmatch(name, pattern)]
             for name in names:
                 place = self.parent / name
-                if (data := store.describe(place.url)) is not None:
-                    yield File(place, name, data)
+                with suppress(store.MissingError):  # its reader reports it
+                    if (data := store.describe(place.url)) is not None:
+                        yield File(place, name, data)
 
     @staticmethod
     def _below(folder: Remote, prefix: str) -> Iterator[File]:
-        if folder._is_web:
-            raise ScanError(folder.url, "a web server has no folders that can be listed; use s3:// or gs://")
         for name, info in store.find(folder.url).items():
             if not any(is_clutter(part) for part in name.split("/")):
                 yield File(Remote(f"{folder.url.rstrip('/')}/{name}"), f"{prefix}{name}", info)

@@ -21,6 +21,7 @@ from monai_pipelines.privacy import failure, silent_logs
 READ_ONLY = ("http", "https")
 TRIES = 6
 PAUSE_S = 0.5  # before the second try; doubled before each further one
+_NO_FOLDERS = "a web server has no folders that can be listed; name a file, or use s3:// or gs://"
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
 _IN_EXTRA = ("s3fs", "aiohttp")
 _CONNECT_S, _SILENT_S = 30, 60
@@ -59,13 +60,19 @@ def describe(url: str) -> Info | None:
         ScanError: access denied, or no answer.
     """
     if scheme_of(url) in READ_ONLY and urlsplit(url).path.endswith("/"):
-        raise ScanError(url, "a web server has no folders that can be listed; name a file, or use s3:// or gs://")
+        raise ScanError(url, _NO_FOLDERS)
     info = _attempt(url, lambda fs, path: fs.info(path))
     return None if info["type"] == "directory" else _info(scheme_of(url), info)
 
 
 def find(url: str) -> dict[str, Info]:
-    """All objects below a folder, by their path in it, in order."""
+    """All objects below a folder, by their path in it, in order.
+
+    Raises:
+        ScanError: a web server, access denied, or no answer.
+    """
+    if scheme_of(url) in READ_ONLY:
+        raise ScanError(url, _NO_FOLDERS)
     found = _attempt(url, lambda fs, path: (fs.find(path, detail=True), path.rstrip("/")))
     objects, folder = found
     listed = {name.removeprefix(folder).lstrip("/"): _info(scheme_of(url), info) for name, info in objects.items()}

@@ -26,7 +26,7 @@ def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(scratch.FOLDER, str(tmp_path / "scratch"))
     monkeypatch.setattr(store, "PAUSE_S", 0.001)
     monkeypatch.setattr(store, "_filesystems", {})
-    monkeypatch.setattr(place, "_known", {})
+    monkeypatch.setattr(place, "_answers", place._Answers())
 
 
 @pytest.fixture

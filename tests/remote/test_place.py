@@ -17,8 +17,8 @@ import pytest
 from monai_pipelines.data.contents import content_hash
 from monai_pipelines.errors import ScanError
 from monai_pipelines.privacy import without_secrets
-from monai_pipelines.remote import Remote, as_place, entry, local, read_start, unlink, whole_write
-from monai_pipelines.remote.store import TRIES, MissingError
+from monai_pipelines.remote import Remote, as_place, entry, local, place, read_start, unlink, whole_write
+from monai_pipelines.remote.store import TRIES, MissingError, download
 from tests.remote.servers import BUCKET, Proxy, WebServer, serving
 
 Put = Callable[..., str]
@@ -57,12 +57,12 @@ def test_entries_that_are_paths(tmp_path: Path) -> None:
 
 
 def test_names_of_urls() -> None:
-    place = Remote("https://me:pass@word@host:8000/a/b%20c.nii.gz?signature=1/2")
-    assert (place.name, place.suffix, place.stem) == ("b c.nii.gz", ".gz", "b c.nii")
-    assert str(place) == f"{place}" == "https://host:8000/a/b%20c.nii.gz"
-    assert str(place.parent) == "https://host:8000/a"
-    assert "pass" not in repr(place)
-    assert pickle.loads(pickle.dumps(place)) == place
+    file = Remote("https://me:pass@word@host:8000/a/b%20c.nii.gz?signature=1/2")
+    assert (file.name, file.suffix, file.stem) == ("b c.nii.gz", ".gz", "b c.nii")
+    assert str(file) == f"{file}" == "https://host:8000/a/b%20c.nii.gz"
+    assert str(file.parent) == "https://host:8000/a"
+    assert "pass" not in repr(file)
+    assert pickle.loads(pickle.dumps(file)) == file
 
 
 @pytest.mark.parametrize(
@@ -114,6 +114,30 @@ def test_files_that_a_header_names_come_with_it(data: str, put: Put) -> None:
     put(b"others", "ct/scan.raw")
     assert Remote(f"s3://{BUCKET}/ct/scan.mhd").exists()
     assert Remote(f"s3://{BUCKET}/ct/scan.mhd").stats() != before
+
+
+def test_a_header_without_its_data(put: Put) -> None:
+    header = Remote(put(b"ElementDataFile = none.raw", "ct/scan.mhd"))
+    assert [name for name, *_ in header.stats()] == ["scan.mhd"]
+    assert header.exists()
+
+
+def test_a_pattern_at_a_web_server(web: WebServer, tmp_path: Path) -> None:
+    (tmp_path / "web" / "scan.mhd").write_text("ElementDataFile = slice%d.raw 1 2 1")
+    with pytest.raises(ScanError, match="no folders that can be listed"):
+        read(f"{web.url}/scan.mhd")
+
+
+def test_answers_are_forgotten_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(place, "_MAX_KNOWN", 4)
+    answers = place._Answers()
+    one: Any = None
+    for url, num in (("a", 2), ("b", 1), ("a", 1), ("c", 3), ("d", 9)):
+        answers.put(url, [one] * num)
+    assert [url for url in "abcd" if answers.get(url)] == ["d"]
+    answers.put("e", [one])
+    answers.put("f", [one])
+    assert [url for url in "def" if answers.get(url)] == ["e", "f"]
 
 
 def test_files_that_a_header_names_by_a_pattern(put: Put) -> None:
@@ -250,13 +274,10 @@ def test_other_bytes_of_the_right_number_are_not_used(put: Put, monkeypatch: pyt
 def test_an_object_that_changes_while_it_is_read(web: WebServer, tmp_path: Path) -> None:
     file = tmp_path / "web" / "a.nii"
     file.write_bytes(b"before")
-    place = Remote(f"{web.url}/a.nii")
-    old = place.files(again=True)[0]
+    old = Remote(f"{web.url}/a.nii").files()[0]
     file.write_bytes(b"later on")
-    from monai_pipelines.remote import store
-
     with pytest.raises(ScanError, match="changed while it was read"):
-        store.download(place.url, tmp_path / "copy", old.info)
+        download(old.place.url, tmp_path / "copy", old.info)
 
 
 def test_secrets_of_a_web_address_are_used_but_never_shown(
@@ -293,17 +314,17 @@ def test_contents_are_compared_without_copies(put: Put, web: WebServer, tmp_path
 
 
 def test_files_are_written_whole_and_removed(put: Put) -> None:
-    place = Remote(put(b"old", "a.csv"))
-    with pytest.raises(RuntimeError), whole_write(place) as part:  # noqa: PT012
+    table = Remote(put(b"old", "a.csv"))
+    with pytest.raises(RuntimeError), whole_write(table) as part:  # noqa: PT012
         part.write_bytes(b"half")
         raise RuntimeError
-    assert read(place) == b"old"
-    with whole_write(place) as part:
+    assert read(table) == b"old"
+    with whole_write(table) as part:
         part.write_bytes(b"new")
-    assert read(place) == b"new"
+    assert read(table) == b"new"
     for _ in range(2):
-        unlink(place)
-    assert not place.exists()
+        unlink(table)
+    assert not table.exists()
 
 
 def test_two_processes_copy_an_object_once(web: WebServer, tmp_path: Path) -> None:
