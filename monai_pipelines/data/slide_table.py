@@ -130,6 +130,5 @@ def feature_file(features_dir: Source, name: str) -> Place:
 
 def slide_source(item: Mapping[str, Any]) -> str:
     """16 hex digits that change with the size or time of the slide's files, and with the item's ``mpp``."""
-    return hashlib.sha256(repr((file_stats(as_place(item["image"])), str(item.get("mpp") or ""))).encode()).hexdigest()[
-        :16
-    ]
+    made_of = file_stats(as_place(item["image"])), str(item.get("mpp") or "")
+    return hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]

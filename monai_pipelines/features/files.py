@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from monai_pipelines.errors import ScanError
 from monai_pipelines.privacy import failure
-from monai_pipelines.remote import Place, ScratchError, Source, local, whole_write
+from monai_pipelines.remote import MissingError, Place, ScratchError, Source, local, whole_write
 
 if TYPE_CHECKING:
     import h5py
@@ -66,7 +66,7 @@ def read_features(file: Source, pictures: bool = True) -> FeatureBag:
     try:
         with local(file) as path, h5py.File(path, "r") as opened:
             bag = _read(opened, pictures)
-    except (ImportError, ScratchError):
+    except (ImportError, ScanError, ScratchError):
         raise
     except Exception as error:  # h5py's depend on what is damaged
         raise ScanError(
@@ -158,6 +158,10 @@ def read_origin(file: Place, num_features: int) -> tuple[dict[str, str], int] | 
     try:
         with local(file) as path, h5py.File(path) as opened:
             attributes = {key: str(value) for key, value in opened.attrs.items()}
+    except MissingError:
+        return None
+    except (ScanError, ScratchError):  # what is there may be whole
+        raise
     except (OSError, RuntimeError, LookupError, ValueError, TypeError):  # missing or damaged
         return None
     is_ours = "backbone_fingerprint" in attributes

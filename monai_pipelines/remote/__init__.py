@@ -20,9 +20,11 @@ from monai_pipelines.remote.place import (
     whole_write,
 )
 from monai_pipelines.remote.scratch import ScratchError
+from monai_pipelines.remote.store import MissingError
 
 __all__ = [
     "File",
+    "MissingError",
     "Place",
     "Remote",
     "ScratchError",

@@ -16,9 +16,10 @@ from monai_pipelines.commands.cache import cache as cache_command
 from monai_pipelines.data.cache import Cache, entries
 from monai_pipelines.data.prepared import PreparedDataset
 from monai_pipelines.data.slide_table import feature_file, read_slides
+from monai_pipelines.errors import ScanError
 from monai_pipelines.features.bags import FeatureBags
 from monai_pipelines.features.files import read_features
-from monai_pipelines.remote import Remote
+from monai_pipelines.remote import Remote, store
 from tests.features.small_slides import datalist, extract, small_backbone, small_chain, small_slide
 from tests.remote.servers import BUCKET, WebServer
 from tests.remote.test_images import save_picture
@@ -104,6 +105,23 @@ def test_features(put: Put, tmp_path: Path) -> None:
     assert extract(there, FOLDER) == ["done", "done"]
     bags = FeatureBags(there, small_chain(), small_backbone(), FOLDER, precision="fp32")
     assert bags[0]["bag"].shape == (24, 4)
+
+
+def test_features_that_cannot_be_read_now_are_not_made_again(
+    put: Put, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = datalist(tmp_path / "slides", 1)
+    extract(items, FOLDER)
+    before = Remote(f"{FOLDER}/s0.h5").stats()
+
+    def no_answer(*arguments: object) -> None:
+        raise ScanError(FOLDER, "no answer")
+
+    with monkeypatch.context() as context:
+        context.setattr(store, "download", no_answer)
+        assert extract(items, FOLDER) == ["skipped"]
+    assert Remote(f"{FOLDER}/s0.h5").exists()
+    assert Remote(f"{FOLDER}/s0.h5").stats() == before
 
 
 def test_features_of_a_slide_that_is_gone(put: Put, tmp_path: Path) -> None:

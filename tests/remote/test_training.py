@@ -82,5 +82,5 @@ def test_training_from_a_store(
         trained = proxy.count, proxy.spoiled
         run("inference", f"{url}/table.csv", tmp_path / "found", "--checkpoint", str(tmp_path / "run" / "best.pt"))
         print(f"requests {proxy.count} (training and evaluation {trained[0]}), spoiled {proxy.spoiled}")
-        assert proxy.spoiled == (proxy.count // every if every else 0)
+        assert proxy.spoiled > NUM_IMAGES if every else proxy.spoiled == 0
     assert len(results(tmp_path / "found")[0]) == NUM_IMAGES
