@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from os import PathLike
+
+from monai_pipelines.privacy import without_secrets
 
 
 def error_text(error: BaseException) -> str:
@@ -27,13 +28,13 @@ class ScanError(ValueError):
     """A scan that cannot be used.
 
     Args:
-        path: the file or folder, as the caller named it.
+        path: the file or folder, as the caller named it; of a URL neither user, password nor query are kept.
         reason: what was wanted, what came, and the way out.
     """
 
-    def __init__(self, path: str | PathLike[str], reason: str) -> None:
-        super().__init__(str(path), reason)
-        self.path, self.reason = str(path), reason
+    def __init__(self, path: object, reason: str) -> None:
+        self.path, self.reason = without_secrets(str(path)), reason
+        super().__init__(self.path, reason)
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
@@ -54,9 +55,9 @@ class CohortError(ValueError):
         problems: one line each.
     """
 
-    def __init__(self, subject: str | PathLike[str], problems: Sequence[str]) -> None:
-        super().__init__(str(subject), list(problems))
-        self.subject, self.problems = str(subject), list(problems)
+    def __init__(self, subject: object, problems: Sequence[str]) -> None:
+        self.subject, self.problems = without_secrets(str(subject)), list(problems)
+        super().__init__(self.subject, self.problems)
 
     def __str__(self) -> str:
         shown, more = self.problems, len(self.problems) - _MOST_SHOWN

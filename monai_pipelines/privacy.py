@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock
 
-_LOGGERS = ("PIL.ImageFile", "PIL.PngImagePlugin", "PIL.TiffImagePlugin", "pydicom", "tifffile")
+_LOGGERS = ("PIL.ImageFile", "PIL.PngImagePlugin", "PIL.TiffImagePlugin", "pydicom", "tifffile") + (
+    ("fsspec", "fsspec.http", "s3fs")  # URLs
+)
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+://)(?:[^\s/'\"]*@)?([^\s?#'\"<>]*)(?:[?#][^\s'\"<>]*)?")
 _lock = Lock()
 _disabled: list[bool] = []
 _num_silencing = 0
@@ -26,6 +30,16 @@ def failure(error: BaseException) -> str:
     """
     name, number = type(error).__name__, getattr(error, "errno", None)
     return f"{name}: {os.strerror(number)}" if isinstance(error, OSError) and isinstance(number, int) else name
+
+
+def without_secrets(text: str) -> str:
+    """A text whose URLs have neither user, password nor query, which may be a signature.
+
+    Example:
+        >>> without_secrets("--dataset_dir https://jo:secret@host/a/table.csv?token=abc --seed 1")
+        '--dataset_dir https://host/a/table.csv --seed 1'
+    """
+    return _URL.sub(r"\1\2", text)
 
 
 @contextmanager

@@ -76,17 +76,22 @@ def files_of(path: Path) -> list[Path]:
 
 def _data_files(header: Path) -> list[Path]:
     """The files with the voxels of a MetaImage or NRRD header: one, a list, or a printf pattern."""
-    text = header.read_bytes()
-    match = _DATA_FILE.search(text)
+    names, pattern = named_data_files(header.read_bytes())
+    return sorted(header.parent.glob(pattern)) if pattern else [header.parent / name for name in names]
+
+
+def named_data_files(header: bytes) -> tuple[list[str], str]:
+    """The names that a MetaImage or NRRD header has for files with the voxels, or a pattern for `fnmatch`."""
+    match = _DATA_FILE.search(header)
     if not match or match[1].upper() == b"LOCAL":
-        return []
+        return [], ""
     first = os.fsdecode(match[1])
     if first.upper().startswith("LIST"):
-        rest = os.fsdecode(text[match.end() :]).splitlines()
-        return [header.parent / line.strip() for line in rest if line.strip()]
+        rest = os.fsdecode(header[match.end() :]).splitlines()
+        return [line.strip() for line in rest if line.strip()], ""
     if "%" in first:
-        return sorted(header.parent.glob(re.sub(r"%0?\d*d", "*", first.split()[0])))
-    return [header.parent / first]
+        return [], re.sub(r"%0?\d*d", "*", first.split()[0])
+    return [first], ""
 
 
 def file_stats(path: Path) -> list[tuple[str, int, int]]:

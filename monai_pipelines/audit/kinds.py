@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
-from itertools import islice
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -23,10 +22,10 @@ from monai_pipelines.data.slide_table import SLIDES, find_slides, list_slides
 from monai_pipelines.data.split import Item
 from monai_pipelines.data.table import VOLUMES, list_table
 from monai_pipelines.errors import ScanError
+from monai_pipelines.remote import Place, Source, as_place, files_below, local
 from monai_pipelines.slides import open_slide
 from monai_pipelines.transforms import LoadCT
 from monai_pipelines.transforms.dicom import quiet_pydicom, read_header
-from monai_pipelines.walk import walk_files
 
 KindName = Literal["image", "scan", "slide"]
 
@@ -78,7 +77,7 @@ def kind_named(name: KindName, **load: Any) -> Kind:
 
 
 def list_source(
-    source: str | PathLike[str],
+    source: Source,
     kind: KindName | None = None,
     classes: Sequence[str] | None = None,
     patient_pattern: str | None = None,
@@ -91,7 +90,7 @@ def list_source(
     `UNLABELED`.
 
     Args:
-        source: a table, a folder, or a zip of 2D images.
+        source: a table, a folder, or their URL, or a zip of 2D images.
         kind: None: that of most items, by their names and headers.
         classes, patient_pattern, multilabel, extract_dir: of `list_images`.
 
@@ -99,20 +98,20 @@ def list_source(
         FileNotFoundError: no such file or folder.
         CohortError: nothing to audit in it.
     """
-    path = Path(source)
+    path = as_place(source)
     if path.is_dir() and (path / "table.csv").is_file():
-        path /= "table.csv"
+        path = path / "table.csv"
     if path.suffix.lower() == ".csv" and path.is_file():
         return _list_table(path, kind, classes, patient_pattern, multilabel)
     if path.is_dir():
-        kind = kind or _most(_kind_of(file, ct="scan") for file in _some(list(walk_files(path))))
+        kind = kind or _most(_kind_of(file, ct="scan") for file in _some(files_below(path)))
     if kind in (None, "image"):
         return "image", list_images(source, classes, patient_pattern, multilabel, extract_dir)
     return kind, _unlabeled(source, find_scans(path) if kind == "scan" else find_slides(path))
 
 
 def _list_table(
-    path: Path,
+    path: Place,
     kind: KindName | None,
     classes: Sequence[str] | None,
     patient_pattern: str | None,
@@ -120,7 +119,7 @@ def _list_table(
 ) -> tuple[KindName, Listing]:
     labeled = "label" in read_rows(path, needed=("image",))[0]
     listing = list_table(path, classes, multilabel) if labeled else _unlabeled(path, find_scans(path))
-    kind = kind or _most(_kind_of_item(Path(item["image"])) for item in _some(listing.items))
+    kind = kind or _most(_kind_of_item(as_place(item["image"])) for item in _some(listing.items))
     if labeled and kind == "image" and patient_pattern is not None:
         return kind, list_images(path, classes, patient_pattern, multilabel)
     if kind == "slide":
@@ -128,7 +127,7 @@ def _list_table(
     return kind, listing
 
 
-def _unlabeled(source: str | PathLike[str], items: Sequence[Item]) -> Listing:
+def _unlabeled(source: Source, items: Sequence[Item]) -> Listing:
     listed = [{**item, "label": 0, "patient": item["name"]} for item in items]
     return Listing(source, listed, UNLABELED, [])
 
@@ -142,20 +141,25 @@ def _most(kinds: Iterable[KindName | None]) -> KindName:
     return found.most_common(1)[0][0] if found else "image"
 
 
-def _kind_of_item(path: Path) -> KindName | None:
+def _kind_of_item(place: Place) -> KindName | None:
     """A folder is a series of slices; a file with one slice of a CT is a 2D image."""
-    if not path.is_dir():
-        return _kind_of(path, ct="image")
-    return _most(_kind_of(file, ct="scan") for file in islice(walk_files(path), 3))
+    if not place.is_dir():
+        return _kind_of(place, ct="image")
+    return _most(_kind_of(file, ct="scan") for file in files_below(place)[:3])
 
 
-def _kind_of(file: Path, ct: KindName) -> KindName | None:
+def _kind_of(place: Place, ct: KindName) -> KindName | None:
     """By the name of the file, or by its header; None where both say nothing."""
-    name = file.name.lower()
-    if name.endswith(VOLUMES):
+    if place.name.lower().endswith(VOLUMES):
         return "scan"
-    if not file.is_file():
+    if not place.is_file():
         return None
+    with local(place) as file:
+        return _kind_by_header(file, ct)
+
+
+def _kind_by_header(file: Path, ct: KindName) -> KindName | None:
+    name = file.name.lower()
     if name.endswith(_TIFF):
         return "slide" if _is_tiled(file) else "image"
     if name.endswith(SLIDES) and not name.endswith(_DICOM):

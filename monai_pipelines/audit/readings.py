@@ -16,6 +16,7 @@ from PIL import Image
 from torch.nn.functional import adaptive_avg_pool3d
 
 from monai_pipelines.audit.likeness import detail, digest
+from monai_pipelines.remote import Place, as_place
 from monai_pipelines.slides import open_slide
 from monai_pipelines.transforms import LoadCT
 from monai_pipelines.transforms.image2d.decode import LUMA, decode_image
@@ -104,7 +105,7 @@ def read_scan(item: Mapping[str, Any], load: LoadCT) -> Reading:
         std=round(float(cut.std()), 2),
         high=float(hu.max()),
         channels=1,
-        file_type=_scan_type(Path(item["image"])),
+        file_type=_scan_type(as_place(item["image"])),
         scanner=volume.meta["scanner"],
         verdict=volume.meta["verdict"],
         digest=digest(hu),
@@ -168,6 +169,6 @@ def _views(gray: NDArray[np.float32], spacing: NDArray[np.float64]) -> NDArray[n
     return np.concatenate(rows).astype(np.uint8)
 
 
-def _scan_type(path: Path) -> str:
+def _scan_type(path: Place) -> str:
     suffix = Path(path.name.lower().removesuffix(".gz")).suffix
     return _TYPES.get(suffix, "dicom") if path.is_file() else "dicom"

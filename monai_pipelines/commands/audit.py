@@ -21,7 +21,7 @@ _SHOWN = 20  # lines of a list
 
 
 def audit(
-    source: Annotated[Path, typer.Argument(help="CSV table, folder of class folders, scans or slides, or zip.")],
+    source: Annotated[str, typer.Argument(help="CSV table, folder of class folders, scans or slides, or zip.")],
     kind: Annotated[
         Literal["image", "scan", "slide"] | None, typer.Option(help="Default: by the names and headers of the files.")
     ] = None,

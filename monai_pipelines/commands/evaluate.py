@@ -13,7 +13,7 @@ from monai_pipelines.commands import read_knobs
 
 def evaluate(
     run: Annotated[str, typer.Argument(help="Folder of a run; of an ensemble several, joined by commas.")],
-    data: Annotated[Path, typer.Argument(help="Labeled data as for the training; all of them are the test.")],
+    data: Annotated[str, typer.Argument(help="Labeled data as for the training; all of them are the test.")],
     out: Annotated[Path, typer.Option(help="Folder for the report, metrics and predictions.")] = Path("evaluation"),
     map: Annotated[
         str | None, typer.Option(help="Classes by the names in DATA: PNEUMONIA=disease,NORMAL=healthy.")

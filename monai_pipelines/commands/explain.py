@@ -10,7 +10,7 @@ import typer
 
 def explain(
     source: Annotated[Path, typer.Argument(help="Folder of a run, or of a bundle together with --checkpoint.")],
-    images: Annotated[Path, typer.Argument(help="A scan, image, folder or table of them.")],
+    images: Annotated[str, typer.Argument(help="A scan, image, folder or table of them.")],
     out: Annotated[Path, typer.Option(help="Folder for the pictures, the map and the prediction.")],
     method: Annotated[str, typer.Option(help="gradcam, gradcam++ or occlusion.")] = "gradcam",
     stage: Annotated[str | None, typer.Option(help="Layer of the network; default: by the size of its cells.")] = None,

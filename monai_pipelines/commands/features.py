@@ -11,9 +11,9 @@ from monai_pipelines.commands import read_knobs
 
 
 def features(
-    source: Annotated[Path, typer.Argument(help="CSV table with the column image, folder of slides, or one slide.")],
+    source: Annotated[str, typer.Argument(help="CSV table with the column image, folder of slides, or one slide.")],
     out: Annotated[
-        Path, typer.Argument(help="Folder for the features, a file of each slide's name: name slides by pseudonyms.")
+        str, typer.Argument(help="Folder or URL for the features, a file of each slide's name: use pseudonyms.")
     ],
     backbone: Annotated[
         str, typer.Option(help="ResNet or DenseNet of monai.networks.nets, or a YAML file with the entry backbone.")

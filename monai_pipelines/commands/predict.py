@@ -14,7 +14,7 @@ _MAX_SHOWN = 20
 
 def predict(
     run: Annotated[str, typer.Argument(help="Folder of a run; of an ensemble several, joined by commas.")],
-    source: Annotated[Path, typer.Argument(help="Folder, CSV table with the column image, or one image.")],
+    source: Annotated[str, typer.Argument(help="Folder, CSV table with the column image, or one image.")],
     out: Annotated[Path, typer.Option(help="Folder for predictions.csv and pictures.")] = Path("predictions"),
     knob: Annotated[
         list[str] | None, typer.Option(help="Of the bundle's inference, as threshold=0.3; repeatable.")

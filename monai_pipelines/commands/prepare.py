@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,8 +11,8 @@ from monai_pipelines.commands import read_knobs
 
 def prepare(
     source: Annotated[str, typer.Argument(help="Bundle, or folder of a run, whose chain is used.")],
-    data: Annotated[Path, typer.Argument(help="CSV table with the column image, folder, or one image or scan.")],
-    cache_dir: Annotated[Path, typer.Option(help="Of the bundle; for slides, its features_dir.")] = Path("cache"),
+    data: Annotated[str, typer.Argument(help="CSV table with the column image, folder, or one image or scan.")],
+    cache_dir: Annotated[str, typer.Option(help="Of the bundle; for slides, its features_dir.")] = "cache",
     workers: Annotated[int, typer.Option(min=0, help="Processes that prepare.")] = 2,
     knob: Annotated[
         list[str] | None, typer.Option(help="Of the bundle's inference, as size=[96,96,96]; repeatable.")

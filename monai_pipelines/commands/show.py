@@ -13,12 +13,12 @@ from monai_pipelines.declared import declared_path, list_declared
 
 def show(
     name: Annotated[str | None, typer.Argument(help="A chain or bundle, by name or path; none lists all.")] = None,
-    input: Annotated[Path | None, typer.Option(help="A scan or image to run the chain on.")] = None,
+    input: Annotated[str | None, typer.Option(help="A scan or image to run the chain on.")] = None,
     picture: Annotated[
         Path | None,
         typer.Option(help="Draw what each step, or eight draws, make of --input (PNG)."),
     ] = None,
-    boxes: Annotated[Path | None, typer.Option(help="Boxes to draw: CSV, COCO or VOC, by the name of --input.")] = None,
+    boxes: Annotated[str | None, typer.Option(help="Boxes to draw: CSV, COCO or VOC, by the name of --input.")] = None,
     knob: Annotated[list[str] | None, typer.Option(help="Of the chain drawn, as name=value; repeatable.")] = None,
 ) -> None:
     """Print the steps, knobs and numbers of a chain or bundle."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import zipfile
 import zlib
 from collections.abc import Sequence
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from monai_pipelines.errors import CohortError
+from monai_pipelines.remote import Place, Source, as_place, local
 from monai_pipelines.transforms import MeasureImage
 from monai_pipelines.walk import is_clutter
 
@@ -86,12 +86,12 @@ class ArrayDataset(Dataset):
         return batch
 
 
-def read_arrays(source: str | PathLike[str], channels: int, labeled: bool = False) -> ArrayDataset:
+def read_arrays(source: Source, channels: int, labeled: bool = False) -> ArrayDataset:
     """Images from one array: a ``.npy``, or a ``.npz`` with ``images`` or ``test_images``.
 
     Args:
-        source: the file, or a folder with one such file: uint8 (N, H, W) or (N, X, Y, Z), with three channels
-            (N, H, W, 3) or (N, X, Y, Z, 3), as in MedMNIST.
+        source: the file, or its URL, or a folder with one such file: uint8 (N, H, W) or (N, X, Y, Z), with three
+            channels (N, H, W, 3) or (N, X, Y, Z, 3), as in MedMNIST.
         channels: 1 or 3.
         labeled: whether the ``.npz`` must have ``labels`` or ``test_labels``, too: (N,), (N, 1), or (N, C) of 0 and 1;
             without, the dataset has no labels.
@@ -99,9 +99,9 @@ def read_arrays(source: str | PathLike[str], channels: int, labeled: bool = Fals
     Raises:
         CohortError: no such file or array, or an array of another type, shape or number of channels.
     """
-    path = Path(source)
-    files = [path]
-    if path.is_dir():
+    path = as_place(source)
+    files: list[Place] = [path]
+    if isinstance(path, Path) and path.is_dir():
         files = sorted(p for p in path.iterdir() if p.suffix in _SUFFIXES and not is_clutter(p.name))
     if len(files) > 1:
         names = ", ".join(file.name for file in files)
@@ -121,10 +121,10 @@ def read_arrays(source: str | PathLike[str], channels: int, labeled: bool = Fals
     return ArrayDataset(channels_first(images, channels), labels)
 
 
-def _read_array(file: Path, labeled: bool) -> tuple[np.ndarray, np.ndarray | None]:
+def _read_array(file: Place, labeled: bool) -> tuple[np.ndarray, np.ndarray | None]:
     """Images, and their labels if wanted."""
     try:
-        with file.open("rb") as opened:
+        with local(file) as path, path.open("rb") as opened:
             content = np.load(opened, allow_pickle=False)
             if isinstance(content, np.ndarray):
                 content = {"images": content}

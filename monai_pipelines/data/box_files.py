@@ -9,13 +9,13 @@ import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from monai_pipelines.data.rows import read_rows
 from monai_pipelines.errors import CohortError
 from monai_pipelines.privacy import failure
+from monai_pipelines.remote import Source, as_place, local
 from monai_pipelines.walk import walk_files
 
 LESION = "lesion"
@@ -88,7 +88,7 @@ class BoxTable:
             self.rows.append(row)
 
 
-def read_boxes(source: str | PathLike[str], space: str | None = None) -> BoxTable:
+def read_boxes(source: Source, space: str | None = None) -> BoxTable:
     """Read boxes from a file of any of the known forms.
 
     - CSV: ``image``, ``class`` (optional: all are "lesion"), ``ignore`` (optional: 1, true or yes) and either edges in
@@ -101,7 +101,7 @@ def read_boxes(source: str | PathLike[str], space: str | None = None) -> BoxTabl
       after its SOPInstanceUID. Its pixels count from 1 and ``xmax`` belongs to the box; ``difficult`` means ignore.
 
     Args:
-        source: file or folder.
+        source: file or folder, or its URL.
         space: of a CSV in mm that has no column ``space``.
 
     Raises:
@@ -115,11 +115,16 @@ def read_boxes(source: str | PathLike[str], space: str | None = None) -> BoxTabl
         >>> read_boxes(file).rows
         [BoxRow(where='boxes.csv line 2', image='a.png', name='nodule', box=(20.0, 10.0, 25.0, 14.0), ignore=False)]
     """
-    path = Path(source)
+    place = as_place(source)
     if space not in (None, *SPACES):
         raise ValueError(f"read_boxes: space must be RAS or LPS, got {space!r}")
-    if not path.exists():
-        raise CohortError(source, ["no such file or folder; wanted boxes as CSV, COCO JSON or Pascal VOC XML"])
+    if not place.exists():
+        raise CohortError(place, ["no such file or folder; wanted boxes as CSV, COCO JSON or Pascal VOC XML"])
+    with local(place) as path:
+        return _read(path, space)
+
+
+def _read(path: Path, space: str | None) -> BoxTable:
     suffix = path.suffix.lower()
     if path.is_dir() or suffix == ".xml":
         return _read_voc(path)
@@ -127,7 +132,7 @@ def read_boxes(source: str | PathLike[str], space: str | None = None) -> BoxTabl
         return _read_coco(path)
     if suffix == ".csv":
         return _read_csv(path, space)
-    raise CohortError(source, ["wanted boxes as CSV, COCO JSON, or Pascal VOC XML (a file or a folder of them)"])
+    raise CohortError(path, ["wanted boxes as CSV, COCO JSON, or Pascal VOC XML (a file or a folder of them)"])
 
 
 def is_uid(image: str) -> bool:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import takewhile
-from os import PathLike
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,12 +17,13 @@ from rich.progress import track
 
 from monai_pipelines.chains import did_you_mean
 from monai_pipelines.data.box_files import BoxRow, BoxTable, is_uid, read_boxes
-from monai_pipelines.data.box_scans import image_size, join_slices, scan_grid, scan_series, slice_uids
+from monai_pipelines.data.box_scans import Series, image_size, join_slices, scan_grid, scan_series, slice_uids
 from monai_pipelines.data.folder import compile_pattern, find_images, with_patients, with_patients_if_named
 from monai_pipelines.data.split import Cohort, Item, Listing, split_sources
 from monai_pipelines.data.table import find_scans, list_table, renamed
-from monai_pipelines.errors import CohortError
+from monai_pipelines.errors import CohortError, ScanError
 from monai_pipelines.model import class_names
+from monai_pipelines.remote import Place, Source, as_place, local
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +32,8 @@ ROUNDING_PX = 1.0  # boxes may reach beyond the image by this
 
 
 def read_detection_cohort(
-    source: str | PathLike[str] | None,
-    boxes: str | PathLike[str] | None = None,
+    source: Source | None,
+    boxes: Source | None = None,
     classes: Sequence[str] | None = None,
     fractions: Sequence[float] = (0.7, 0.15, 0.15),
     seed: int = 0,
@@ -41,8 +42,8 @@ def read_detection_cohort(
     space: str | None = None,
     patient_pattern: str | None = None,
     check_inside: bool = True,
-    test_source: str | PathLike[str] | None = None,
-    test_boxes: str | PathLike[str] | None = None,
+    test_source: Source | None = None,
+    test_boxes: Source | None = None,
     rename: Mapping[str, str] | None = None,
 ) -> Cohort:
     r"""Read images or scans with the boxes of their lesions, and split them by patient.
@@ -91,9 +92,9 @@ def read_detection_cohort(
     if source is None:
         test_boxes = test_boxes or boxes
 
-    def listed(source: str | PathLike[str], external: bool) -> Listing:
-        file = test_boxes if external else boxes
-        folder = Path(source) if Path(source).is_dir() else Path(source).parent
+    def listed(source: Source, external: bool) -> Listing:
+        file, place = test_boxes if external else boxes, as_place(source)
+        folder = place if place.is_dir() else place.parent
         found = read_boxes(_neighbor(folder) if file is None else file, space)
         flat = found.dims == 2 and not any(is_uid(row.image) for row in found.rows)
         with_them = with_patients_if_named if external else with_patients
@@ -121,7 +122,7 @@ def _with_boxes(
     return replace(listing, items=items, classes=names, problems=problems)
 
 
-def read_image_boxes(image: str | PathLike[str], boxes: str | PathLike[str]) -> NDArray[np.float64]:
+def read_image_boxes(image: Source, boxes: Source) -> NDArray[np.float64]:
     """The boxes of one image or scan, by its name, from a file with those of many.
 
     Args:
@@ -143,7 +144,7 @@ def read_image_boxes(image: str | PathLike[str], boxes: str | PathLike[str]) -> 
         >>> read_image_boxes("scans/a.png", file).tolist(), read_image_boxes("scans/b.png", file).shape
         ([[20.0, 10.0, 25.0, 14.0]], (0, 4))
     """
-    path, found = Path(image), read_boxes(boxes)
+    path, found = as_place(image), read_boxes(boxes)
     if found.problems:
         raise CohortError(boxes, found.problems)
     listed = dict.fromkeys([*(row.image for row in found.rows), *(name for _, name in found.without)])
@@ -152,7 +153,7 @@ def read_image_boxes(image: str | PathLike[str], boxes: str | PathLike[str]) -> 
     rows = [row for row in found.rows if row.image in names]
     if len(names) > 1:
         raise CohortError(boxes, [f"{path} may be {_some(names)}"])
-    if not names and any(map(is_uid, listed)) and (series := scan_series(path)) is not None:
+    if not names and any(map(is_uid, listed)) and (series := _series(path)) is not None:
         uids = slice_uids(series)
         names, dims = [uid for uid in uids if uid in listed], 3
         rows = join_slices(series, [row for row in found.rows if row.image in names])
@@ -162,24 +163,32 @@ def read_image_boxes(image: str | PathLike[str], boxes: str | PathLike[str]) -> 
     return np.array([row.box for row in rows], dtype=np.float64).reshape(-1, 2 * dims)
 
 
-def _num_common(name: str, path: Path) -> int:
+def _series(image: Source) -> Series | None:
+    """Of a scan; None if it is not DICOM, or cannot be read."""
+    with suppress(ScanError), local(image) as path:
+        return scan_series(path)
+    return None
+
+
+def _num_common(name: str, path: Place) -> int:
     """How many parts of a name and a path agree, from the end; 0 if the last does not, with or without suffix."""
     *folders, last = PurePosixPath(name.replace("\\", "/")).parts or ("",)
     if last not in _short_names(path.name):
         return 0
-    pairs = zip(reversed(folders), reversed(path.absolute().parts[:-1]), strict=False)
+    parts = path.absolute().parts if isinstance(path, Path) else str(path).split("/")
+    pairs = zip(reversed(folders), reversed(parts[:-1]), strict=False)
     return 1 + len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
 
 
-def _neighbor(folder: Path) -> Path:
+def _neighbor(folder: Place) -> Place:
     for name in NEIGHBORS:
         if (folder / name).exists():
             return folder / name
     raise CohortError(folder, [f"no boxes: wanted {', '.join(NEIGHBORS)} beside the table, or name another file"])
 
 
-def _listing(source: str | PathLike[str], flat: bool) -> Listing:
-    path = Path(source)
+def _listing(source: Source, flat: bool) -> Listing:
+    path = as_place(source)
     if path.is_dir() and (path / "table.csv").is_file():
         path = path / "table.csv"
     if path.suffix.lower() == ".csv":
@@ -254,7 +263,7 @@ def _place_slices(
     """
     missing = dict.fromkeys(on_slices)
     for index in track(range(len(items)), "finding slices", disable=not on_slices) if on_slices else ():
-        series = scan_series(Path(items[index]["image"]))
+        series = _series(items[index]["image"])
         if series is None:
             continue
         uids = [uid for uid in slice_uids(series) if uid in on_slices]
@@ -294,12 +303,14 @@ def _class_problems(rows: Sequence[BoxRow], names: Sequence[str]) -> list[str]:
 
 
 def _outside(item: Item, rows: Sequence[BoxRow], dims: int, found: BoxTable) -> list[str]:
-    """Problems of boxes that do not lie in their image."""
+    """Problems of boxes that do not lie in their image; none where it cannot be read, which its chain reports."""
     problems: list[str] = []
     outside: Any
-    path, boxes = Path(item["image"]), np.array([row.box for row in rows])
+    boxes = np.array([row.box for row in rows])
+    size = grid = None
+    with suppress(ScanError), local(item["image"]) as path:
+        size, grid = (image_size(path), None) if dims == 2 else (None, scan_grid(path))
     if dims == 2:
-        size = image_size(path)
         if size is None:
             return []
         said = found.sizes.get(rows[0].image, size)
@@ -308,7 +319,6 @@ def _outside(item: Item, rows: Sequence[BoxRow], dims: int, found: BoxTable) -> 
         outside = np.concatenate([-boxes[:, :2], boxes[:, 2:] - size], axis=1) > ROUNDING_PX
         extent = _px(size)
     else:
-        grid = scan_grid(path)
         if grid is None:
             return []
         affine, shape = grid

@@ -10,16 +10,26 @@ import os
 import shutil
 import struct
 import zlib
-from collections.abc import Iterator
-from os import PathLike
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from monai_pipelines.atomic import atomic_write, remove_old_parts
-from monai_pipelines.walk import file_stats
+from monai_pipelines.atomic import remove_old_parts
+from monai_pipelines.errors import ScanError
+from monai_pipelines.remote import (
+    Place,
+    Source,
+    as_place,
+    file_stats,
+    files_below,
+    local,
+    read_start,
+    results_folder,
+    whole_write,
+)
 
 Storage = Literal["float32", "float16", "int16", "uint8"]
 STORAGES = ("float32", "float16", "int16", "uint8")
@@ -28,6 +38,7 @@ _MAGIC = b"MPCACHE1"
 _HEAD = struct.Struct("<8sIIQ")  # magic, CRC-32 of what follows, bytes of the note, bytes of the result
 _MB = 2**20
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NOTE_BYTES = 2**16  # with what comes before it
 _PART_AGE_S = 600
 _MIN_QUANTIZED = 4096  # elements: smaller tensors, such as affines and features, are kept as they are
 
@@ -38,64 +49,72 @@ class Cache:
     A file ends with its rename, holds a checksum, and is safe under many workers and processes.
 
     Args:
-        folder: created if missing; temporary files that a killed run left there are removed.
+        folder: created if missing; temporary files that a killed run left there are removed. Or a URL, such as
+            ``s3://bucket/cache``.
         storage: of floating-point tensors of 4,096 elements and more: "float32" (exact), "float16" (relative error up
             to 2**-11), "int16" or "uint8" (error up to 1/131,070 or 1/510 of the tensor's range).
     """
 
-    def __init__(self, folder: str | PathLike[str], storage: Storage = "float32") -> None:
+    def __init__(self, folder: Source, storage: Storage = "float32") -> None:
         if storage not in STORAGES:
             raise ValueError(f"Cache: storage must be one of {', '.join(STORAGES)}, got {storage!r}")
-        self.folder, self.storage = Path(folder), storage
-        self.folder.mkdir(parents=True, exist_ok=True)
-        remove_old_parts(self.folder, _PART_AGE_S)
+        self.folder, self.storage = results_folder(folder), storage
+        if isinstance(self.folder, Path):
+            remove_old_parts(self.folder, _PART_AGE_S)
 
-    def file(self, image: str, *made_by: Any) -> Path:
-        """Where the result of an image is: changes with ``made_by``, and path, size or time of any of its files."""
-        path = Path(image).resolve()
-        key = repr((*made_by, self.storage, str(path), file_stats(path)))
+    def file(self, image: Source, *made_by: Any) -> Place:
+        """Where the result of an image is: changes with ``made_by``, and path, size or time of any of its files.
+
+        Of an image at a URL with its ETag instead of the time, if there is one.
+        """
+        place = as_place(image)
+        if isinstance(place, Path):
+            place = place.resolve()
+        name = str(place) if isinstance(place, Path) else place.identity()
+        key = repr((*made_by, self.storage, name, file_stats(place)))
         return self.folder / f"{hashlib.sha256(key.encode(errors='surrogateescape')).hexdigest()[:32]}{SUFFIX}"
 
-    def write(self, file: Path, result: Any, note: str = "") -> None:
+    def write(self, file: Place, result: Any, note: str = "") -> None:
         """Store plain data and tensors, and a note that `note` reads without them.
 
         Raises:
             OSError: the disk is full; says how much was wanted.
+            ScanError: the store does not take it.
         """
         buffer = io.BytesIO()
         torch.save(_packed(result, self.storage), buffer)
         payload, note_bytes = buffer.getbuffer(), json.dumps(note).encode()
         crc = zlib.crc32(payload, zlib.crc32(note_bytes))
         try:
-            with atomic_write(file) as part, part.open("wb") as out:
+            with whole_write(file) as part, part.open("wb") as out:
                 out.write(_HEAD.pack(_MAGIC, crc, len(note_bytes), len(payload)))
                 out.write(note_bytes)
                 out.write(payload)
                 out.flush()
                 os.fsync(out.fileno())
         except OSError as error:
-            if error.errno not in _NO_SPACE:
+            if error.errno not in _NO_SPACE or not isinstance(self.folder, Path):
                 raise
             raise no_space(self.folder, len(payload)) from error
 
-    def note(self, file: Path) -> str | None:
+    def note(self, file: Place) -> str | None:
         """The note of a complete entry; None if it is missing, cut or not an entry."""
         try:
-            with file.open("rb") as opened:
-                head = opened.read(_HEAD.size)
-                magic, _, note_bytes, payload_bytes = _HEAD.unpack(head)
-                if magic != _MAGIC or file.stat().st_size != _HEAD.size + note_bytes + payload_bytes:
-                    return None
-                return str(json.loads(opened.read(note_bytes)))
-        except (FileNotFoundError, struct.error, ValueError):
+            start, size = read_start(file, _NOTE_BYTES)
+            magic, _, note_bytes, payload_bytes = _HEAD.unpack_from(start)
+            if magic != _MAGIC or size != _HEAD.size + note_bytes + payload_bytes:
+                return None
+            return str(json.loads(start[_HEAD.size :][:note_bytes]))
+        except (FileNotFoundError, struct.error, ValueError):  # ScanError is one
             return None
 
-    def read(self, file: Path) -> Any:
+    def read(self, file: Place) -> Any:
         """The result; None where it is missing or damaged."""
         try:
-            data = memoryview(file.read_bytes())
+            with local(file) as path:
+                data = memoryview(path.read_bytes())
             magic, crc, note_bytes, payload_bytes = _HEAD.unpack_from(data)
-        except (FileNotFoundError, struct.error):
+        except (FileNotFoundError, struct.error, ScanError):
             return None
         body = data[_HEAD.size :]
         if magic != _MAGIC or len(body) != note_bytes + payload_bytes or zlib.crc32(body) != crc:
@@ -103,22 +122,24 @@ class Cache:
         return _unpacked(torch.load(io.BytesIO(body[note_bytes:]), weights_only=True))
 
     def has_space(self, wanted: int) -> bool:
-        """Whether so many bytes fit."""
-        return wanted <= shutil.disk_usage(self.folder).free
+        """Whether so many bytes fit; those of stores are not bounded."""
+        return not isinstance(self.folder, Path) or wanted <= shutil.disk_usage(self.folder).free
 
 
-def no_space(folder: Path, wanted: int) -> OSError:
+def no_space(folder: Place, wanted: int) -> OSError:
     """An error that says how much a full disk lacks."""
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(folder).free if isinstance(folder, Path) else 0
     return OSError(
         f"no space left on {folder}: {wanted / _MB:,.1f} MB needed, {free / _MB:,.1f} MB free or allowed; make space, "
         "name another cache_dir, or store it smaller (storage: float16 or uint8)"
     )
 
 
-def entries(folder: str | PathLike[str]) -> Iterator[Path]:
+def entries(folder: Source) -> Iterator[Place]:
     """The files of a cache, temporary ones among them."""
-    for file in sorted(Path(folder).iterdir()):
+    place = as_place(folder)
+    files: Sequence[Place] = sorted(place.iterdir()) if isinstance(place, Path) else files_below(place)
+    for file in files:
         if file.suffix == SUFFIX or f"{SUFFIX}." in file.name:
             yield file
 

@@ -16,15 +16,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from rich.progress import track
 
 from monai_pipelines.chains import did_you_mean
 from monai_pipelines.data.split import SPLIT_NAMES, Cohort, Item, Listing, split_sources
-from monai_pipelines.data.table import classes_hint, find_inputs, list_table, renamed
+from monai_pipelines.data.table import classes_hint, find_inputs, list_table, renamed, table_in
 from monai_pipelines.errors import CohortError
 from monai_pipelines.model import class_names
-from monai_pipelines.walk import is_clutter, walk_files
+from monai_pipelines.remote import Place, Remote, Source, as_place, files_below
+from monai_pipelines.walk import is_clutter
 
 logger = logging.getLogger(__name__)
 
@@ -35,21 +37,21 @@ _NOT_IN_FILE_NAMES = re.compile(r'[\x00-\x1f\x7f<>:"|?*]')
 
 
 def read_images(
-    source: str | PathLike[str] | None,
+    source: Source | None,
     classes: Sequence[str] | None = None,
     fractions: Sequence[float] = (0.7, 0.15, 0.15),
     seed: int = 0,
     patient_pattern: str | None = None,
     multilabel: bool = False,
     extract_dir: str | PathLike[str] | None = None,
-    test_source: str | PathLike[str] | None = None,
+    test_source: Source | None = None,
     rename: Mapping[str, str] | None = None,
 ) -> Cohort:
     r"""Read labeled 2D images and split them by patient.
 
     The source is one of
 
-    - a CSV table, or a folder with a ``table.csv``: see `read_cohort`;
+    - a CSV table, or a folder with a ``table.csv``, also at a URL: see `read_cohort`;
     - a folder with one folder of images per class;
     - a folder with ``train``, ``test`` and optionally ``validation`` (``val``), each with one folder per class;
     - a zip of such a folder, unpacked once (`unpack`).
@@ -73,7 +75,7 @@ def read_images(
         ValueError: a ``patient_pattern`` that is not a regular expression with a group.
     """
 
-    def listed(source: str | PathLike[str], external: bool) -> Listing:
+    def listed(source: Source, external: bool) -> Listing:
         if not external:
             return list_images(source, classes, patient_pattern, multilabel, extract_dir, rename)
         listing = list_images(source, classes, None, multilabel, extract_dir, rename, complete=False)
@@ -83,7 +85,7 @@ def read_images(
 
 
 def list_images(
-    source: str | PathLike[str],
+    source: Source,
     classes: Sequence[str] | None = None,
     patient_pattern: str | None = None,
     multilabel: bool = False,
@@ -97,8 +99,12 @@ def list_images(
         source, classes, patient_pattern, multilabel, extract_dir, rename: of `read_images`.
         complete: whether each class must have a folder.
     """
-    path = Path(source)
+    path = as_place(source)
     pattern = compile_pattern(patient_pattern)
+    if isinstance(path, Remote):
+        if path.suffix.lower() == ".zip":
+            raise CohortError(path, ["wanted a table at a URL, got a zip; download it, and name the file"])
+        return with_patients(list_table(table_in(path), classes, multilabel, rename=rename), pattern)
     if not path.exists():
         raise FileNotFoundError(f"{source}: no such file or folder; wanted a CSV table, a folder of images, or a zip")
     if path.suffix.lower() == ".zip":
@@ -115,13 +121,13 @@ def list_images(
     return _list_folders(source, path, classes, pattern, rename, complete)
 
 
-def find_images(source: str | PathLike[str]) -> list[Item]:
+def find_images(source: Source) -> list[Item]:
     """2D images to be classified: a CSV table's ``image``, all images below a folder, or one; see `find_inputs`."""
     return find_inputs(source, "image", ", ".join(IMAGES), _images)
 
 
 def _list_folders(
-    source: str | PathLike[str],
+    source: Source,
     path: Path,
     classes: Sequence[str] | None,
     pattern: re.Pattern[str] | None,
@@ -237,11 +243,18 @@ def _folders(path: Path) -> list[Path]:
     return sorted(p for p in path.iterdir() if p.is_dir() and not is_clutter(p.name))
 
 
-def _images(path: Path) -> list[Path]:
-    """The images below a folder, by suffix, or by content where they are DICOM; others are listed in the log."""
-    images, others, num_unnamed = [], Counter[str](), 0
-    for file in walk_files(path):
-        if not file.is_file():
+def _images(path: Place) -> list[Any]:
+    """The images below a folder, by suffix, or by content where they are DICOM; others are listed in the log.
+
+    At a URL by suffix alone.
+    """
+    images: list[Any] = []
+    others, num_unnamed = Counter[str](), 0
+    for file in files_below(path):
+        if isinstance(file, Remote):
+            if file.name.lower().endswith(IMAGES):
+                images.append(file)
+        elif not file.is_file():
             others["broken link"] += 1
         elif (named := file.name.lower().endswith(IMAGES)) or _is_dicom(file):
             images.append(file)

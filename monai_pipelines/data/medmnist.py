@@ -6,7 +6,6 @@ import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from monai_pipelines.data.arrays import UNREADABLE, ArrayDataset, channels_first
 from monai_pipelines.data.contents import content_hashes
 from monai_pipelines.data.split import SPLITS, seen_hashes
 from monai_pipelines.errors import CohortError
+from monai_pipelines.remote import Place, Source, as_place, local
 
 URL = "https://zenodo.org/records/10519652/files/{file}?download=1"
 _KEYS = {"train": "train", "validation": "val", "test": "test"}
@@ -135,10 +135,10 @@ class MedMNIST:
 
 def read_medmnist(
     flag: str,
-    dataset_dir: str | PathLike[str] | None,
+    dataset_dir: Source | None,
     download: bool | str = False,
     size: int = 28,
-    test_source: str | PathLike[str] | None = None,
+    test_source: Source | None = None,
 ) -> MedMNIST:
     """Read a MedMNIST set from ``<flag>.npz`` (or ``<flag>_<size>.npz``) in a folder.
 
@@ -147,7 +147,7 @@ def read_medmnist(
 
     Args:
         flag: the set, such as "pathmnist" or "organmnist3d".
-        dataset_dir: the folder; None: only ``test_source``.
+        dataset_dir: the folder, or its URL; None: only ``test_source``.
         download: fetch a missing file and verify its checksum.
         size: of the images, in pixels: 28, 64, 128 or 224; 3D: 28 or 64.
         test_source: other images with labels, in place of the test images: of `read_arrays`.
@@ -169,9 +169,9 @@ def read_medmnist(
     if dataset_dir is None:
         raise ValueError("no data: name dataset_dir, or test_dir for an evaluation")
     name = info.file(size)
-    file, url = Path(dataset_dir) / name, URL.format(file=name)
+    file, url = as_place(dataset_dir) / name, URL.format(file=name)
     if not file.is_file():
-        if not download:
+        if not download or not isinstance(file, Path):
             raise FileNotFoundError(
                 f"{file}: no such file. Put {name} from {url} into {dataset_dir}, or add --download True"
             )
@@ -187,7 +187,7 @@ def read_medmnist(
     return MedMNIST(**datasets, info=info, external=test is not None)
 
 
-def _read_test(source: str | PathLike[str], info: MedMNISTInfo) -> ArrayDataset:
+def _read_test(source: Source, info: MedMNISTInfo) -> ArrayDataset:
     test = read_arrays(source, info.channels, labeled=True)
     labels = np.array(test.labels)
     shape, highest = ((len(info.classes),), 1) if info.multilabel else ((), len(info.classes) - 1)
@@ -197,10 +197,10 @@ def _read_test(source: str | PathLike[str], info: MedMNISTInfo) -> ArrayDataset:
     return test
 
 
-def _read_arrays(file: Path, info: MedMNISTInfo, size: int) -> dict[str, np.ndarray]:
+def _read_arrays(file: Place, info: MedMNISTInfo, size: int) -> dict[str, np.ndarray]:
     wanted = [f"{key}_{what}" for key in _KEYS.values() for what in ("images", "labels")]
     try:
-        with file.open("rb") as opened:
+        with local(file) as path, path.open("rb") as opened:
             archive = np.load(opened, allow_pickle=False)
             names = ", ".join(archive)
             arrays = {name: archive[name] for name in wanted if name in archive}

@@ -5,20 +5,22 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from monai_pipelines.data.contents import BLOCK, pixel_files
+from monai_pipelines.data.contents import BLOCK, for_each, pixel_files
 from monai_pipelines.data.split import SPLITS
+from monai_pipelines.errors import ScanError
+from monai_pipelines.remote import Place, as_place, local, read_blocks, size_of
 
 
 class _Image(NamedTuple):
     side: Hashable  # equal images on several sides are found
     key: Any
-    source: Path | NDArray[Any]  # a file, a folder of them, or pixels in memory
+    source: Place | NDArray[Any]  # a file, a folder of them, or pixels in memory
 
 
 def patients_known(items: Iterable[Mapping[str, Any]]) -> bool:
@@ -98,7 +100,7 @@ def repeated(items: Sequence[Mapping[str, Any]]) -> dict[int, str]:
         items: of a datalist, with ``image`` (path), ``name``, ``label`` and ``split``.
     """
     images = [
-        _Image((item["split"], str(item["label"])), index, Path(item["image"])) for index, item in enumerate(items)
+        _Image((item["split"], str(item["label"])), index, as_place(item["image"])) for index, item in enumerate(items)
     ]
     reasons = {}
     for group in _equal(images)[0]:
@@ -122,7 +124,7 @@ def _images(split: str, part: Any) -> list[_Image]:
     items = getattr(part, "data", part)
     if hasattr(part, "images"):
         return [_Image(split, item["name"], array) for item, array in zip(items, np.asarray(part.images), strict=True)]
-    return [_Image(split, item["name"], Path(item["image"])) for item in items if "image" in item]
+    return [_Image(split, item["name"], as_place(item["image"])) for item in items if "image" in item]
 
 
 def _equal(images: Sequence[_Image]) -> tuple[list[list[_Image]], list[_Image]]:
@@ -136,41 +138,46 @@ def _equal(images: Sequence[_Image]) -> tuple[list[list[_Image]], list[_Image]]:
 
 def _finer(images: Iterable[_Image], key: Callable[[Any], Hashable], unread: list[_Image]) -> list[list[_Image]]:
     """Groups on several sides with the same key; what cannot be read is added to ``unread``."""
-    groups = defaultdict(list)
-    for image in images:
-        try:
-            groups[key(image.source)].append(image)
-        except OSError:
-            unread.append(image)
+    groups: defaultdict[Hashable, list[_Image]] = defaultdict(list)
+    images = list(images)
+    for image, found in zip(images, for_each([image.source for image in images], partial(_key, key)), strict=True):
+        (unread if found is None else groups[found]).append(image)
     return [group for group in groups.values() if len({image.side for image in group}) > 1]
 
 
-def _size(source: Path | NDArray[Any]) -> Hashable:
+def _key(key: Callable[[Any], Hashable], source: Any) -> Hashable | None:
+    try:
+        return key(source)
+    except (OSError, ScanError):
+        return None
+
+
+def _size(source: Place | NDArray[Any]) -> Hashable:
     if isinstance(source, np.ndarray):
         return source.shape
-    sizes = sorted(file.stat().st_size for file in pixel_files(source))
+    sizes = sorted(map(size_of, pixel_files(source)))
     if not any(sizes):
         raise OSError(f"{source}: empty")
     return tuple(sizes)
 
 
-def _glimpse(source: Path | NDArray[Any]) -> Hashable:
+def _glimpse(source: Place | NDArray[Any]) -> Hashable:
     """Some bytes from the middle, which distinguish most images of the same size."""
     if isinstance(source, np.ndarray):
         return source[:, source.shape[1] // 2].tobytes()
     blocks = []
     for file in pixel_files(source):
-        with file.open("rb") as opened:
-            opened.seek(max(0, file.stat().st_size - BLOCK) // 2)
-            blocks.append(opened.read(BLOCK))
+        size = size_of(file)
+        blocks += read_blocks(file, [max(0, size - BLOCK) // 2], min(size, BLOCK))
     return hashlib.sha256(b"".join(sorted(blocks))).digest()
 
 
-def _digest(source: Path | NDArray[Any]) -> Hashable:
+def _digest(source: Place | NDArray[Any]) -> Hashable:
     if isinstance(source, np.ndarray):
         return hashlib.sha256(source.tobytes()).digest()
     digests = []
-    for file in pixel_files(source):
-        with file.open("rb") as opened:
-            digests.append(hashlib.file_digest(opened, "sha256").digest())
+    with local(source) as path:
+        for file in pixel_files(path):
+            with file.open("rb") as opened:
+                digests.append(hashlib.file_digest(opened, "sha256").digest())
     return tuple(sorted(digests))

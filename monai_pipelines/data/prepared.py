@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from functools import cached_property, partial
-from os import PathLike
 from pathlib import Path
 from typing import Any, Generic, Literal, Self, TypeVar
 
@@ -24,6 +23,7 @@ from monai_pipelines.data.split import SPLITS, Cohort, Item
 from monai_pipelines.data.workers import Outcome, each_outcome
 from monai_pipelines.errors import CohortError, ScanError
 from monai_pipelines.privacy import failure
+from monai_pipelines.remote import Place, Remote, ScratchError, Source, as_place
 
 logger = logging.getLogger(__name__)
 
@@ -101,16 +101,16 @@ class PreparedDataset(UsableItems):
     """Run a fixed chain over all scans once, keep the results, and report the scans that cannot be used.
 
     Results are stored in ``cache_dir`` under a key made of the chain's fingerprint and the path, size and time of the
-    scan's files, so a changed chain or scan is prepared again, and so is a damaged entry. Labels and other columns
-    never come from the cache. A scan is unusable whatever its chain raises, except for an ImportError, and also if it
-    crashes its worker process.
+    scan's files (of those at a URL the ETag, if there is one), so a changed chain or scan is prepared again, and so is
+    a damaged entry. Labels and other columns never come from the cache. A scan is unusable whatever its chain raises,
+    except for an ImportError or a full scratch folder, and also if it crashes its worker process.
     Differs from `monai.data.PersistentDataset`, whose key ignores the transforms, and whose files are neither written
     atomically nor checked.
 
     Args:
-        data: datalist with ``image`` (path).
+        data: datalist with ``image`` (path, or `Remote` where it is at a URL).
         transform: the chain.
-        cache_dir: folder for the results; None keeps them in memory.
+        cache_dir: folder for the results, or its URL; None keeps them in memory.
         storage: of the cached results; see `Cache`.
         outputs: keys of the chain's result that are kept: tensors and arrays.
         on_error: of `UsableItems`, which see also for the attributes and errors.
@@ -121,7 +121,7 @@ class PreparedDataset(UsableItems):
         self,
         data: Sequence[Item],
         transform: Chain,
-        cache_dir: str | PathLike[str] | None = None,
+        cache_dir: Source | None = None,
         outputs: Sequence[str] = ("image", "shortcut"),
         on_error: OnError = "raise",
         num_workers: int = 0,
@@ -185,9 +185,7 @@ class PreparedSplits(Splits[PreparedDataset]):
         transform, cache_dir, options: of the `PreparedDataset`.
     """
 
-    def __init__(
-        self, cohort: Cohort, transform: Chain, cache_dir: str | PathLike[str] | None = None, **options: Any
-    ) -> None:
+    def __init__(self, cohort: Cohort, transform: Chain, cache_dir: Source | None = None, **options: Any) -> None:
         super().__init__(cohort, partial(PreparedDataset, transform=transform, cache_dir=cache_dir, **options))
 
 
@@ -203,8 +201,8 @@ class _Preparation(Dataset):
         """Outcomes of all items in order."""
         for index, outcome in enumerate(each_outcome(self, num_workers)):
             yield outcome
-            if self.cache and not index and outcome[0]:
-                self._check_space(self.cache, outcome[0][0].stat().st_size)
+            if self.cache and not index and outcome[0] and isinstance(file := outcome[0][0], Path):
+                self._check_space(self.cache, file.stat().st_size)
 
     def _check_space(self, cache: Cache, entry_bytes: int) -> None:
         """An error before the others are prepared, if those that are not in the cache will not fit."""
@@ -218,7 +216,7 @@ class _Preparation(Dataset):
     def _transform(self, index: int) -> Outcome:
         image, file, verdict, result = self.data[index]["image"], None, None, None
         try:
-            if self.cache and Path(image).exists():  # the chain reports what is missing
+            if self.cache and as_place(image).exists():  # the chain reports what is missing
                 file = self.cache.file(image, self.fingerprint, self.outputs)
                 verdict = self.cache.note(file)
                 if verdict is None and file.exists():
@@ -235,7 +233,7 @@ class _Preparation(Dataset):
         self.cache.write(file, packed, verdict)  # not above: a full disk is not a bad scan
         return (file, verdict), None
 
-    def cached(self, cache: Cache, image: str, file: Path) -> Item:
+    def cached(self, cache: Cache, image: str | Remote, file: Place) -> Item:
         """A result from the cache, made again if it is missing or damaged."""
         result = cache.read(file)
         if result is None:
@@ -255,20 +253,22 @@ class _Preparation(Dataset):
         return {key: _pack(result[key]) for key in self.outputs}, str(verdict)
 
 
-def why_unusable(error: Exception, image: str) -> str:
+def why_unusable(error: Exception, image: str | Remote) -> str:
     """The reason given by an error, or by what MONAI wrapped in it, without the path of the scan.
 
     Of any error but a `ScanError` only `failure`: a decoder's text may quote the header.
 
     Raises:
         ImportError: the error says that a package is missing, which is no reason to leave out the scan.
+        ScratchError: nor is a scratch folder that is full.
     """
     while isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
         error = error.__cause__
-    if isinstance(error, ImportError):
+    if isinstance(error, ImportError | ScratchError):
         raise error
     if isinstance(error, ScanError):
-        part = "" if os.path.abspath(error.path) == os.path.abspath(image) else f"{Path(error.path).name}: "
+        is_same = error.path == str(image) or os.path.abspath(error.path) == os.path.abspath(str(image))
+        part = "" if is_same else f"{Path(error.path).name}: "
         return part + error.reason
     return failure(error)
 

@@ -10,11 +10,10 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from os import PathLike
-from pathlib import Path
 from typing import Any
 
 from monai_pipelines.errors import CohortError
+from monai_pipelines.remote import Place, Source, as_place, local
 
 logger = logging.getLogger(__name__)
 
@@ -27,9 +26,7 @@ _OTHER_WORDS = {
 }
 
 
-def read_rows(
-    table: str | PathLike[str], needed: Sequence[str], known: Sequence[str] = COLUMNS
-) -> list[dict[str, Any]]:
+def read_rows(table: Source, needed: Sequence[str], known: Sequence[str] = COLUMNS) -> list[dict[str, Any]]:
     """The rows of a CSV table as dictionaries, with their ``line``.
 
     UTF-8, UTF-16 and Windows-1252, separated by commas, semicolons or tabs. The ``known`` columns are found
@@ -39,10 +36,11 @@ def read_rows(
     Raises:
         CohortError: no such table, a ``needed`` column is missing, a column that is nearly a known one, one that
             appears twice, no row, or more fields than columns.
+        ScanError: of a table at a URL, whose store denies access or does not answer.
     """
-    path = Path(table)
+    path = as_place(table)
     if not path.is_file():
-        raise CohortError(table, [f"no such table; wanted a CSV with the columns {', '.join(needed)}"])
+        raise CohortError(path, [f"no such table; wanted a CSV with the columns {', '.join(needed)}"])
     text = _decoded(path)
     separator = max(",;\t", key=text.partition("\n")[0].count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=False)
@@ -51,22 +49,23 @@ def read_rows(
         columns = [_column(name, known) for name in head]
         lines = [(reader.line_num, fields) for fields in reader if any(field.strip() for field in fields)]
     except csv.Error as error:
-        raise CohortError(table, [f"unreadable CSV ({error}); save it again as CSV"]) from None
+        raise CohortError(path, [f"unreadable CSV ({error}); save it again as CSV"]) from None
     if renamed := [f"{old!r} as {new}" for old, new in zip(head, columns, strict=True) if old != new]:
         logger.info("%s: columns read: %s", path, ", ".join(renamed))
     problems = _column_problems(columns, needed, known)
     wide = [number for number, fields in lines if len(fields) > len(columns) and any(fields[len(columns) :])]
     problems += [f"line {number}: more fields than columns (a {separator!r} without quotes?)" for number in wide]
     if problems:
-        raise CohortError(table, problems)
+        raise CohortError(path, problems)
     if not lines:
-        raise CohortError(table, ["no row in it"])
+        raise CohortError(path, ["no row in it"])
     empty = [""] * len(columns)
     return [{**dict(zip(columns, [*fields, *empty], strict=False)), "line": number} for number, fields in lines]
 
 
-def _decoded(path: Path) -> str:
-    data = path.read_bytes()
+def _decoded(path: Place) -> str:
+    with local(path) as file:
+        data = file.read_bytes()
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         encodings = ["utf-16"]
     elif data[1:2] == b"\0" or data[:1] == b"\0":

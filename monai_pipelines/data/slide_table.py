@@ -5,26 +5,25 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from os import PathLike
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any
 
 from monai_pipelines.data.split import Cohort, Item, Listing, split_sources
-from monai_pipelines.data.table import find_inputs, list_table, table_in
+from monai_pipelines.data.table import as_image, find_inputs, list_table, table_in
 from monai_pipelines.errors import CohortError
+from monai_pipelines.remote import Place, Source, as_place, entry, file_stats, files_below
 from monai_pipelines.slides.opening import PLAUSIBLE_MPP, check_mpp
-from monai_pipelines.walk import file_stats, walk_files
 
 SLIDES = (".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".czi", ".dcm")
 
 
 def read_slides(
-    table: str | PathLike[str] | None,
+    table: Source | None,
     classes: Sequence[str] | None = None,
     fractions: Sequence[float] = (0.7, 0.15, 0.15),
     seed: int = 0,
-    features_dir: str | PathLike[str] | None = None,
-    test_source: str | PathLike[str] | None = None,
+    features_dir: Source | None = None,
+    test_source: Source | None = None,
     rename: Mapping[str, str] | None = None,
 ) -> Cohort:
     """Read a table of slides with one label each and split it by patient, as `read_cohort` does.
@@ -41,16 +40,16 @@ def read_slides(
             a missing annotation.
     """
 
-    def listed(source: str | PathLike[str], external: bool) -> Listing:
+    def listed(source: Source, external: bool) -> Listing:
         return list_slides(table_in(source), classes, features_dir, rename)
 
     return split_sources(listed, table, test_source, fractions, seed)
 
 
 def list_slides(
-    table: str | PathLike[str],
+    table: Source,
     classes: Sequence[str] | None = None,
-    features_dir: str | PathLike[str] | None = None,
+    features_dir: Source | None = None,
     rename: Mapping[str, str] | None = None,
 ) -> Listing:
     """The slides of a table, not yet split, with all its problems; the arguments are those of `read_slides`."""
@@ -60,17 +59,18 @@ def list_slides(
 
     listing = list_table(table, classes, is_optional=has_features, rename=rename)
     problems = list(listing.problems)
-    items = [_with_annotation(_with_mpp(item, problems), Path(table).parent, problems) for item in listing.items]
+    items = [_with_annotation(_with_mpp(item, problems), as_place(table).parent, problems) for item in listing.items]
     return replace(listing, items=items, problems=problems)
 
 
-def _with_annotation(item: Item, folder: Path, problems: list[str]) -> Item:
+def _with_annotation(item: Item, folder: Place, problems: list[str]) -> Item:
     """The item with ``annotation`` as a path, or without."""
     annotation = item.pop("annotation", "").strip()
     if annotation:
-        item["annotation"] = str(folder / annotation)
-        if not (folder / annotation).is_file():
-            problems.append(f"{item['name']}: annotation {annotation}: no such file")
+        place = entry(folder, annotation)
+        item["annotation"] = as_image(place)
+        if not place.is_file():
+            problems.append(f"{item['name']}: annotation {place.name}: no such file")
     return item
 
 
@@ -87,7 +87,7 @@ def _with_mpp(item: Item, problems: list[str]) -> Item:
     return item
 
 
-def find_slides(source: str | PathLike[str]) -> list[Item]:
+def find_slides(source: Source) -> list[Item]:
     """Slides to be classified: a CSV table's ``image``, all slides below a folder, or one; see `find_inputs`.
 
     In a folder every file with the suffix of a slide is one (`SLIDES`), broken links among them, and every folder that
@@ -104,14 +104,15 @@ def find_slides(source: str | PathLike[str]) -> list[Item]:
     return items
 
 
-def _list_slides(folder: Path) -> list[Path]:
-    files = [file for file in walk_files(folder) if file.suffix.lower() in SLIDES]
+def _list_slides(folder: Place) -> list[Any]:
+    files: list[Any] = [file for file in files_below(folder) if file.suffix.lower() in SLIDES]
     return sorted({file.parent if file.suffix.lower() == ".dcm" else file for file in files})
 
 
-def feature_file(features_dir: str | PathLike[str], name: str) -> Path:
+def feature_file(features_dir: Source, name: str) -> Place:
     """Path of a slide's features: its name without a slide's suffix, with its folders, always inside ``features_dir``.
 
+    Of a name that is a URL its bucket or server is the first folder.
     A name that leaves the folder (absolute, or with "..") is reduced to its last part and a hash.
 
     Example:
@@ -120,13 +121,14 @@ def feature_file(features_dir: str | PathLike[str], name: str) -> Path:
         >>> feature_file("features", "../slide 1.svs").as_posix()
         'features/slide 1-5a0416d2.h5'
     """
-    path = PurePath(name)
+    folder, path = as_place(features_dir), PurePath(name.partition("://")[2] or name)
     stem = path.stem if path.suffix.lower() in SLIDES else path.name
     if path.anchor or ".." in path.parts or not stem:
-        return Path(features_dir, f"{stem}-{hashlib.sha256(name.encode()).hexdigest()[:8]}.h5")
-    return Path(features_dir, path.parent, f"{stem}.h5")
+        return folder / f"{stem}-{hashlib.sha256(name.encode()).hexdigest()[:8]}.h5"
+    return folder / (path.parent / f"{stem}.h5").as_posix()
 
 
 def slide_source(item: Mapping[str, Any]) -> str:
     """16 hex digits that change with the size or time of the slide's files, and with the item's ``mpp``."""
-    return hashlib.sha256(repr((file_stats(Path(item["image"])), str(item.get("mpp") or ""))).encode()).hexdigest()[:16]
+    made_of = file_stats(as_place(item["image"])), str(item.get("mpp") or "")
+    return hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]

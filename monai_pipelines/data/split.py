@@ -9,7 +9,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from sklearn.model_selection import train_test_split
 
 from monai_pipelines.data.contents import content_hashes
 from monai_pipelines.errors import CohortError
+from monai_pipelines.remote import Source, as_place
 
 logger = logging.getLogger(__name__)
 
@@ -35,12 +35,13 @@ class Listing:
 
     Attributes:
         source: the table, folder or archive, for messages.
-        items: ``image`` (path), ``name``, ``label``, ``patient`` and, if the source has one, ``split``.
+        items: ``image`` (path, or `Remote` where it is at a URL), ``name``, ``label``, ``patient`` and, if the source
+            has one, ``split``.
         classes: class names by index.
         problems: one line each.
     """
 
-    source: str | PathLike[str]
+    source: Source
     items: list[Item]
     classes: tuple[str, ...]
     problems: list[str]
@@ -51,9 +52,9 @@ class Cohort:
     """A source's images or scans, split by patient.
 
     Attributes:
-        train, validation, test: MONAI datalists: ``image`` (path), ``label`` (class index; multilabel: a list of 0.0
-            and 1.0, one per class), ``patient``, ``name`` (the image as the source has it) and any other column of the
-            table.
+        train, validation, test: MONAI datalists: ``image`` (path, or `Remote` where it is at a URL), ``label`` (class
+            index; multilabel: a list of 0.0 and 1.0, one per class), ``patient``, ``name`` (the image as the source has
+            it; of a URL without user, password and query) and any other column of the table.
         classes: class names by index.
         seed, fractions: of the split.
         external: whether the test data are others than those that are split.
@@ -152,9 +153,9 @@ def _only_test(listing: Listing, fractions: Sequence[float], seed: int) -> Cohor
 
 
 def split_sources(
-    list_source: Callable[[str | PathLike[str], bool], Listing],
-    source: str | PathLike[str] | None,
-    test_source: str | PathLike[str] | None,
+    list_source: Callable[[Source, bool], Listing],
+    source: Source | None,
+    test_source: Source | None,
     fractions: Sequence[float],
     seed: int,
 ) -> Cohort:
@@ -182,7 +183,9 @@ def split_sources(
         raise CohortError(source, [*problems, *torn])
     items, trained = test.test, {item["name"] for part in ("train", "validation") for item in split[part]}
     if any(item["name"] in trained for item in items):  # files and rows that are named by them stay apart
-        items = [_prefixed(item, Path(test_source).resolve().name) for item in items]
+        place = as_place(test_source)
+        folder = place.resolve().name if isinstance(place, Path) else place.name
+        items = [_prefixed(item, folder) for item in items]
     return replace(test, train=split["train"], validation=split["validation"], test=items)
 
 

@@ -8,14 +8,15 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from monai_pipelines.chains import did_you_mean
 from monai_pipelines.data.rows import COLUMNS, read_rows
 from monai_pipelines.data.split import Cohort, Item, Listing, label_indices, split_sources
 from monai_pipelines.errors import CohortError
 from monai_pipelines.model import class_names
+from monai_pipelines.remote import Place, Remote, Source, as_place, each, entry
 from monai_pipelines.transforms.ct.formats import ITK_SUFFIXES, NIFTI_SUFFIXES
 from monai_pipelines.transforms.ct.series import is_sidecar
 from monai_pipelines.walk import is_text, walk_folders
@@ -28,24 +29,24 @@ _NORMAL = re.compile("non?($|[^a-z])|normal|healthy|benign|negative|control", re
 
 
 def read_cohort(
-    table: str | PathLike[str] | None,
+    table: Source | None,
     classes: Sequence[str] | None = None,
     fractions: Sequence[float] = (0.7, 0.15, 0.15),
     seed: int = 0,
     multilabel: bool = False,
-    test_source: str | PathLike[str] | None = None,
+    test_source: Source | None = None,
     rename: Mapping[str, str] | None = None,
 ) -> Cohort:
     """Read a table of scans or images and split it by patient.
 
-    The table is a CSV with the columns ``image`` (relative to the table), ``label`` (class name or index) and
+    The table is a CSV with the columns ``image`` (relative to the table, or a URL), ``label`` (class name or index) and
     optionally ``patient`` (default: a different one for each scan) and ``split`` (train, validation, test).
     Without ``split`` the patients of each label (a patient's highest) are drawn at random, at least one for each split;
     a ``split`` without validation gets one drawn from its training patients. With ``multilabel`` a label is
     any number of names joined by ``|`` (empty or "No Finding": none), and patients are drawn by their rarest label.
 
     Args:
-        table: the CSV file, or the folder of a ``table.csv``; None: only ``test_source``.
+        table: the CSV file, or the folder of a ``table.csv``, also at a URL; None: only ``test_source``.
         classes: class names by index; None takes the names in the table, sorted.
         fractions: share of the patients in train, validation and test; (0, 0, 1): all are test.
         seed: of the split.
@@ -59,19 +60,21 @@ def read_cohort(
             two classes, a patient in two splits, a class with no patient in a split.
     """
 
-    def listed(source: str | PathLike[str], external: bool) -> Listing:
+    def listed(source: Source, external: bool) -> Listing:
         return list_table(table_in(source), classes, multilabel, rename=rename)
 
     return split_sources(listed, table, test_source, fractions, seed)
 
 
-def table_in(source: str | PathLike[str]) -> Path:
+def table_in(source: Source) -> Place:
     """The table itself, or the ``table.csv`` of a folder."""
-    return Path(source) / "table.csv" if Path(source).is_dir() else Path(source)
+    place = as_place(source)
+    is_folder = place.is_dir() if isinstance(place, Path) else place.suffix.lower() != ".csv"
+    return place / "table.csv" if is_folder else place
 
 
 def list_table(
-    table: str | PathLike[str],
+    table: Source,
     classes: Sequence[str] | None = None,
     multilabel: bool = False,
     is_optional: Callable[[str], bool] | None = None,
@@ -96,13 +99,13 @@ def list_table(
     unknown: defaultdict[str, list[str]] = defaultdict(list)
     items: list[Item] = []
     lines: list[str] = []
-    folder, names = Path(table).parent, list(classes)
-    for row in rows:
-        where, image = f"line {row.pop('line')}", row["image"].strip()
+    names = list(classes)
+    for row, place, exists in zip(rows, *_places(as_place(table).parent, rows), strict=True):
+        where, image = f"line {row.pop('line')}", _name(row["image"])
         wrong = []
         if not image:
             wrong.append(f"{where}: no image")
-        elif not (path := _on_disk(folder, image)).exists() and not (is_optional and is_optional(image)):
+        elif not exists and not (is_optional and is_optional(image)):
             wrong.append(f"{where}: {image}: no such file or folder")
         indices, strange = [], []
         for name in _label_names(row["label"], multilabel, rename) if labeled else ():
@@ -120,16 +123,23 @@ def list_table(
             if labeled:
                 row["label"] = [float(k in indices) for k in range(len(names))] if multilabel else indices[0]
             patient = row.get("patient", "").strip() or image
-            items.append({**row, "image": str(path), "name": image, "patient": patient})
+            items.append({**row, "image": as_image(place), "name": image, "patient": patient})
             lines.append(where)
     problems += _unknown_labels(unknown, names, multilabel)
     if not used and not multilabel:
         problems += classes_hint(sorted(filter(None, unknown)))
     first: dict[str, int] = {}
     for index, item in enumerate(items):
-        earlier = first.setdefault(os.path.realpath(item["image"]), index)
+        is_remote = isinstance(item["image"], Remote)
+        earlier = first.setdefault(str(item["image"]) if is_remote else os.path.realpath(item["image"]), index)
         same = items[earlier]
         if earlier == index:
+            continue
+        if is_remote and same["image"] != item["image"]:
+            problems.append(
+                f"{lines[index]}: {item['name']}: differs from {lines[earlier]} only in the query of the URL, which "
+                "does not tell images apart; give them different paths"
+            )
             continue
         if (same["patient"], same.get("label")) == (item["patient"], item.get("label")):
             also = "" if same["name"] == item["name"] else f", there as {same['name']}"
@@ -171,6 +181,30 @@ def renamed(names: Iterable[str], rename: Mapping[str, str] | None) -> list[str]
     return [(rename or {}).get(name, name) for name in names]
 
 
+def _name(image: str) -> str:
+    """The text of a table; of a URL without user, password and query."""
+    named = as_place(image.strip())
+    return str(named) if isinstance(named, Remote) else image.strip()
+
+
+def as_image(place: Place) -> str | Remote:
+    """The ``image`` of an item."""
+    return str(place) if isinstance(place, Path) else place
+
+
+def _places(folder: Place, rows: Sequence[Mapping[str, str]]) -> tuple[list[Place], list[bool]]:
+    """What the rows of a table name, and whether it exists; stores are asked for many at once."""
+    places = [_place(folder, row["image"].strip()) for row in rows]
+    remote = {place for place in places if isinstance(place, Remote)}
+    found = dict(zip(remote, each(Remote.exists, remote, "looking for images"), strict=True)) if remote else {}
+    return places, [found[place] if isinstance(place, Remote) else place.exists() for place in places]
+
+
+def _place(folder: Place, image: str) -> Place:
+    named = entry(folder, image)
+    return _on_disk(folder, image) if isinstance(folder, Path) and isinstance(named, Path) else named
+
+
 def _on_disk(folder: Path, image: str) -> Path:
     """The path of a table's ``image``: also with Windows' separators, or in the decomposed form that macOS writes."""
     path = folder / image
@@ -180,18 +214,21 @@ def _on_disk(folder: Path, image: str) -> Path:
     return next((folder / other for other in others if (folder / other).exists()), path)
 
 
-def find_scans(source: str | PathLike[str]) -> list[Item]:
+def find_scans(source: Source) -> list[Item]:
     """Scans to be classified: a CSV table's ``image``, all scans in a folder, or one; see `find_inputs`.
 
     In a folder every NIfTI, NRRD and MetaImage file is a scan, and so is every folder that directly holds DICOM files
     (or others that may be damaged ones), with all below it. Texts, documents and pictures are left out; links are
-    followed.
+    followed. At a URL names alone decide.
     """
     return find_inputs(source, "scan", "DICOM series folders, NIfTI, NRRD or MetaImage files", _list_scans)
 
 
-def _list_scans(folder: Path) -> list[Path]:
-    found, texts = [], []
+def _list_scans(folder: Place) -> list[Place]:
+    if isinstance(folder, Remote):
+        return _list_remote_scans(folder)
+    found: list[Place] = []
+    texts = []
     for place, folders, files in walk_folders(folder):
         found += [file for file in files if file.name.lower().endswith(VOLUMES)]
         others = [file for file in files if not is_sidecar(file)]
@@ -206,6 +243,16 @@ def _list_scans(folder: Path) -> list[Path]:
     return sorted(found)
 
 
+def _list_remote_scans(folder: Remote) -> list[Place]:
+    files = [file.place for file in folder.files()]
+    volumes = [file for file in files if file.name.lower().endswith(VOLUMES)]
+    series: list[Remote] = []
+    for place in sorted({file.parent for file in files if file not in volumes and not is_sidecar(file)}):
+        if not any(place.url.startswith(f"{above.url.rstrip('/')}/") for above in series):
+            series.append(place)
+    return sorted([*volumes, *series])
+
+
 def _label_names(label: str, multilabel: bool, rename: Mapping[str, str] | None) -> list[str]:
     names = [name.strip() for name in (label.split("|") if multilabel else [label])]
     names = renamed(names, rename)
@@ -213,29 +260,30 @@ def _label_names(label: str, multilabel: bool, rename: Mapping[str, str] | None)
 
 
 def find_inputs(
-    source: str | PathLike[str],
+    source: Source,
     kind: str,
     wanted: str,
-    list_folder: Callable[[Path], Iterable[Path]],
+    list_folder: Callable[[Any], Iterable[Place]],
     columns: Sequence[str] = (),
 ) -> list[Item]:
     """The ``image`` column of a CSV table, one file, or the inputs in a folder; a missing file is left to the reader.
 
     Args:
-        source: a CSV file, a file or a folder.
+        source: a CSV file, a file or a folder, or the URL of one.
         kind: of the input, for messages: "scan", "image", ...
         wanted: in a folder, for messages.
         list_folder: gives the inputs in a folder, which may be the folder itself, in order.
         columns: further columns of a table that are kept where they are not empty.
 
     Returns:
-        a MONAI datalist: ``image`` (path), ``name`` (relative to the folder, or as the table has it), ``columns``.
+        a MONAI datalist: ``image`` (path, or `Remote` where it is at a URL), ``name`` (relative to the folder, or as
+        the table has it), ``columns``.
 
     Raises:
         FileNotFoundError: no such file or folder.
         CohortError: nothing to classify in it.
     """
-    path = Path(source)
+    path = as_place(source)
     if not path.exists():
         article = "an" if kind[0] in "aeiou" else "a"
         raise FileNotFoundError(
@@ -244,22 +292,28 @@ def find_inputs(
     if path.suffix.lower() == ".csv":
         return _from_table(path, columns)
     if path.is_file():
-        return [{"image": str(path), "name": path.name}]
+        return [{"image": as_image(path), "name": path.name}]
     inputs = list(list_folder(path))
     if not inputs:
-        raise CohortError(source, [f"no {kind} in it: wanted {wanted}"])
-    return [
-        {"image": str(p), "name": p.relative_to(path).as_posix() if p != path else path.resolve().name} for p in inputs
-    ]
+        raise CohortError(path, [f"no {kind} in it: wanted {wanted}"])
+    return [{"image": as_image(place), "name": _relative(place, path)} for place in inputs]
 
 
-def _from_table(table: Path, columns: Sequence[str]) -> list[Item]:
+def _relative(place: Place, folder: Place) -> str:
+    if place == folder:
+        return folder.resolve().name if isinstance(folder, Path) else folder.name
+    if isinstance(place, Path) and isinstance(folder, Path):
+        return place.relative_to(folder).as_posix()
+    return str(place).removeprefix(f"{str(folder).rstrip('/')}/")
+
+
+def _from_table(table: Place, columns: Sequence[str]) -> list[Item]:
     rows = read_rows(table, needed=("image",))
     missing = [f"line {row['line']}: no image" for row in rows if not row["image"].strip()]
     if missing:
         raise CohortError(table, missing)
     return [
-        {"image": str(_on_disk(table.parent, row["image"].strip())), "name": row["image"].strip()}
+        {"image": as_image(_place(table.parent, row["image"].strip())), "name": _name(row["image"])}
         | {column: row[column].strip() for column in columns if row.get(column, "").strip()}
         for row in rows
     ]

@@ -10,6 +10,7 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from monai_pipelines.engines.evaluation import evaluate, predict
+from monai_pipelines.remote import as_place
 from monai_pipelines.runs.export import export
 from monai_pipelines.runs.folder import check_no_run
 from monai_pipelines.runs.inference import inference_config, training_config
@@ -133,7 +134,7 @@ class Run:
             "cohort::test_source": str(data),
             "output_dir": str(out),
             "subgroups": list(subgroups),
-            "title": f"{config.get_parsed_content('title')}: {Path(data).name}",
+            "title": f"{config.get_parsed_content('title')}: {as_place(data).name}",
         }
         config.update({name: value for name, value in values.items() if name not in overrides})
         check_no_run(config.get_parsed_content("output_dir"))

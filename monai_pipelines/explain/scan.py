@@ -24,6 +24,7 @@ from monai_pipelines.errors import ScanError
 from monai_pipelines.explain.maps import explain_class, explained_classes
 from monai_pipelines.explain.overlay import cell_mm, overlay_figure, resolution
 from monai_pipelines.metrics import predicted_classes
+from monai_pipelines.remote import as_place
 from monai_pipelines.report.words import decision_words
 from monai_pipelines.runs import Trained, inference_config
 from monai_pipelines.transforms import LoadSlided
@@ -135,7 +136,7 @@ class _Found:
         self.model = self.config.get_parsed_content("model")
         if self.model.detects:
             raise ValueError(f"{source}: a detector, which draws its evidence itself: run the inference of its bundle")
-        self.name = Path(images).name
+        self.name = as_place(images).name
         self.in_arrays = "data" not in self.config
         dataset = self.config.get_parsed_content("dataset" if self.in_arrays else "data")
         self.items = dataset.data if self.in_arrays else dataset

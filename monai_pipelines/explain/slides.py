@@ -181,7 +181,7 @@ class ExplainSlides:
         coords, side = item["coords"], item["level0_px"]
         thumbnail, downsample = _thumbnail(item)
         outlines, fraction = _annotation(item)
-        folder = feature_file(self.output_dir / "attention", prediction.name).with_suffix("")
+        folder = Path(str(feature_file(self.output_dir / "attention", prediction.name))).with_suffix("")
         if folder.exists():  # a.svs and a.tif
             folder = folder.with_name(f"{folder.name}-{index}")
         folder.mkdir(parents=True, exist_ok=True)

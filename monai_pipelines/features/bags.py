@@ -6,8 +6,6 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from os import PathLike
-from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 from weakref import finalize
@@ -26,6 +24,7 @@ from monai_pipelines.data.split import Cohort, Item
 from monai_pipelines.features.extraction import extract_features
 from monai_pipelines.features.files import read_features
 from monai_pipelines.networks import TileBackbone
+from monai_pipelines.remote import Place, Source
 
 
 def pad_bags(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -110,7 +109,7 @@ class FeatureBags(UsableItems):
     Args:
         data: datalist with ``image`` (path of the slide) and ``name``.
         chain, backbone, options: of `extract_features`.
-        features_dir: folder of the files; None: a temporary one, deleted with the dataset.
+        features_dir: folder of the files, or its URL; None: a temporary one, deleted with the dataset.
         max_tiles: maximum number of tiles in a bag, drawn from torch's generator on each access; None: all.
         on_error: of `UsableItems`, which see also for the attributes.
 
@@ -125,7 +124,7 @@ class FeatureBags(UsableItems):
         data: Sequence[Item],
         chain: Chain,
         backbone: TileBackbone,
-        features_dir: str | PathLike[str] | None = None,
+        features_dir: Source | None = None,
         max_tiles: int | None = None,
         on_error: OnError = "raise",
         **options: Any,
@@ -137,7 +136,7 @@ class FeatureBags(UsableItems):
             self._temporary = _TemporaryFolder()
             features_dir = self._temporary.path
 
-        def outcomes() -> Iterator[tuple[Path, str | None]]:
+        def outcomes() -> Iterator[tuple[Place, str | None]]:
             for row in extract_features(data, features_dir, chain, backbone, **options):
                 yield feature_file(features_dir, row["name"]), row["reason"] or None
 

@@ -26,7 +26,7 @@ from rich.progress import Progress
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from monai_pipelines.atomic import atomic_write, remove_old_parts
+from monai_pipelines.atomic import remove_old_parts
 from monai_pipelines.chains import Chain
 from monai_pipelines.data.prepared import why_unusable
 from monai_pipelines.data.slide_table import feature_file, slide_source
@@ -37,6 +37,7 @@ from monai_pipelines.inferers import AutocastInferer
 from monai_pipelines.networks import TileBackbone
 from monai_pipelines.networks.backbone import description_hash
 from monai_pipelines.networks.precision import Precision, used_precision
+from monai_pipelines.remote import Place, Source, as_place, results_folder, unlink, whole_write
 from monai_pipelines.slides import close_slides
 from monai_pipelines.versions import library_versions
 
@@ -54,7 +55,7 @@ COLUMNS = ("name", "status", "reason", "num_tiles", "seconds")
 
 def extract_features(
     items: Sequence[Mapping[str, Any]],
-    features_dir: str | PathLike[str],
+    features_dir: Source,
     chain: Chain,
     backbone: TileBackbone,
     *,
@@ -76,7 +77,7 @@ def extract_features(
     Args:
         items: datalist: ``image`` (path of the slide), ``name``, and ``mpp`` where the slide has none. Equal items are
             one slide.
-        features_dir: folder of the files, see `feature_file`.
+        features_dir: folder of the files, or its URL, see `feature_file`.
         chain: slide -> tiles, with the steps of ``slide_tiles``: before "tiles" it lists them, then it reads them.
         backbone: moved to the GPU if there is one.
         batch_size: tiles.
@@ -100,9 +101,9 @@ def extract_features(
             raise ValueError(f"extract_features: {argument} must be {' or '.join(map(repr, choices))}, got {value!r}")
     if batch_size < 1:
         raise ValueError(f"extract_features: batch_size must be 1 or more, got {batch_size}")
-    folder = Path(features_dir)
+    folder = results_folder(features_dir)
     slides = _by_file(folder, items)
-    rows: dict[Path, Row] = {
+    rows: dict[Place, Row] = {
         file: {**dict.fromkeys(COLUMNS, ""), "name": item["name"], "status": "missing"} for file, item in slides.items()
     }
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -116,7 +117,8 @@ def extract_features(
             if getattr(backbone, "weights", True) is None:
                 logger.warning("%s: no weights given; features are random unless it is pretrained", backbone.name)
             for parent in {file.parent for file in todo}:
-                remove_old_parts(parent)
+                if isinstance(parent, Path):
+                    remove_old_parts(parent)
             stream = _TileStream([slides[file] for file in todo], chain, batch_size)
             network = backbone.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
             messages = _messages(stream, num_workers, pin_memory=device.type == "cuda")
@@ -126,10 +128,10 @@ def extract_features(
                     bar.advance(task, share)
                     rows[file].update(row)
                     if row.get("status") == "skipped":
-                        file.unlink(missing_ok=True)  # features of what the slide was before
+                        unlink(file)  # features of what the slide was before
     finally:
         if any(row["status"] != "kept" for row in rows.values()):
-            with atomic_write(folder / "features.csv") as part, part.open("w", newline="", encoding="utf-8") as out:
+            with whole_write(folder / "features.csv") as part, part.open("w", newline="", encoding="utf-8") as out:
                 writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
                 writer.writeheader()
                 writer.writerows(rows.values())
@@ -138,10 +140,10 @@ def extract_features(
     return [dict(rows[feature_file(folder, item["name"])]) for item in items]
 
 
-def _by_file(folder: Path, items: Sequence[Mapping[str, Any]]) -> dict[Path, Mapping[str, Any]]:
+def _by_file(folder: Place, items: Sequence[Mapping[str, Any]]) -> dict[Place, Mapping[str, Any]]:
     """The slides by feature file; equal items are one."""
-    slides: dict[Path, Mapping[str, Any]] = {}
-    texts: defaultdict[Path, set[str]] = defaultdict(set)
+    slides: dict[Place, Mapping[str, Any]] = {}
+    texts: defaultdict[Place, set[str]] = defaultdict(set)
     for item in items:
         file = feature_file(folder, item["name"])
         slides.setdefault(file, item)
@@ -198,12 +200,12 @@ def _described(text: str) -> dict[str, Any]:
 
 
 def _check_files(
-    folder: Path, slides: Mapping[Path, Mapping[str, Any]], rows: Mapping[Path, Row], origin: _Origin
-) -> tuple[list[Path], set[str]]:
+    folder: Place, slides: Mapping[Place, Mapping[str, Any]], rows: Mapping[Place, Row], origin: _Origin
+) -> tuple[list[Place], set[str]]:
     """Fill in the rows of kept and unusable files; the files to make, and the precisions of the kept ones."""
-    todo: list[Path] = []
+    todo: list[Place] = []
     precisions: set[str] = set()
-    different: defaultdict[str, list[Path]] = defaultdict(list)
+    different: defaultdict[str, list[Place]] = defaultdict(list)
     for file, item in slides.items():
         try:
             made = read_origin(file, origin.num_features)
@@ -211,7 +213,7 @@ def _check_files(
             rows[file].update(status="skipped", reason=why_unusable(error, item["image"]))
             continue
         if made is None:
-            if file.exists() and not Path(item["image"]).exists():
+            if file.exists() and not as_place(item["image"]).exists():
                 reason = f"{file.name} is damaged, and the slide to make it again is missing; restore one of them"
                 rows[file].update(status="skipped", reason=reason)
                 continue
@@ -222,7 +224,7 @@ def _check_files(
         attributes, num_tiles = made
         for difference in origin.differences(attributes):
             different[difference].append(file)
-        if not Path(item["image"]).exists() or attributes.get("source") in (None, slide_source(item)):
+        if not as_place(item["image"]).exists() or attributes.get("source") in (None, slide_source(item)):
             rows[file].update(status="kept", num_tiles=num_tiles)
             precisions.update({attributes["precision"]} if "precision" in attributes else ())
         else:
@@ -251,12 +253,12 @@ class _Pending:
 
 def _extract(
     messages: Iterable[Message],
-    files: Sequence[Path],
+    files: Sequence[Place],
     backbone: nn.Module,
     device: torch.device,
     origin: _Origin,
     dtype: str,
-) -> Iterator[tuple[Path, float, Row]]:
+) -> Iterator[tuple[Place, float, Row]]:
     """Write the files; yields a file, the share of it that has just been done, and updates for its row."""
     infer, pending = AutocastInferer(origin.precision), dict[int, _Pending]()
     for index, kind, content in messages:

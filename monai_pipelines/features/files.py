@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf
-from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from monai_pipelines.atomic import atomic_write
 from monai_pipelines.errors import ScanError
 from monai_pipelines.privacy import failure
+from monai_pipelines.remote import MissingError, Place, ScratchError, Source, local, whole_write
 
 if TYPE_CHECKING:
     import h5py
@@ -49,7 +47,7 @@ class FeatureBag:
     downsample: float | None = None
 
 
-def read_features(file: str | PathLike[str], pictures: bool = True) -> FeatureBag:
+def read_features(file: Source, pictures: bool = True) -> FeatureBag:
     """Read the features of one slide written by `extract_features` or another tool (CLAM, TRIDENT).
 
     Of other tools' files ``features`` (N, D) or (1, N, D) and ``coords`` are used. The side of their tiles is the
@@ -57,7 +55,7 @@ def read_features(file: str | PathLike[str], pictures: bool = True) -> FeatureBa
     frequent step between neighbors, None for a tie.
 
     Args:
-        file: the HDF5 file.
+        file: the HDF5 file, or its URL.
         pictures: also read thumbnail and tissue, which takes longer than the features.
 
     Raises:
@@ -66,8 +64,10 @@ def read_features(file: str | PathLike[str], pictures: bool = True) -> FeatureBa
     import h5py
 
     try:
-        with h5py.File(file, "r") as opened:
+        with local(file) as path, h5py.File(path, "r") as opened:
             bag = _read(opened, pictures)
+    except (ImportError, ScanError, ScratchError):
+        raise
     except Exception as error:  # h5py's depend on what is damaged
         raise ScanError(
             file, f"not a readable file of features ({failure(error)}); delete it to make it again"
@@ -140,7 +140,7 @@ def _step(coords: NDArray[np.int64]) -> int | None:
     return int(frequent[0]) if len(frequent) == 1 else None
 
 
-def read_origin(file: Path, num_features: int) -> tuple[dict[str, str], int] | None:
+def read_origin(file: Place, num_features: int) -> tuple[dict[str, str], int] | None:
     """The attributes of a file as text, and its number of tiles; None if it must be made (again).
 
     Args:
@@ -156,8 +156,12 @@ def read_origin(file: Path, num_features: int) -> tuple[dict[str, str], int] | N
     import h5py
 
     try:
-        with h5py.File(file) as opened:
+        with local(file) as path, h5py.File(path) as opened:
             attributes = {key: str(value) for key, value in opened.attrs.items()}
+    except MissingError:
+        return None
+    except (ScanError, ScratchError):  # what is there may be whole
+        raise
     except (OSError, RuntimeError, LookupError, ValueError, TypeError):  # missing or damaged
         return None
     is_ours = "backbone_fingerprint" in attributes
@@ -179,8 +183,8 @@ def read_origin(file: Path, num_features: int) -> tuple[dict[str, str], int] | N
     )
 
 
-def write_features(file: Path, bag: FeatureBag, attributes: Mapping[str, Any], dtype: str = "float32") -> None:
-    """Write the features of one slide in one step (`atomic_write`), with checksums.
+def write_features(file: Place, bag: FeatureBag, attributes: Mapping[str, Any], dtype: str = "float32") -> None:
+    """Write the features of one slide in one step (`whole_write`), with checksums.
 
     The attributes of ``coords`` are those that other tools expect; they describe tiles of level 0.
 
@@ -201,7 +205,7 @@ def write_features(file: Path, bag: FeatureBag, attributes: Mapping[str, Any], d
         raise ValueError(
             f"{file}: features are NaN or infinite as {dtype}; extract them as float32 with precision fp32"
         )
-    with atomic_write(file) as part, h5py.File(part, "w") as out:
+    with whole_write(file) as part, h5py.File(part, "w") as out:
         _write(out, bag, features, attributes)
 
 

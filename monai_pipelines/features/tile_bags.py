@@ -7,8 +7,6 @@ import zlib
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from functools import partial
-from os import PathLike
-from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -22,6 +20,7 @@ from monai_pipelines.data.prepared import OnError, Splits, UsableItems, why_unus
 from monai_pipelines.data.split import Cohort, Item
 from monai_pipelines.data.workers import each_outcome
 from monai_pipelines.features.bags import measure_slide, pad_bags
+from monai_pipelines.remote import Source, as_place
 from monai_pipelines.slides import Tiles, TileSize, open_slide
 
 logger = logging.getLogger(__name__)
@@ -49,7 +48,7 @@ class TileBags(UsableItems):
         self,
         data: Sequence[Item],
         chain: Chain,
-        cache_dir: str | PathLike[str] | None = None,
+        cache_dir: Source | None = None,
         on_error: OnError = "raise",
         num_workers: int = 0,
         redraw: bool = False,
@@ -119,7 +118,7 @@ class _TileLists(Dataset):
         image = item["image"]
         file = listed = None
         try:
-            if self.cache and Path(image).exists():  # the chain reports what is missing
+            if self.cache and as_place(image).exists():  # the chain reports what is missing
                 file = self.cache.file(image, self.fingerprint, str(item.get("mpp") or ""))
                 listed = self.cache.read(file)
                 if listed is None and file.exists():

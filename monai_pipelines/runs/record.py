@@ -17,6 +17,7 @@ from monai_pipelines import processes
 from monai_pipelines.chains import Chain
 from monai_pipelines.data.split import check_trainable
 from monai_pipelines.model import Model
+from monai_pipelines.privacy import without_secrets
 from monai_pipelines.runs.command_line import this_command, top
 from monai_pipelines.runs.folder import is_place
 from monai_pipelines.runs.workflow import ENTRY_POINTS
@@ -94,7 +95,7 @@ def record_run(
     for file in (*(Path(bundle_root) / "configs").iterdir(), *map(Path, command.config_files)):
         if file.is_file():
             shutil.copyfile(file, configs / file.name)
-    (Path(output_dir) / "run.json").write_text(json.dumps(run, indent=1, default=str))
+    (Path(output_dir) / "run.json").write_text(without_secrets(json.dumps(run, indent=1, default=str)))
     return run
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,16 +13,17 @@ from numpy.typing import ArrayLike, NDArray
 from monai_pipelines.atomic import atomic_write
 from monai_pipelines.errors import ScanError
 from monai_pipelines.privacy import failure
+from monai_pipelines.remote import Source, local
 
 Ring = NDArray[np.float64]
 
 
-def read_outlines(path: str | PathLike[str]) -> list[list[Ring]]:
+def read_outlines(path: Source) -> list[list[Ring]]:
     """Read the polygons of a GeoJSON file.
 
     Args:
-        path: GeoJSON in level-0 pixels: a FeatureCollection, a list of features as QuPath exports them, a feature or a
-            geometry; Polygon and MultiPolygon, with holes.
+        path: GeoJSON in level-0 pixels, or its URL: a FeatureCollection, a list of features as QuPath exports them, a
+            feature or a geometry; Polygon and MultiPolygon, with holes.
 
     Returns:
         for each polygon its rings (P, 2) of x and y: the outline, then holes.
@@ -32,14 +32,17 @@ def read_outlines(path: str | PathLike[str]) -> list[list[Ring]]:
         ScanError: the file is not GeoJSON, or has no outline.
 
     Example:
+        >>> from pathlib import Path
         >>> from tempfile import mkdtemp
         >>> file = Path(mkdtemp()) / "tumour.geojson"
         >>> _ = file.write_text('[{"type": "Polygon", "coordinates": [[[0, 0], [64, 0], [64, 32], [0, 0]]]}]')
         >>> read_outlines(file)[0][0].shape
         (4, 2)
     """
+    with local(path) as file:
+        text = file.read_bytes()
     try:
-        polygons = list(_polygons(json.loads(Path(path).read_text(encoding="utf-8"))))
+        polygons = list(_polygons(json.loads(text.decode("utf-8"))))
     except (ValueError, KeyError, TypeError) as error:
         raise ScanError(path, f"wanted outlines as GeoJSON, got {failure(error)}; export them again") from None
     if not polygons:
@@ -72,6 +75,7 @@ def write_geojson(
         ValueError: the number of values or colors differs from that of the tiles.
 
     Example:
+        >>> from pathlib import Path
         >>> from tempfile import mkdtemp
         >>> file, colors = Path(mkdtemp()) / "attention.geojson", np.zeros((2, 3), np.uint8)
         >>> write_geojson(file, [[0, 0], [512, 0]], 512, {"attention": [0.9, 0.1]}, "Attention", colors)

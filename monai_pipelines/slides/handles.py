@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from monai_pipelines.errors import ScanError
 from monai_pipelines.privacy import failure, silent_logs
+from monai_pipelines.remote import Remote, Staged
 
 if TYPE_CHECKING:
     from monai_pipelines.slides.readers import Reader
@@ -66,24 +68,45 @@ HANDLES = Handles()
 
 
 @contextmanager
-def raise_scan_errors(path: str, *unchanged: type[Exception]) -> Iterator[None]:
-    """Turn errors of parsers and decoders on broken files into `ScanError`, except for `unchanged` types."""
+def raise_scan_errors(path: str | Remote, *unchanged: type[Exception]) -> Iterator[None]:
+    """Turn errors of parsers and decoders on broken files into `ScanError`, except for `unchanged` types.
+
+    One about the copy of a slide in a store becomes one about the slide.
+    """
     try:
         yield
     except Exception as error:
+        if isinstance(error, ScanError) and isinstance(path, Remote):
+            raise ScanError(path, error.reason) from None
         if isinstance(error, (ScanError, *unchanged)):
             raise
         raise ScanError(path, f"broken file ({failure(error)}); copy it again") from None
 
 
-def stamp_of(path: str) -> Stamp:
+def stamp_of(path: str | Remote) -> Stamp:
     """Changes when the file is written to."""
+    if isinstance(path, Remote):
+        stats = copied(path).stats()
+        return sum(size or 0 for _, size, _ in stats), zlib.crc32(repr(stats).encode())
     status = os.stat(path)
     return status.st_size, status.st_mtime_ns
 
 
-def open_reader(path: str, backend: Backend, stamp: Stamp | None = None) -> Reader:
-    """The reader of this slide in this process, opened if necessary.
+def copied(slide: Remote) -> Remote:
+    """What is copied to read a slide in a store: of a DICOM file the folder, where OpenSlide finds the others."""
+    return slide.parent if slide.suffix.lower() == ".dcm" else slide
+
+
+def _on_this_machine(path: str | Remote) -> tuple[str, Staged | None]:
+    if not isinstance(path, Remote):
+        return path, None
+    whole = copied(path)
+    staged = whole.stage()
+    return str(staged.path if whole == path else staged.path / path.name), staged
+
+
+def open_reader(path: str | Remote, backend: Backend, stamp: Stamp | None = None) -> Reader:
+    """The reader of this slide in this process, opened if necessary; one of a copy keeps it from being removed.
 
     Raises:
         ScanError: the file is broken, or its stamp differs.
@@ -96,15 +119,18 @@ def open_reader(path: str, backend: Backend, stamp: Stamp | None = None) -> Read
     from monai_pipelines.slides.readers import READERS
 
     def opened() -> Reader:
-        if stamp and not (os.path.isfile(path) and stamp_of(path) == stamp):
+        file, staged = _on_this_machine(path)
+        if stamp and not (os.path.isfile(file) and stamp_of(path) == stamp):
             raise ScanError(path, "changed since it was opened, or is gone; open it again")
         with silent_logs(), raise_scan_errors(path, OpenSlideError, TiffFileError):
-            return READERS[backend](path)
+            reader = READERS[backend](file)
+        reader.staged = staged
+        return reader
 
     return HANDLES.get((path, backend, stamp), opened)
 
 
-def drop_reader(path: str, backend: Backend, stamp: Stamp | None = None) -> None:
+def drop_reader(path: str | Remote, backend: Backend, stamp: Stamp | None = None) -> None:
     """Reopen this slide at its next read."""
     HANDLES.drop((path, backend, stamp))
 

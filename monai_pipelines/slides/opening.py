@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 from monai_pipelines.errors import ScanError
 from monai_pipelines.privacy import failure, quiet_libraries
+from monai_pipelines.remote import Remote, as_place, local
 from monai_pipelines.slides.handles import Backend, drop_reader, open_reader, raise_scan_errors, stamp_of
 from monai_pipelines.slides.slide import Slide
 from monai_pipelines.walk import is_clutter
@@ -25,13 +26,14 @@ OME_UNIT_UM = {"nm": 1e-3, "um": 1.0, "\N{GREEK SMALL LETTER MU}m": 1.0, "mm": 1
 WAY_OUT = "set it: knob `slide_mpp` of the chain, or column `mpp` of the table"
 
 
-def open_slide(path: str | os.PathLike[str], mpp: float | None = None) -> Slide:
+def open_slide(path: str | os.PathLike[str] | Remote, mpp: float | None = None) -> Slide:
     """Open a slide, or say what is wrong with it.
 
     OpenSlide opens it; tifffile opens TIFFs that OpenSlide refuses (strips, no tiles, a pyramid in SubIFDs).
 
     Args:
-        path: of the file, or of a folder with one DICOM series.
+        path: of the file, or of a folder with one DICOM series; or a URL of it. OpenSlide reads local files only: a
+            slide in a store is copied to the scratch folder, see `monai_pipelines.remote.local`.
         mpp: um per pixel at level 0, 0.1 to 2, instead of the file's.
 
     Returns:
@@ -45,24 +47,27 @@ def open_slide(path: str | os.PathLike[str], mpp: float | None = None) -> Slide:
     from openslide import OpenSlideError
 
     mpp = None if mpp is None else check_mpp(mpp)
-    file = Path(path).absolute()
-    if file.is_dir():
-        file = _first_of_series(file)
-    elif not file.is_file():
-        raise ScanError(path, "wanted a slide, found no such file")
-    elif not file.stat().st_size:
-        raise ScanError(path, "wanted a slide, the file is empty; copy it again")
-    try:
-        slide = _describe(str(file), "openslide", mpp)
-    except OpenSlideError as error:
-        return _open_by_tifffile(path, file, mpp, failure(error))
-    if open_reader(slide.path, "openslide", slide.stamp).is_part:
-        with suppress(ScanError):
-            return _open_by_tifffile(path, file, mpp, "")
-    return slide
+    place = as_place(path)
+    with local(place) as file:
+        if file.is_dir():
+            first = _first_of_series(file)
+            place, file = place / first.name, first
+        elif not file.is_file():
+            raise ScanError(place, "wanted a slide, found no such file")
+        elif not file.stat().st_size:
+            raise ScanError(place, "wanted a slide, the file is empty; copy it again")
+        named = place if isinstance(place, Remote) else str(place.absolute())
+        try:
+            slide = _describe(named, "openslide", mpp)
+        except OpenSlideError as error:
+            return _open_by_tifffile(named, file, mpp, failure(error))
+        if open_reader(slide.path, "openslide", slide.stamp).is_part:
+            with suppress(ScanError):
+                return _open_by_tifffile(named, file, mpp, "")
+        return slide
 
 
-def _open_by_tifffile(path: str | os.PathLike[str], file: Path, mpp: float | None, refusal: str) -> Slide:
+def _open_by_tifffile(path: str | Remote, file: Path, mpp: float | None, refusal: str) -> Slide:
     with file.open("rb") as opened:
         if opened.read(4) not in TIFF_STARTS:
             raise ScanError(
@@ -73,14 +78,14 @@ def _open_by_tifffile(path: str | os.PathLike[str], file: Path, mpp: float | Non
     from tifffile import TiffFileError
 
     try:
-        return _describe(str(file), "tifffile", mpp)
+        return _describe(path, "tifffile", mpp)
     except TiffFileError as error:
         raise ScanError(
             path, f"tifffile does not open it ({failure(error)}), nor does OpenSlide ({refusal}); copy it again"
         ) from None
 
 
-def _describe(file: str, backend: Backend, mpp: float | None) -> Slide:
+def _describe(file: str | Remote, backend: Backend, mpp: float | None) -> Slide:
     stamp = stamp_of(file)
     drop_reader(file, backend, stamp)  # clocks are coarse: the file may have been replaced
     reader = open_reader(file, backend, stamp)
@@ -128,7 +133,7 @@ def check_mpp(mpp: float, name: str = "mpp") -> float:
     return float(mpp)
 
 
-def mpp_of(path: str | os.PathLike[str], properties: Mapping[str, str]) -> float:
+def mpp_of(path: str | os.PathLike[str] | Remote, properties: Mapping[str, str]) -> float:
     """Micrometers per pixel at level 0, from the scanner's metadata or a TIFF's resolution tags.
 
     Where several are stated, the first that is plausible counts.

@@ -19,6 +19,7 @@ from PIL import Image
 
 from monai_pipelines.errors import ScanError
 from monai_pipelines.privacy import failure
+from monai_pipelines.remote import Staged
 from monai_pipelines.slides.geometry import whole_downsamples
 from monai_pipelines.slides.planes import color_pages
 from monai_pipelines.slides.segments import (
@@ -49,12 +50,14 @@ class Reader(ABC):
         properties: metadata under OpenSlide's names.
         color_profile: ICC profile, or None.
         is_part: the file has levels that this reader misses.
+        staged: of a slide in a store, its copy on this machine.
     """
 
     level_sizes: tuple[tuple[int, int], ...]
     level_downsamples: tuple[float, ...]
     properties: Mapping[str, str]
     is_part = False
+    staged: Staged | None = None
 
     def __init__(self, path: str) -> None:
         self.path = path

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from monai_pipelines.errors import ScanError
+from monai_pipelines.remote import Remote
 from monai_pipelines.slides.geometry import TileSize, average_area, fit_level, fit_tile
 from monai_pipelines.slides.handles import Backend, Stamp, drop_reader, open_reader, raise_scan_errors
 
@@ -29,7 +30,7 @@ class Slide:
     it is among the 8 that the process read last; see `close_slides`.
 
     Args:
-        path: of the file, absolute where `open_slide` made it.
+        path: of the file, absolute where `open_slide` made it, or what is in a store.
         mpp: um per pixel at level 0.
         size: (width, height) at level 0.
         level_sizes: (width, height) of each level.
@@ -54,7 +55,7 @@ class Slide:
         (2, 256, 256, 3)
     """
 
-    path: str
+    path: str | Remote
     mpp: float
     size: tuple[int, int]
     level_sizes: tuple[tuple[int, int], ...]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from monai_pipelines.errors import ScanError
+from monai_pipelines.remote import Remote, ScratchError, Source, local
 from monai_pipelines.transforms.ct.load import LoadCT
 from monai_pipelines.transforms.inverse import FixedSpatial, resample_axes
 
@@ -50,7 +50,7 @@ class PlaceMask(FixedSpatial):
     def __call__(self, img: NdarrayOrTensor, mask: NdarrayOrTensor | str | PathLike[str]) -> MetaTensor:  # type: ignore[override]
         image: Any = convert_to_tensor(img, track_meta=True)
         dims = image.ndim - 1
-        if isinstance(mask, (str, PathLike)):
+        if isinstance(mask, (str, PathLike, Remote)):
             mask = LoadCT()(mask) if dims == 3 else _read_picture(mask)[None]
         given: Any = convert_to_tensor(mask, track_meta=True)
         if dims == 2 or not isinstance(mask, MetaTensor):
@@ -101,11 +101,13 @@ def _source_grid(image: MetaTensor) -> tuple[tuple[int, ...], torch.Tensor]:
     return tuple(image.shape[1:]), image.affine
 
 
-def _read_picture(path: str | PathLike[str]) -> NDArray[Any]:
+def _read_picture(path: Source) -> NDArray[Any]:
     """Classes of the pixels (H, W) of a picture, upright."""
     try:
-        with Image.open(Path(path)) as picture:
+        with local(path) as file, Image.open(file) as picture:
             values = np.array(ImageOps.exif_transpose(picture))
+    except (ScanError, ImportError, ScratchError):
+        raise
     except Exception as error:
         raise ScanError(path, f"unreadable mask ({type(error).__name__}); save it as PNG") from None
     if values.ndim == 3 and (values[..., :1] == values[..., :3]).all():

@@ -20,6 +20,7 @@ from pydicom.errors import InvalidDicomError
 
 from monai_pipelines.errors import ScanError
 from monai_pipelines.privacy import failure
+from monai_pipelines.remote import Place, Remote, as_place, local
 from monai_pipelines.transforms.ct.formats import ITK_SUFFIXES, NIFTI_SUFFIXES, read_itk, read_nifti
 from monai_pipelines.transforms.ct.grid import placed
 from monai_pipelines.transforms.ct.series import Series, Slice, choose_series, find_slices
@@ -42,6 +43,7 @@ class LoadCT(Transform):
     folder, everything below it counts; scouts, captures, reports, other modalities, DICOMDIR and documents are set
     aside. Voxels keep the order of the file; the affine locates them.
 
+    All of these may also be at a URL, such as ``s3://bucket/series``; see `monai_pipelines.remote.local`.
     A volume (1, X, Y, Z) in HU that is loaded already is taken, too, if it is a `MetaTensor`, whose affine locates it.
 
     Differs from `monai.data.LoadImage`: int16 instead of float32; what is not one regular stack of valid slices
@@ -94,24 +96,28 @@ class LoadCT(Transform):
             re.compile(series)
         self.series, self.uneven, self.tilt, self.no_rescale = series, uneven, tilt, no_rescale
 
-    def __call__(self, path: str | PathLike[str] | NdarrayOrTensor) -> MetaTensor:
+    def __call__(self, path: str | PathLike[str] | Remote | NdarrayOrTensor) -> MetaTensor:
         if isinstance(path, (np.ndarray, torch.Tensor)):
             return self._take(path)
-        file = Path(path)
+        place = as_place(path)
+        with local(place) as file:
+            volume = self._volume(place, file)
+        verdict = "; ".join(volume.notes) or "ok"
+        if volume.notes:
+            logger.warning("%s: %s", place, verdict)
+        meta = {"filename_or_obj": str(place), "verdict": verdict, "scanner": volume.scanner}
+        return placed(torch.from_numpy(volume.hu)[None], volume.affine, meta)
+
+    def _volume(self, place: Place, file: Path) -> Volume:
         try:
             with quiet_pydicom():
-                volume = checked(file, self._read(file), self.tilt)
+                return checked(file, self._read(file), self.tilt)
         except (ScanError, ImportError):
             raise
         except OSError as error:
-            raise ScanError(path, f"{failure(error)}; check the file and its disk") from None
+            raise ScanError(str(place), f"{failure(error)}; check the file and its disk") from None
         except Exception as error:
-            raise ScanError(path, f"unreadable ({type(error).__name__}); convert or export it again") from None
-        verdict = "; ".join(volume.notes) or "ok"
-        if volume.notes:
-            logger.warning("%s: %s", path, verdict)
-        meta = {"filename_or_obj": str(path), "verdict": verdict, "scanner": volume.scanner}
-        return placed(torch.from_numpy(volume.hu)[None], volume.affine, meta)
+            raise ScanError(str(place), f"unreadable ({type(error).__name__}); convert or export it again") from None
 
     def _take(self, volume: NdarrayOrTensor) -> MetaTensor:
         if not isinstance(volume, MetaTensor):

@@ -18,6 +18,7 @@ from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID, CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage
 
 from monai_pipelines.errors import ScanError
+from monai_pipelines.remote import Place
 from monai_pipelines.transforms.dicom import Header, read_header
 from monai_pipelines.walk import is_text, is_utf8, walk_files
 
@@ -151,7 +152,7 @@ def _files(folder: Path) -> list[Path]:
     return [file for file in files if file.is_file()]
 
 
-def is_sidecar(file: Path) -> bool:
+def is_sidecar(file: Place) -> bool:
     """Whether the name of a file beside slices shows that it is not one."""
     return file.name.lower().endswith(SIDECARS) or file.name.upper() == "DICOMDIR"
 

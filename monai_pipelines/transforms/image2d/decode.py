@@ -16,6 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from monai_pipelines.errors import ScanError
 from monai_pipelines.privacy import failure
+from monai_pipelines.remote import Remote, local
 from monai_pipelines.transforms.dicom import Header, decoded, parse_header, quiet_pydicom, stored_values
 
 FileType = Literal["png", "jpeg", "tiff", "dicom", "bmp", "other"]
@@ -51,7 +52,7 @@ class DecodedImage:
     """Manufacturer and model; only from DICOM."""
 
 
-def decode_image(path: str | PathLike[str], channels: Literal[1, 3] | None = None) -> DecodedImage:
+def decode_image(path: str | PathLike[str] | Remote, channels: Literal[1, 3] | None = None) -> DecodedImage:
     """Read an image file of any type into pixels as a viewer shows them.
 
     The type is detected from the content, not the name; only DICOM without preamble needs the suffix ``.dcm``. EXIF
@@ -64,7 +65,7 @@ def decode_image(path: str | PathLike[str], channels: Literal[1, 3] | None = Non
     RGB.
 
     Args:
-        path: one image: PNG, JPEG, TIFF, BMP, GIF, WebP, PPM, JPEG 2000 or DICOM.
+        path: one image, or its URL: PNG, JPEG, TIFF, BMP, GIF, WebP, PPM, JPEG 2000 or DICOM.
         channels: 3 repeats gray, 1 takes the luma of colors (ITU-R BT.601); None keeps the file's.
 
     Raises:
@@ -79,20 +80,20 @@ def decode_image(path: str | PathLike[str], channels: Literal[1, 3] | None = Non
 
     Reference: DICOM PS3.3 C.7.6.3 (image pixel), C.11.1 (modality LUT), C.11.2 (VOI LUT).
     """
-    with quiet_pydicom():  # and Pillow: odd but readable, such as damaged EXIF
-        image = _decode(path)
+    with local(path) as file, quiet_pydicom():  # and Pillow: odd but readable, such as damaged EXIF
+        image = _decode(file)
     return replace(image, pixels=with_channels(image.pixels, channels))
 
 
-def _decode(path: str | PathLike[str]) -> DecodedImage:
+def _decode(path: Path) -> DecodedImage:
     try:
-        data = Path(path).read_bytes()
+        data = path.read_bytes()
     except OSError as error:
         hint = "paths in a table are relative to the table" if isinstance(error, FileNotFoundError) else "name a file"
         raise ScanError(path, f"wanted an image file, got {error.strerror!r}; {hint}") from None
     if not any(data):
         raise ScanError(path, f"{len(data)} bytes, all empty; copy it again")
-    is_dicom = data[128:132] == b"DICM" or Path(path).suffix.lower() == ".dcm"
+    is_dicom = data[128:132] == b"DICM" or path.suffix.lower() == ".dcm"
     try:
         return _decode_dicom(path, data) if is_dicom else _decode_pillow(path, data)
     except ScanError:

@@ -13,6 +13,7 @@ from monai.transforms import Transform
 from numpy.typing import NDArray
 
 from monai_pipelines.errors import ScanError
+from monai_pipelines.remote import Remote
 from monai_pipelines.transforms.image2d.decode import DecodedImage, decode_image, with_channels
 from monai_pipelines.transforms.keyed import EachKeyd
 
@@ -51,7 +52,7 @@ class LoadImage2D(Transform):
             raise ValueError(f"LoadImage2D: channels must be 1 (gray) or 3 (RGB), got {channels!r}")
         self.channels: Literal[1, 3] = channels
 
-    def __call__(self, path: str | PathLike[str] | NdarrayOrTensor) -> MetaTensor:
+    def __call__(self, path: str | PathLike[str] | Remote | NdarrayOrTensor) -> MetaTensor:
         decoded = _decoded(path, self.channels)
         pixels = decoded.pixels
         return _tensor(pixels if pixels.dtype == np.uint8 else np.rint(pixels * 255).astype(np.uint8), decoded, path)
@@ -78,7 +79,7 @@ class LoadXray(Transform):
     Reference: DICOM PS3.3 C.11.1 (modality LUT), C.11.2 (VOI LUT).
     """
 
-    def __call__(self, path: str | PathLike[str] | NdarrayOrTensor) -> MetaTensor:
+    def __call__(self, path: str | PathLike[str] | Remote | NdarrayOrTensor) -> MetaTensor:
         decoded = _decoded(path, 1)
         pixels = decoded.pixels
         return _tensor(pixels if pixels.dtype == np.float32 else pixels / np.float32(255), decoded, path)
@@ -98,7 +99,7 @@ class LoadXrayd(EachKeyd):
         super().__init__(keys, LoadXray(), allow_missing_keys)
 
 
-def _decoded(image: str | PathLike[str] | NdarrayOrTensor, channels: Literal[1, 3]) -> DecodedImage:
+def _decoded(image: str | PathLike[str] | Remote | NdarrayOrTensor, channels: Literal[1, 3]) -> DecodedImage:
     """A file, or an image (C, H, W) that is loaded already."""
     if not isinstance(image, (np.ndarray, torch.Tensor)):
         return decode_image(image, channels)

@@ -17,6 +17,7 @@ from PIL import Image, ImageCms
 
 from monai_pipelines.errors import ScanError
 from monai_pipelines.privacy import failure
+from monai_pipelines.remote import Remote
 from monai_pipelines.slides import Slide, Tiles, open_slide
 from monai_pipelines.slides.opening import PLAUSIBLE_MPP, check_mpp
 from monai_pipelines.transforms.keyed import EachKeyd
@@ -46,8 +47,8 @@ class LoadSlide(Transform):
     def __init__(self, slide_mpp: float | None = None) -> None:
         self.slide_mpp = None if slide_mpp is None else check_mpp(slide_mpp, "LoadSlide: slide_mpp")
 
-    def __call__(self, path: str | PathLike[str]) -> Slide:
-        if not isinstance(path, (str, PathLike)):
+    def __call__(self, path: str | PathLike[str] | Remote) -> Slide:
+        if not isinstance(path, (str, PathLike, Remote)):
             raise ScanError("slide", f"wanted its path, got {type(path).__name__}; for a tile in an array use image2d")
         return open_slide(path, self.slide_mpp)
 
@@ -72,7 +73,7 @@ class LoadSlided(MapTransform):
             d[key] = self._loader(d[key], d.get(self.mpp_key))(d[key])
         return d
 
-    def _loader(self, path: str | PathLike[str], mpp: Any) -> LoadSlide:
+    def _loader(self, path: object, mpp: Any) -> LoadSlide:
         if mpp is None or str(mpp).strip() in ("", "nan"):
             return self.load
         try:
