@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sklearn.model_selection import train_test_split
+from sklearn.model_selection import StratifiedKFold, train_test_split
 
 from monai_pipelines.data.contents import content_hashes
 from monai_pipelines.errors import CohortError
@@ -115,8 +115,9 @@ def split_listing(listing: Listing, fractions: Sequence[float], seed: int) -> Co
     """Split the images of a source by patient: as the source says, otherwise at random.
 
     Patients are drawn separately for each class (a patient's highest; multilabel: the rarest). If the source's split
-    has no validation part, one is drawn from the training patients in the proportion given by ``fractions``. A source
-    whose split names test images alone, or fractions (0, 0, 1), give a cohort for evaluation only.
+    has no validation part, one is drawn from the training patients in the proportion given by ``fractions``, or is the
+    fold that they name. A source whose split names test images alone, or fractions (0, 0, 1), give a cohort for
+    evaluation only.
 
     Args:
         listing: of the source.
@@ -238,11 +239,16 @@ def _split(
         strata = {patient: max(indices) for patient, indices in labels.items()}
     if any(item.get("split") for item in items):
         split_of, torn = _given_split(items, problems)
-        if "validation" not in split_of.values():
+        if "validation" in split_of.values():
+            if _fold(fractions)[1]:
+                problems.append("folds want data that define no validation part, got a split with one")
+        else:
             _draw_validation(split_of, strata, fractions, seed)
     else:
-        few = [c for k, c in enumerate(classes) if count[k] < 3 and (count[k] or not problems)]
-        problems += [f"class {c!r} has fewer than 3 patients: it cannot be in train, validation and test" for c in few]
+        wanted_of_each = max(3, _fold(fractions)[1])
+        few = [c for k, c in enumerate(classes) if count[k] < wanted_of_each and (count[k] or not problems)]
+        places = f"{wanted_of_each} folds" if wanted_of_each > 3 else "train, validation and test"
+        problems += [f"class {c!r} has fewer than {wanted_of_each} patients: it cannot be in {places}" for c in few]
         split_of = _drawn_split(strata, fractions, seed)
     split: dict[str, list[Item]] = {s: [i for i in items if split_of.get(i["patient"]) == s] for s in SPLITS}
     if not problems and not torn:
@@ -276,6 +282,11 @@ def label_indices(label: int | Sequence[float]) -> list[int]:
 
 def _drawn_split(strata: Mapping[str, int], fractions: Sequence[float], seed: int) -> dict[str, str]:
     _check_fractions(fractions)
+    fold, num_folds = _fold(fractions)
+    if num_folds:
+        fold_of = _folds(strata, num_folds, seed)
+        split_of_fold = {fold: "test", fold % num_folds + 1: "validation"}
+        return {patient: split_of_fold.get(number, "train") for patient, number in fold_of.items()}
     split_of: dict[str, str] = {}
     for members in _members(strata):
         if len(members) < 3:  # multilabel: the other patients with this label are drawn by a rarer one
@@ -294,6 +305,11 @@ def _draw_validation(
     split_of: dict[str, str], strata: Mapping[str, int], fractions: Sequence[float], seed: int
 ) -> None:
     _check_fractions(fractions)
+    fold, num_folds = _fold(fractions)
+    if num_folds:
+        fold_of = _folds({p: k for p, k in strata.items() if split_of.get(p) == "train"}, num_folds, seed)
+        split_of |= {patient: "validation" for patient, number in fold_of.items() if number == fold}
+        return
     share = fractions[1] / (fractions[0] + fractions[1])
     for members in _members({p: k for p, k in strata.items() if split_of.get(p) == "train"}):
         if len(members) > 1:
@@ -306,6 +322,30 @@ def _members(strata: Mapping[str, int]) -> list[list[str]]:
     return [sorted(p for p, stratum in strata.items() if stratum == k) for k in sorted(set(strata.values()))]
 
 
+def _fold(fractions: Sequence[float]) -> tuple[int, int]:
+    """Number of the fold, from 1, and number of folds; (0, 0) where there are none."""
+    return (int(fractions[0]), int(fractions[1])) if len(fractions) == 2 else (0, 0)
+
+
+def _folds(strata: Mapping[str, int], num_folds: int, seed: int) -> dict[str, int]:
+    """The fold of each patient, from 1; equally many of each stratum in all."""
+    count = Counter(strata.values())
+    patients = sorted(strata)
+    groups = [strata[patient] if count[strata[patient]] >= num_folds else -1 for patient in patients]
+    if min(Counter(groups).values()) < num_folds:  # too few of the rare labels together
+        groups = [0] * len(patients)
+    parts = StratifiedKFold(num_folds, shuffle=True, random_state=seed).split(patients, groups)
+    return {patients[index]: number for number, (_, part) in enumerate(parts, start=1) for index in part}
+
+
 def _check_fractions(fractions: Sequence[float]) -> None:
-    if len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
-        raise ValueError(f"fractions must be three positive numbers that sum to 1, got {list(fractions)}")
+    fold, num_folds = _fold(fractions)
+    if num_folds:
+        valid = num_folds >= 3 and 1 <= fold <= num_folds and [*fractions] == [fold, num_folds]
+    else:
+        valid = len(fractions) == 3 and min(fractions) > 0 and abs(sum(fractions) - 1) < 1e-6
+    if not valid:
+        raise ValueError(
+            "fractions must be three positive numbers that sum to 1, or a fold and the number of folds, 3 or more, got "
+            f"{list(fractions)}"
+        )

@@ -48,7 +48,8 @@ def read_cohort(
     Args:
         table: the CSV file, or the folder of a ``table.csv``, also at a URL; None: only ``test_source``.
         classes: class names by index; None takes the names in the table, sorted.
-        fractions: share of the patients in train, validation and test; (0, 0, 1): all are test.
+        fractions: share of the patients in train, validation and test; (0, 0, 1): all are test. (k, K), for a
+            cross-validation: fold k of K, from 1, is the test, the next one is the validation.
         seed: of the split.
         multilabel: an image may have several labels, or none.
         test_source: another table (or folder), all of it for the test; ``table`` is then split into train and

@@ -28,10 +28,11 @@ _SEEDS = ("seed", "split_seed")
 
 
 def write_index(folder: str | PathLike[str]) -> Path:
-    """Write ``index.html``: a table of the evaluated runs below a folder, and one of runs that differ only in the seed.
+    """Write ``index.html``: a table of the evaluated runs below a folder, and one of runs that are repetitions.
 
     Each run links to its report; runs that are not evaluated or cannot be read are listed with the reason. Runs of the
-    same bundle, data, chain, configs and settings are summarized over their seeds. The page is self-contained.
+    same bundle, data, chain, configs and settings are summarized over their seeds and, in a cross-validation, their
+    folds. The page is self-contained.
 
     Args:
         folder: contains the run folders, at any depth.
@@ -72,7 +73,11 @@ def write_index(folder: str | PathLike[str]) -> Path:
         for task, names in _METRICS.items()
     ]
     page = page_template("index.html.j2").render(
-        runs=runs, groups=groups, tasks=[part for part in tasks if part["runs"]], broken=broken
+        runs=runs,
+        folds=any(run["fold"] for run in runs),
+        groups=groups,
+        tasks=[part for part in tasks if part["runs"]],
+        broken=broken,
     )
     file.write_text(page, encoding="utf-8")
     return file
@@ -96,6 +101,7 @@ def _read_run(path: Path) -> dict[str, Any]:
         "threshold": threshold[0] if isinstance(threshold, list) and len(threshold) == 1 else threshold,
         "bundle": folder.bundle,
         "seeds": [run.get(name) for name in _SEEDS],
+        "fold": _fold(run)[0],
         "fingerprint": run.get("fingerprint"),
         "settings": run.get("settings", {}),
         "num_images": metrics["num_images"],
@@ -110,32 +116,42 @@ def _read_run(path: Path) -> dict[str, Any]:
 
 
 def _group(folder: RunFolder, metrics: Mapping[str, Any]) -> str | None:
-    """All that defines a run but its seeds, as text; None if unknown, or if it was trained again since."""
+    """All that defines a run but its seeds and fold, as text; None if unknown, or if it was trained again since."""
     run = folder.run or {}
     if "settings" not in run or run["command"] != metrics["run"].get("command"):
         return None
+    num_folds = _fold(run)[1]
+    repeated = (*_SEEDS, "split_fractions") if num_folds else _SEEDS
     numbers: list[Any] = [
-        {name: value for name, value in run[part].items() if name not in _SEEDS and not is_place(name)}
+        {name: value for name, value in run[part].items() if name not in repeated and not is_place(name)}
         for part in ("settings", "overrides")
     ]
-    same = [run[name] for name in ("config_files", "data_sha256", "fingerprint")]
+    same = [num_folds, *(run[name] for name in ("config_files", "data_sha256", "fingerprint"))]
     evaluation = [len(metrics.get("members") or []), metrics.get("threshold_by")]
     return json.dumps([folder.bundle, same, evaluation, numbers], sort_keys=True, default=str)
 
 
+def _fold(run: Mapping[str, Any]) -> tuple[int | None, int]:
+    """The fold of a run, and the number of folds; (None, 0) where there are none."""
+    fractions = run.get("split_fractions") or []
+    return (int(fractions[0]), int(fractions[1])) if len(fractions) == 2 else (None, 0)
+
+
 def _groups(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Mean, standard deviation and range over the seeds of runs that differ only in these, where there are several."""
+    """Mean, standard deviation and range of runs that differ only in seed and fold, where there are several."""
     by_group: dict[str, dict[tuple[Any, ...], Mapping[str, Any]]] = {}
     for run in runs:
         if run["group"] is not None:
-            by_group.setdefault(run["group"], {})[tuple(run["seeds"])] = run
+            by_group.setdefault(run["group"], {})[(*run["seeds"], run["fold"])] = run
     return [
         {
             "task": next(iter(members.values()))["task"],
             "folders": [run["folder"] for run in members.values()],
             "bundle": next(iter(members.values()))["bundle"],
-            "num_seeds": len(members),
-            "same_split": len({split for _, split in members}) == 1,
+            "num_runs": len(members),
+            "num_seeds": len({seed for seed, *_ in members}),
+            "num_folds": len({fold for *_, fold in members if fold is not None}),
+            "same_split": len({split for _, split, _ in members}) == 1,
             "metrics": {
                 name: _spread([run["metrics"][name] for run in members.values()])
                 for name in next(iter(members.values()))["metrics"]
@@ -152,5 +168,5 @@ def _spread(values: Sequence[float | None]) -> dict[str, Any]:
         "mean": statistics.fmean(defined) if defined else None,
         "std": statistics.stdev(defined) if len(defined) > 1 else None,
         "range": [min(defined), max(defined)] if defined else None,
-        "num_seeds": len(defined),
+        "num_runs": len(defined),
     }

@@ -66,7 +66,7 @@ def test_every_seed_is_trained_and_evaluated_once(
     assert capsys.readouterr().out.splitlines()[-1] == f"wrote {tmp_path / 'index.html'}"
     assert program.started == [(seed, evaluates) for seed in "012" for evaluates in (False, True)]
     page = page_of(tmp_path, "index.html")
-    assert page.value("num_seeds") == 3
+    assert page.value("num_runs") == 3
     assert page.value("roc_auc", section="seeds") == pytest.approx(0.1)
     assert (tmp_path / "seed-1" / "log.txt").read_text().count("out of luck") == 2
 

@@ -112,7 +112,7 @@ def test_runs_that_differ_only_in_their_seed_are_summarized(tmp_path: Path) -> N
     write_index(tmp_path)
     page = page_of(tmp_path, "index.html")
     assert page.sections == ["seeds", "runs"]
-    assert page.value("num_seeds") == 3
+    assert page.value("num_runs") == 3
     for name, values in (("roc_auc", aucs), ("accuracy", [0.75] * 3), ("shortcut", [0.6, 0.7])):
         cell = page.cell(name, section="seeds")
         assert cell.value == pytest.approx(np.mean(values))
@@ -128,11 +128,30 @@ def test_seeds_on_one_split_and_undefined_metrics(tmp_path: Path) -> None:
     write_index(tmp_path)
     page = page_of(tmp_path, "index.html")
     assert "same-splits" in page.notes
-    assert page.value("num_seeds") == 3
+    assert page.value("num_runs") == 3
     assert page.value("roc_auc", section="seeds") == pytest.approx(0.85)
     assert [
-        page.cell(name, section="seeds").shown.count("2 of 3 seeds") for name in ("roc_auc", "shortcut", "accuracy")
+        page.cell(name, section="seeds").shown.count("2 of 3 runs") for name in ("roc_auc", "shortcut", "accuracy")
     ] == [1, 1, 0]
+
+
+def test_folds_and_seeds_are_one_group(tmp_path: Path) -> None:
+    aucs = {}
+    for seed in (1, 2):
+        for fold in (1, 2, 3):
+            fractions = {"split_fractions": [fold, 3]}
+            run = _trained(seed, seed, settings={"split_fractions": f"{fold}, 3"}, overrides=fractions, **fractions)
+            aucs[seed, fold] = 0.6 + 0.1 * seed + 0.02 * fold
+            _run(tmp_path / f"seed-{seed}-fold-{fold}", aucs[seed, fold], run)
+    other = {"split_fractions": [0.7, 0.15, 0.15]}
+    _run(tmp_path / "no-fold", 0.1, _trained(3, 3, settings={"split_fractions": "0.7, 0.15, 0.15"}, **other))
+    write_index(tmp_path)
+    page = page_of(tmp_path, "index.html")
+    assert page.value("num_runs") == 6
+    assert "folds" in page.notes
+    cell = page.cell("roc_auc", section="seeds")
+    assert cell.value == pytest.approx(np.mean([*aucs.values()]))
+    assert float(cell.attributes["data-std"]) == pytest.approx(np.std([*aucs.values()], ddof=1))
 
 
 def test_runs_that_cannot_be_read_are_listed_with_the_reason(tmp_path: Path) -> None:
