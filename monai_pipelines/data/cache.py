@@ -6,7 +6,6 @@ import errno
 import hashlib
 import io
 import json
-import os
 import shutil
 import struct
 import zlib
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from monai_pipelines.atomic import atomic_write, remove_old_parts
+from monai_pipelines.claims import remove_old_claims
 from monai_pipelines.walk import file_stats
 
 Storage = Literal["float32", "float16", "int16", "uint8"]
@@ -49,6 +49,7 @@ class Cache:
         self.folder, self.storage = Path(folder), storage
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_old_parts(self.folder, _PART_AGE_S)
+        remove_old_claims(self.folder)
 
     def file(self, image: str, *made_by: Any) -> Path:
         """Where the result of an image is: changes with ``made_by``, and path, size or time of any of its files."""
@@ -71,8 +72,6 @@ class Cache:
                 out.write(_HEAD.pack(_MAGIC, crc, len(note_bytes), len(payload)))
                 out.write(note_bytes)
                 out.write(payload)
-                out.flush()
-                os.fsync(out.fileno())
         except OSError as error:
             if error.errno not in _NO_SPACE:
                 raise
