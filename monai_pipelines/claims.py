@@ -62,8 +62,7 @@ def claimed(file: Path) -> Iterator[Path]:
         with renewed(claim):
             yield claim
     finally:
-        if is_held(claim):
-            release(file)
+        release_held(file)
 
 
 def take(file: Path, pid: int | None = None) -> Path:
@@ -107,22 +106,33 @@ def renewed(claim: Path) -> Iterator[None]:
     """Keep a claim from looking abandoned to other machines."""
     ended = Event()
 
-    def renew() -> None:
+    def keep() -> None:
         while not ended.wait(RENEWED_S):
-            with suppress(OSError):
-                os.utime(claim)
+            renew(claim)
 
-    Thread(target=renew, daemon=True).start()
+    Thread(target=keep, daemon=True).start()
     try:
         yield
     finally:
         ended.set()
 
 
+def renew(claim: Path) -> None:
+    """Show other machines once that the owner of a claim is at work."""
+    with suppress(OSError):
+        os.utime(claim)
+
+
 def release(file: Path) -> None:
     """Remove all claims of a result."""
     for claim in reversed(_claims(file)):
         claim.unlink(missing_ok=True)
+
+
+def release_held(file: Path) -> None:
+    """Remove the claims of a result if this process holds it."""
+    if any(map(is_held, _claims(file))):
+        release(file)
 
 
 def remove_old_claims(folder: Path) -> None:

@@ -78,8 +78,8 @@ def _connect(scheduler: str) -> Client:
         return Client(scheduler, timeout=_CONNECT_S, set_as_default=False)
     except (OSError, ValueError) as error:
         raise OSError(
-            f"{scheduler}: no Dask scheduler answers within {_CONNECT_S} s ({type(error).__name__}); is it running, and is "
-            "this the address that it prints, as tcp://host:8786?"
+            f"{scheduler}: no Dask scheduler answers within {_CONNECT_S} s ({type(error).__name__}); is it running, and "
+            "is this the address that it prints, as tcp://host:8786?"
         ) from error
 
 

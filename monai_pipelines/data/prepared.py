@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from copy import copy
 from functools import cached_property, partial
 from os import PathLike
@@ -208,17 +209,18 @@ class _Preparation:
         self, data: Sequence[Item], num_workers: int, scheduler: str | None, shard: str | None
     ) -> Iterator[Outcome]:
         """Outcomes of all items of the shard in order."""
-        items, record, deadly = share_of(data, shard), None, list[Item]()
+        items, deadly, record = share_of(data, shard), list[Item](), None
         if self.cache:
-            names = [item.get("name", f"item {index}") for index, item in enumerate(data)]
+            names = [item.get("name") or f"item {index}" for index, item in enumerate(data)]
             made_by = (self.fingerprint, self.outputs, self.cache.storage)
             record = RunRecord(self.cache.folder, names, made_by, shard)
-        for index, outcome in enumerate(each_outcome(self, items, "preparing", num_workers, scheduler, record)):
-            yield outcome
-            if self.cache and not index and outcome[0]:
-                self._check_space(self.cache, items, outcome[0][0].stat().st_size)
-            if outcome[1] in (DEADLY, CRASHED):
-                deadly.append(items[index])
+        with record or nullcontext():
+            for index, outcome in enumerate(each_outcome(self, items, "preparing", num_workers, scheduler, record)):
+                yield outcome
+                if self.cache and not index and outcome[0]:
+                    self._check_space(self.cache, items, outcome[0][0].stat().st_size)
+                if outcome[1] in (DEADLY, CRASHED):
+                    deadly.append(items[index])
         for item in deadly:
             if self.cache and Path(item["image"]).exists():
                 release(self._file(self.cache, item["image"]))

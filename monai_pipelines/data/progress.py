@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from threading import Event, Lock, Thread
@@ -57,13 +57,13 @@ class Progress:
 
 
 class RunRecord:
-    """Keeps the `Progress` of a run in its folder, written whole every few seconds.
+    """Keeps the `Progress` of a run in its folder, written whole every few seconds, unless nothing is new at the end.
 
     Runs of the same items under the same chain share one file, shards have one each.
 
     Args:
         folder: that the run fills.
-        names: of all items of the job, as in the user's table; they appear in the file if an item is unusable.
+        names: of all items of the job, as in the user's table; that of an unusable item appears in the file.
         made_by: what the results depend on, such as the fingerprint of the chain.
         shard: of the run, see `share_of`.
     """
@@ -72,29 +72,34 @@ class RunRecord:
         self, folder: str | PathLike[str], names: Sequence[str], made_by: Sequence[Any], shard: str | None = None
     ) -> None:
         job = hashlib.sha256(repr((*made_by, sorted(names))).encode(errors="replace")).hexdigest()[:12]
-        self.names = share_of(names, shard)
-        self.progress = Progress(job, shard, len(self.names))
+        self.progress = Progress(job, shard, len(set(share_of(names, shard))))
         part = f"-{shard.replace('/', 'of')}" if shard else ""
         self.file = Path(folder) / f"progress-{job}{part}.json"
+        self._finished: set[str] = set()
         self._times = deque([(time.monotonic(), 0)], maxlen=_WINDOW)
         self._lock, self._ended = Lock(), Event()
 
-    def add(self, index: int, reason: str | None) -> None:
-        """An item is ready, or cannot be used."""
+    def add(self, name: str, reason: str | None) -> None:
+        """An item is ready, or cannot be used for a reason; one that was added before does not count again."""
         with self._lock:
-            if reason is None:
-                self.progress.done += 1
-            else:
-                self.progress.unusable[self.names[index]] = reason
+            if name not in self._finished:
+                self._finished.add(name)
+                if reason:
+                    self.progress.unusable[name] = reason
+                else:
+                    self.progress.done += 1
 
     def __enter__(self) -> Self:
-        self._write()
         Thread(target=self._keep_writing, daemon=True).start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         self._ended.set()
         self.progress.state = "stopped" if kind else "finished"
+        with suppress(OSError, ValueError, TypeError):
+            before = _read(self.file)
+            if replace(before, time=0, per_s=0) == replace(self.progress, time=0, per_s=0):
+                return  # nothing new: a complete folder is not written to
         self._write()
 
     def _keep_writing(self) -> None:
@@ -105,11 +110,10 @@ class RunRecord:
         with self._lock:
             progress, (then, before) = self.progress, self._times[0]
             now, finished = time.monotonic(), progress.planned - progress.left
-            if now - then > 1:
-                progress.per_s = round((finished - before) / (now - then), 4)
+            progress.per_s = round((finished - before) / max(now - then, 1), 4)
             self._times.append((now, finished))
             progress.time = round(time.time(), 1)
-            with suppress(OSError), atomic_write(self.file) as part:  # complete results are of use on a read-only disk
+            with suppress(OSError), atomic_write(self.file) as part:  # a full disk is reported by what is made
                 part.write_text(json.dumps(asdict(progress), indent=1), encoding="utf-8")
 
 
@@ -117,8 +121,12 @@ def read_progress(folder: str | PathLike[str]) -> list[list[Progress]]:
     """The runs that have filled a folder, the shards of a job together; the latest job first."""
     jobs: dict[str, list[Progress]] = {}
     for file in Path(folder).glob("progress-*.json"):
-        progress = Progress(**json.loads(file.read_text(encoding="utf-8")))
+        progress = _read(file)
         jobs.setdefault(progress.job, []).append(progress)
     for shards in jobs.values():
         shards.sort(key=lambda progress: int((progress.shard or "1/").partition("/")[0]))
     return sorted(jobs.values(), key=lambda shards: -max(progress.time for progress in shards))
+
+
+def _read(file: Path) -> Progress:
+    return Progress(**json.loads(file.read_text(encoding="utf-8")))

@@ -27,7 +27,7 @@ Compute = Callable[[Sequence[int]], Iterator[tuple[int, Outcome]]]
 CRASHED = "reading it crashes the process; convert or export it again"
 CLAIMED: Outcome = (None, "another process is making it")
 _WORKER_DIED = re.compile(r"DataLoader worker .*(exited unexpectedly|killed by signal)")
-_PAUSE_S = 2.0
+PAUSE_S = 2.0
 
 
 class WorkerCrashed(RuntimeError):
@@ -53,14 +53,14 @@ def each_outcome(
         label: of the progress bar.
         num_workers: local processes; with 0 a crash is one of the caller.
         scheduler: address of a Dask scheduler whose workers are used instead.
-        record: of the run, kept up to date.
+        record: of the run: where it stands is added to it.
     """
     early: dict[int, Outcome] = {}
-    with record or nullcontext(), _executor(work, items, num_workers, scheduler) as compute:
+    with _executor(work, items, num_workers, scheduler) as compute:
         due = 0
         for index, outcome in track(_as_done(compute, len(items)), label, total=len(items)):
             if record:
-                record.add(index, outcome[1])
+                record.add(items[index].get("name") or f"item {index}", outcome[1])
             early[index] = outcome
             while due in early:
                 yield early.pop(due)
@@ -111,7 +111,7 @@ def _as_done(compute: Compute, total: int) -> Iterator[tuple[int, Outcome]]:
         if claimed and len(left) == total:
             logger.warning("%d of %d are being made by another process: waiting for them", len(claimed), total)
         left = claimed
-        time.sleep(_PAUSE_S if left else 0)
+        time.sleep(PAUSE_S if left else 0)
 
 
 class _Outcomes(Dataset):
