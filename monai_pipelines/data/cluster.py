@@ -45,7 +45,7 @@ def on_cluster(work: Work, items: Sequence[Item], scheduler: str) -> Iterator[Co
     The work is sent once to each worker, items in tasks of up to 100 that end after two seconds; twice as many tasks as
     the workers have threads are submitted at a time. A worker process works on one item at a time, so more than one
     thread is of no use. Tasks of a worker that dies go to others; items of a task that too many workers died at
-    (``distributed.scheduler.allowed-failures``) are tried one by one.
+    (``distributed.scheduler.allowed-failures``) are tried one by one, at last with nothing else on the cluster.
 
     Args:
         work: can be pickled; makes the outcome of an item, small enough to be sent back.
@@ -78,8 +78,8 @@ def _connect(scheduler: str) -> Client:
         return Client(scheduler, timeout=_CONNECT_S, set_as_default=False)
     except (OSError, ValueError) as error:
         raise OSError(
-            f"{scheduler}: no Dask scheduler answers within {_CONNECT_S} s ({type(error).__name__}); is it running, and "
-            "is this the address that it prints, as tcp://host:8786?"
+            f"{scheduler}: no Dask scheduler answers within {_CONNECT_S} s ({type(error).__name__}); is it running, "
+            "and is this the address that it prints, as tcp://host:8786?"
         ) from error
 
 
@@ -95,30 +95,42 @@ class _Tasks:
             self.work = client.submit(_as_bytes, content, pure=False)
 
     def __call__(self, indices: Sequence[int]) -> Iterator[tuple[int, Outcome]]:
+        suspects, deaths = list(indices), 0
+        for most_items, most_tasks in ((_TASK_ITEMS, None), (1, None), (1, 1)):  # at last with nothing beside it
+            waiting, suspects = deque(suspects), []
+            for chosen, done in self._tasks(waiting, most_items, most_tasks):
+                if isinstance(done, int):
+                    suspects += chosen
+                    deaths = done
+                else:
+                    yield from zip(chosen, done, strict=True)
+        yield from ((index, (None, KILLS.format(deaths))) for index in suspects)
+
+    def _tasks(
+        self, waiting: deque[int], most_items: int, most_tasks: int | None
+    ) -> Iterator[tuple[list[int], list[Outcome] | int]]:
+        """Items and their outcomes, or how many workers have died at their task."""
         from distributed import as_completed
 
-        waiting, alone = deque(indices), deque[int]()
         running: dict[Future, list[int]] = {}
         completed = as_completed(loop=self.client.loop)
         num_threads, counted = self._count_threads(), time.monotonic()
         try:
-            while waiting or alone or running:
-                while (waiting or alone) and len(running) < max(_LEAST_TASKS, 2 * num_threads):
-                    size = min(_TASK_ITEMS, len(waiting) // (2 * num_threads) or 1)
-                    chosen = [alone.popleft()] if alone else [waiting.popleft() for _ in range(size)]
+            while waiting or running:
+                while waiting and len(running) < (most_tasks or max(_LEAST_TASKS, 2 * num_threads)):
+                    size = min(most_items, len(waiting) // (2 * num_threads) or 1)
+                    chosen = [waiting.popleft() for _ in range(size)]
                     chunk = [self.items[index] for index in chosen]
                     future = self.client.submit(_outcomes, self.work, chunk, pure=False)
                     running[future] = chosen
                     completed.add(future)
                 future = next(completed)
-                chosen = running.pop(future)
-                outcomes = self._result(future, chosen)
+                chosen, done = running.pop(future), self._result(future)
                 future.release()
-                if outcomes is None:
-                    alone.extend(chosen)
-                    continue
-                yield from zip(chosen, outcomes, strict=False)
-                waiting.extendleft(reversed(chosen[len(outcomes) :]))
+                if not isinstance(done, int):
+                    waiting.extendleft(reversed(chosen[len(done) :]))
+                    chosen = chosen[: len(done)]
+                yield chosen, done
                 if time.monotonic() - counted > _REFRESH_S:
                     num_threads, counted = self._count_threads(), time.monotonic()
         finally:
@@ -130,15 +142,14 @@ class _Tasks:
             logger.warning("%s has no workers yet: waiting for them", self.scheduler)
         return max(1, num_threads)
 
-    def _result(self, future: Future, chosen: Sequence[int]) -> list[Outcome] | None:
-        """The first outcomes of a task; None: workers died, and its items are to be tried one by one."""
+    def _result(self, future: Future) -> list[Outcome] | int:
         from distributed import KilledWorker
 
         if future.status == "finished":
             return future.result()
         error = future.exception() if future.status == "error" else None
         if isinstance(error, KilledWorker):
-            return None if len(chosen) > 1 else [(None, KILLS.format(error.allowed_failures + 1))]
+            return error.allowed_failures + 1
         if error is None:
             raise OSError(
                 f"{self.scheduler}: the connection to the scheduler is lost; run this again when it is back: what is "
