@@ -87,12 +87,15 @@ class _Tasks:
     """The tasks of one run."""
 
     def __init__(self, client: Client, work: Work, items: Sequence[Item], scheduler: str) -> None:
+        self.client, self.items, self.scheduler = client, items, scheduler
+        self.content = pickle.dumps((_versions(), os.getcwd(), work))
+        self.work = self._sent()
+
+    def _sent(self) -> Future:
         import dask
 
-        self.client, self.items, self.scheduler = client, items, scheduler
-        content = pickle.dumps((_versions(), os.getcwd(), work))
         with dask.config.set({"distributed.admin.large-graph-warning-threshold": "100GB"}):
-            self.work = client.submit(_as_bytes, content, pure=False)
+            return self.client.submit(_as_bytes, self.content, pure=False, priority=1)
 
     def __call__(self, indices: Sequence[int]) -> Iterator[tuple[int, Outcome]]:
         suspects, deaths = list(indices), 0
@@ -125,6 +128,9 @@ class _Tasks:
                     running[future] = chosen
                     completed.add(future)
                 future = next(completed)
+                if future.status in ("lost", "pending"):  # its worker has died with the result: it is made again
+                    completed.add(future)
+                    continue
                 chosen, done = running.pop(future), self._result(future)
                 future.release()
                 if not isinstance(done, int):
@@ -148,6 +154,9 @@ class _Tasks:
         if future.status == "finished":
             return future.result()
         error = future.exception() if future.status == "error" else None
+        if isinstance(error, KilledWorker) and error.task != future.key:  # none of its items was to blame
+            self.work = self._sent()
+            return []
         if isinstance(error, KilledWorker):
             return error.allowed_failures + 1
         if error is None:

@@ -93,7 +93,8 @@ def test_a_slide_that_kills_three_workers_is_skipped(
     two_workers: LocalCluster, items: list[Item], tmp_path: Path
 ) -> None:
     options = {"scheduler": two_workers.scheduler_address, "chain": counted(small_chain(), deadly="s2.tif")}
-    assert extract(items, tmp_path / "f", **options) == ["done", "done", "skipped", "done", "done", "done"]
+    statuses = extract(items, tmp_path / "f", **options)
+    assert [n for n, status in enumerate(statuses) if status == "skipped"] == [2]
     assert listed(tmp_path / "f")[2]["reason"] == DEADLY
     assert times_made(tmp_path) == {f"s{n}": 3 if n == 2 else 1 for n in range(6)}
     assert not list(tmp_path.glob("f/*.claim*")), "the next run tries again"
