@@ -95,8 +95,8 @@ def extract_features(
     if batch_size < 1:
         raise ValueError(f"extract_features: batch_size must be 1 or more, got {batch_size}")
     folder = Path(features_dir)
-    mine = share_of(items, shard)
-    slides = _by_file(folder, mine)
+    every, mine = _by_file(folder, items), share_of(items, shard)
+    slides = {file: every[file] for file in (feature_file(folder, item["name"]) for item in mine)}
     rows: dict[Path, Row] = {
         file: {**dict.fromkeys(COLUMNS, ""), "name": item["name"], "status": "missing"} for file, item in slides.items()
     }
@@ -112,9 +112,11 @@ def extract_features(
         dtype=dtype,
         num_threads=max(1, num_workers),
     )
-    used = extractor.precision
-    if not scheduler and len(precisions | ({used} if todo or precision != "auto" else set())) > 1:
-        logger.warning("%s: features of precision %s, this run has %s", folder, " and ".join(sorted(precisions)), used)
+    if not scheduler:  # otherwise each worker chooses
+        used = extractor.precision
+        if len(precisions | ({used} if todo or precision != "auto" else set())) > 1:
+            then = " and ".join(sorted(precisions))
+            logger.warning("%s: features of precision %s, this run has %s", folder, then, used)
     names = [item["name"] for item in items]
     made_by = [origin.attributes[f"{part}_fingerprint"] for part in ("chain", "backbone")]
     try:

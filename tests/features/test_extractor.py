@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,23 @@ def test_a_slide_that_kills_three_workers_is_skipped(
     assert listed(tmp_path / "f")[2]["reason"] == DEADLY
     assert times_made(tmp_path) == {f"s{n}": 3 if n == 2 else 1 for n in range(6)}
     assert not list(tmp_path.glob("f/*.claim*")), "the next run tries again"
+
+
+def test_workers_choose_their_device(two_workers: LocalCluster, items: list[Item], tmp_path: Path) -> None:
+    """Not the client, which may have another one."""
+    sent: list[bytes] = []
+
+    dump = pickle.dumps
+
+    def dumps(content: Any) -> bytes:
+        sent.append(dump(content))
+        return sent[-1]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("monai_pipelines.data.cluster.pickle.dumps", dumps)
+        extract(items, tmp_path / "f", scheduler=two_workers.scheduler_address)
+    _, _, extractor = pickle.loads(sent[0])
+    assert not {"device", "precision", "network"} & vars(extractor).keys()
 
 
 def test_results_want_a_folder(items: list[Item]) -> None:
