@@ -21,6 +21,7 @@ from monai_pipelines.commands import (
     report,
     run,
     show,
+    status,
     sweep,
 )
 from monai_pipelines.errors import error_text
@@ -34,7 +35,7 @@ app = typer.Typer(
 for command in (
     *(show.show, bundles.bundles, audit.audit, predict.predict, evaluate.evaluate, explain.explain),
     *(report.report, compare.compare, export.export),
-    *(prepare.prepare, features.features, sweep.sweep, cache.cache),
+    *(prepare.prepare, features.features, status.status, sweep.sweep, cache.cache),
 ):
     app.command()(command)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(run.run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,7 +18,8 @@ def atomic_write(file: str | PathLike[str]) -> Iterator[Path]:
     """Write a file through a temporary one beside it: ``file`` is always either the old one or the complete new one.
 
     Args:
-        file: replaced at the end; after an error it is untouched. Missing folders are created.
+        file: replaced at the end, when the new content is on the disk; after an error it is untouched. Missing folders
+            are created.
 
     Yields:
         the temporary path, unique to this call.
@@ -35,6 +37,8 @@ def atomic_write(file: str | PathLike[str]) -> Iterator[Path]:
     part = target.with_name(f"{target.name}.{uuid4().hex}.part")
     try:
         yield part
+        with part.open("rb+") as written:
+            os.fsync(written.fileno())
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)

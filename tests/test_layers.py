@@ -16,7 +16,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "monai_pipelines"
 LAYERS = (  # bottom to top; a module imports from its own layer or below
-    {"errors", "declared", "versions", "atomic", "walk", "privacy", "processes", "remarks", "remote"},
+    {"errors", "declared", "versions", "atomic", "claims", "walk", "privacy", "processes", "remarks", "remote"},
     {"probabilities", "slides", "metrics"},
     {"transforms", "losses", "inferers", "phantoms", "networks"},
     {"detection"},

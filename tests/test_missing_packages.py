@@ -18,7 +18,7 @@ from monai_pipelines.transforms import LoadCT
 ROOT = Path(__file__).parents[1]
 MISSING = (
     *("SimpleITK", "cc3d", "elasticdeform", "fill_voids", "h5py", "numba", "onnx", "onnxruntime", "openslide"),
-    *("simplejpeg", "tifffile"),
+    *("dask", "distributed", "simplejpeg", "tifffile"),
 )
 CODE = f"""
 import sys

@@ -6,12 +6,11 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.progress import track
-from torch.utils.data import Dataset
 
 from monai_pipelines.audit.kinds import UNLABELED, Kind, KindName
 from monai_pipelines.audit.likeness import equal_groups, similar_groups
@@ -165,24 +164,21 @@ def _counted(*counts: tuple[int, str, str]) -> list[str]:
     return [f"{count:,} {one if count == 1 else several}" for count, one, several in counts if count]
 
 
-class _Readings(Dataset):
-    """Item i: (its `Reading`, None), or (None, why it cannot be read)."""
-
-    def __init__(self, data: Sequence[Item], kind: Kind) -> None:
-        self.data, self.kind = data, kind
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, index: int) -> Outcome:
-        item = self.data[index]
-        try:
-            return self.kind.read(item), None
-        except Exception as error:
-            return None, why_unusable(error, item["image"])
+def _reading(item: Mapping[str, Any], kind: Kind) -> Outcome:
+    """(its `Reading`, None), or (None, why it cannot be read)."""
+    try:
+        return kind.read(item), None
+    except Exception as error:
+        return None, why_unusable(error, item["image"])
 
 
-def audit_cohort(listing: Listing, kind: Kind, similarity: float = 0.95, num_workers: int | None = None) -> Audit:
+def audit_cohort(
+    listing: Listing,
+    kind: Kind,
+    similarity: float = 0.95,
+    num_workers: int | None = None,
+    scheduler: str | None = None,
+) -> Audit:
     """Read and compare everything in a source.
 
     Near duplicates are found by the detail of a small gray picture: coarse shading is removed and local contrast
@@ -197,6 +193,7 @@ def audit_cohort(listing: Listing, kind: Kind, similarity: float = 0.95, num_wor
         kind: of its items (`monai_pipelines.audit.kind_named`).
         similarity: threshold for near duplicates, 0 to 1.
         num_workers: processes that read; None: one per core.
+        scheduler: address of a Dask scheduler whose workers read instead.
 
     Raises:
         ValueError: a similarity outside 0 to 1.
@@ -205,7 +202,7 @@ def audit_cohort(listing: Listing, kind: Kind, similarity: float = 0.95, num_wor
         raise ValueError(f"audit_cohort: similarity must be above 0 and at most 1, got {similarity}")
     items = list({item["image"]: item for item in listing.items}.values())
     workers = (os.cpu_count() or 1) if num_workers is None else num_workers
-    outcomes = list(track(each_outcome(_Readings(items, kind), workers), "reading", total=len(items)))
+    outcomes = list(each_outcome(partial(_reading, kind=kind), items, "reading", workers, scheduler))
     usable = [(item, reading) for item, (reading, _) in zip(items, outcomes, strict=True) if reading]
     readable, readings = [item for item, _ in usable], [reading for _, reading in usable]
     classes = [*listing.classes]

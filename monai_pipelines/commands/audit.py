@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from monai_pipelines.commands import read_knobs
+from monai_pipelines.commands import SchedulerOption, read_knobs
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,6 +36,7 @@ def audit(
     ] = None,
     extract_dir: Annotated[Path | None, typer.Option(help="Where a zip is unpacked; default: beside it.")] = None,
     num_workers: Annotated[int | None, typer.Option(min=0, help="Processes that read; default: one per core.")] = None,
+    scheduler: SchedulerOption = None,
     out: Annotated[Path, typer.Option(help="Folder for audit.html, audit.csv and audit.json.")] = Path("audit"),
 ) -> None:
     """Read, count, measure and compare a data set; exit status 1 if something must be fixed before training."""
@@ -44,7 +45,7 @@ def audit(
 
     names = None if classes is None else [name.strip() for name in classes.split(",")]
     found, listing = list_source(source, kind, names, patient_pattern, multilabel, extract_dir)
-    findings = audit_cohort(listing, kind_named(found, **read_knobs(knob)), similarity, num_workers)
+    findings = audit_cohort(listing, kind_named(found, **read_knobs(knob)), similarity, num_workers, scheduler)
     print_audit(findings)
     command = shlex.join(["python", "-m", "monai_pipelines", *sys.argv[1:]])
     typer.echo(f"wrote {write_audit(out, findings, command)}")

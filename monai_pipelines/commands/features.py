@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from monai_pipelines.commands import read_knobs
+from monai_pipelines.commands import SchedulerOption, ShardOption, read_knobs
 
 
 def features(
@@ -25,9 +25,13 @@ def features(
     tile_px: Annotated[int, typer.Option(min=1, help="Side of a tile, pixels.")] = 256,
     knob: Annotated[list[str] | None, typer.Option(help="Of slide_tiles, as name=value; repeatable.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Tiles at once through the network.")] = 128,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that read slides.")] = 2,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Processes that read slides; with --scheduler, threads of each worker.")
+    ] = 2,
     precision: Annotated[str, typer.Option(help="auto, bf16 or fp32; auto: bf16 on CUDA and AMX.")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32 or float16, of the features in the files.")] = "float32",
+    scheduler: SchedulerOption = None,
+    shard: ShardOption = None,
 ) -> None:
     """Features of the tiles of slides, made where missing; exit status 1 if slides were skipped."""
     from collections import Counter
@@ -52,6 +56,8 @@ def features(
         num_workers=workers,
         precision=precision,  # type: ignore[arg-type]
         dtype=dtype,  # type: ignore[arg-type]
+        scheduler=scheduler,
+        shard=shard,
     )
     count = Counter(row["status"] for row in rows)
     for row in rows:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from monai_pipelines.commands import read_knobs
+from monai_pipelines.commands import SchedulerOption, ShardOption, read_knobs
 
 
 def prepare(
@@ -17,6 +17,8 @@ def prepare(
     knob: Annotated[
         list[str] | None, typer.Option(help="Of the bundle's inference, as size=[96,96,96]; repeatable.")
     ] = None,
+    scheduler: SchedulerOption = None,
+    shard: ShardOption = None,
 ) -> None:
     """Fill the cache of a bundle; what is in it already is kept. Exit status 1 if some images cannot be used."""
     from monai_pipelines.runs.inference import inference_config
@@ -26,6 +28,7 @@ def prepare(
     if folder is None:
         raise ValueError(f"{source}: has no cache_dir, its images stay in memory; nothing to prepare")
     values = {"dataset_dir": str(data), folder: str(cache_dir), "num_workers": workers, "on_error": "skip"}
+    values |= {"dataset#scheduler": scheduler, "dataset#shard": shard}
     config.update(values)
     dataset = config.get_parsed_content("dataset")
     for item in dataset.skipped:

@@ -6,7 +6,6 @@ import errno
 import hashlib
 import io
 import json
-import os
 import shutil
 import struct
 import zlib
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from monai_pipelines.atomic import remove_old_parts
+from monai_pipelines.claims import remove_old_claims
 from monai_pipelines.errors import ScanError
 from monai_pipelines.remote import (
     Place,
@@ -61,6 +61,7 @@ class Cache:
         self.folder, self.storage = results_folder(folder), storage
         if isinstance(self.folder, Path):
             remove_old_parts(self.folder, _PART_AGE_S)
+            remove_old_claims(self.folder)
 
     def file(self, image: Source, *made_by: Any) -> Place:
         """Where the result of an image is: changes with ``made_by``, and path, size or time of any of its files.
@@ -90,8 +91,6 @@ class Cache:
                 out.write(_HEAD.pack(_MAGIC, crc, len(note_bytes), len(payload)))
                 out.write(note_bytes)
                 out.write(payload)
-                out.flush()
-                os.fsync(out.fileno())
         except OSError as error:
             if error.errno not in _NO_SPACE or not isinstance(self.folder, Path):
                 raise

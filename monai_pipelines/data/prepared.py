@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from copy import copy
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,14 +14,16 @@ from typing import Any, Generic, Literal, Self, TypeVar
 import numpy as np
 import torch
 from monai.data import Dataset, MetaTensor
-from rich.progress import track
 
 from monai_pipelines import processes
 from monai_pipelines.chains import Chain
+from monai_pipelines.claims import DEADLY, ClaimedError, DeadlyError, claimed, is_held, release
 from monai_pipelines.data.cache import Cache, Storage, no_space
 from monai_pipelines.data.overlap import repeated
+from monai_pipelines.data.progress import RunRecord
+from monai_pipelines.data.shards import share_of
 from monai_pipelines.data.split import SPLITS, Cohort, Item
-from monai_pipelines.data.workers import Outcome, each_outcome
+from monai_pipelines.data.workers import CLAIMED, CRASHED, Outcome, each_outcome
 from monai_pipelines.errors import CohortError, ScanError
 from monai_pipelines.privacy import failure
 from monai_pipelines.remote import Place, Remote, ScratchError, Source, as_place
@@ -115,6 +118,9 @@ class PreparedDataset(UsableItems):
         outputs: keys of the chain's result that are kept: tensors and arrays.
         on_error: of `UsableItems`, which see also for the attributes and errors.
         num_workers: processes that prepare.
+        scheduler: address of a Dask scheduler whose workers prepare instead; see
+            `monai_pipelines.data.cluster.on_cluster`. Needs a ``cache_dir``.
+        shard: "i/n": only this share of ``data``, see `share_of`.
     """
 
     def __init__(
@@ -126,11 +132,15 @@ class PreparedDataset(UsableItems):
         on_error: OnError = "raise",
         num_workers: int = 0,
         storage: Storage = "float32",
+        scheduler: str | None = None,
+        shard: str | None = None,
     ) -> None:
+        if scheduler and not cache_dir:
+            raise ValueError(f"{type(self).__name__}: with a scheduler wanted a cache_dir for the results, got none")
         cache = Cache(cache_dir, storage) if cache_dir else None
-        self._preparation = _Preparation(list(data), transform, cache, tuple(outputs))
-        outcomes = track(self._preparation.outcomes(num_workers), "preparing", total=len(data))
-        super().__init__(data, transform, outcomes, on_error)
+        self._preparation = _Preparation(transform, cache, tuple(outputs))
+        outcomes = self._preparation.outcomes(data, num_workers, scheduler, shard)
+        super().__init__(share_of(data, shard), transform, outcomes, on_error)
         verdicts = [verdict for _, verdict in self._results]
         if any(verdict not in ("", "ok") for verdict in verdicts):
             self.data = [{**item, "verdict": v} for item, v in zip(self.data, verdicts, strict=True)]
@@ -189,49 +199,79 @@ class PreparedSplits(Splits[PreparedDataset]):
         super().__init__(cohort, partial(PreparedDataset, transform=transform, cache_dir=cache_dir, **options))
 
 
-class _Preparation(Dataset):
-    """Item i: ((packed result or its cache file, verdict), None), or (None, why it cannot be used)."""
+class _Preparation:
+    """Of an item ((packed result or its cache file, verdict), None), or (None, why it cannot be used)."""
 
-    def __init__(self, data: Sequence[Item], transform: Chain, cache: Cache | None, outputs: tuple[str, ...]) -> None:
-        super().__init__(data)
+    def __init__(self, transform: Chain, cache: Cache | None, outputs: tuple[str, ...]) -> None:
         self.chain, self.cache, self.outputs = transform, cache, outputs
         self.fingerprint = transform.fingerprint()
 
-    def outcomes(self, num_workers: int) -> Iterator[Outcome]:
-        """Outcomes of all items in order."""
-        for index, outcome in enumerate(each_outcome(self, num_workers)):
-            yield outcome
-            if self.cache and not index and outcome[0] and isinstance(file := outcome[0][0], Path):
-                self._check_space(self.cache, file.stat().st_size)
+    def outcomes(
+        self, data: Sequence[Item], num_workers: int, scheduler: str | None, shard: str | None
+    ) -> Iterator[Outcome]:
+        """Outcomes of all items of the shard in order."""
+        items, deadly, record = share_of(data, shard), list[Item](), None
+        if self.cache:
+            names = [item.get("name") or f"item {index}" for index, item in enumerate(data)]
+            made_by = (self.fingerprint, self.outputs, self.cache.storage)
+            record = RunRecord(self.cache.folder, names, made_by, shard)
+        with record or nullcontext():
+            for index, outcome in enumerate(each_outcome(self, items, "preparing", num_workers, scheduler, record)):
+                yield outcome
+                if self.cache and not index and outcome[0] and isinstance(file := outcome[0][0], Path):
+                    self._check_space(self.cache, items, file.stat().st_size)
+                if outcome[1] in (DEADLY, CRASHED):
+                    deadly.append(items[index])
+        for item in deadly:
+            if self.cache and as_place(item["image"]).exists():
+                release(self._file(self.cache, item["image"]))
 
-    def _check_space(self, cache: Cache, entry_bytes: int) -> None:
+    def _file(self, cache: Cache, image: str | Remote) -> Place:
+        return cache.file(image, self.fingerprint, self.outputs)
+
+    def _check_space(self, cache: Cache, items: Sequence[Item], entry_bytes: int) -> None:
         """An error before the others are prepared, if those that are not in the cache will not fit."""
-        if cache.has_space(entry_bytes * (len(self) - 1)):
+        if cache.has_space(entry_bytes * (len(items) - 1)):
             return
-        files = [cache.file(item["image"], self.fingerprint, self.outputs) for item in self.data]
-        wanted = entry_bytes * sum(cache.note(file) is None for file in files)
+        wanted = entry_bytes * sum(cache.note(self._file(cache, item["image"])) is None for item in items)
         if not cache.has_space(wanted):
             raise no_space(cache.folder, wanted)
 
-    def _transform(self, index: int) -> Outcome:
-        image, file, verdict, result = self.data[index]["image"], None, None, None
+    def __call__(self, item: Mapping[str, Any]) -> Outcome:
+        image, file = item["image"], None
         try:
             if self.cache and as_place(image).exists():  # the chain reports what is missing
-                file = self.cache.file(image, self.fingerprint, self.outputs)
-                verdict = self.cache.note(file)
-                if verdict is None and file.exists():
-                    logger.warning("%s: damaged, made again", file)
-            if verdict is None:
-                result = self.chain({"image": image})
+                file = self._file(self.cache, image)
         except Exception as error:
             return None, why_unusable(error, image)
-        if result is None:
-            return (file, verdict), None
-        packed, verdict = self._kept(result)
         if self.cache is None or file is None:
-            return (packed, verdict), None
-        self.cache.write(file, packed, verdict)  # not above: a full disk is not a bad scan
-        return (file, verdict), None
+            return self._made(image)
+        verdict = self.cache.note(file)
+        if verdict is not None:
+            return (file, verdict), None
+        try:
+            with claimed(file) as claim:
+                verdict = self.cache.note(file)  # again: another process may just have made it
+                if verdict is not None:
+                    return (file, verdict), None
+                if file.exists():
+                    logger.warning("%s: damaged, made again", file)
+                result, reason = self._made(image)
+                if reason or not is_held(claim):
+                    return (None, reason) if reason else CLAIMED
+                self.cache.write(file, *result)
+                return (file, result[1]), None
+        except ClaimedError:
+            return CLAIMED
+        except DeadlyError:
+            return None, DEADLY
+
+    def _made(self, image: str | Remote) -> Outcome:
+        try:
+            result = self.chain({"image": image})
+        except Exception as error:
+            return None, why_unusable(error, image)
+        return self._kept(result), None
 
     def cached(self, cache: Cache, image: str | Remote, file: Place) -> Item:
         """A result from the cache, made again if it is missing or damaged."""

@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from monai_pipelines.chains import Chain
 from monai_pipelines.data.prepared import OnError, Splits, UsableItems
+from monai_pipelines.data.shards import share_of
 from monai_pipelines.data.slide_table import feature_file
 from monai_pipelines.data.split import Cohort, Item
 from monai_pipelines.features.extraction import extract_features
@@ -112,6 +113,7 @@ class FeatureBags(UsableItems):
         features_dir: folder of the files, or its URL; None: a temporary one, deleted with the dataset.
         max_tiles: maximum number of tiles in a bag, drawn from torch's generator on each access; None: all.
         on_error: of `UsableItems`, which see also for the attributes.
+        shard: "i/n": only this share of ``data``, see `share_of`.
 
     Raises:
         CohortError: bad slides with "raise"; no usable slide; see also `extract_features`.
@@ -127,20 +129,23 @@ class FeatureBags(UsableItems):
         features_dir: Source | None = None,
         max_tiles: int | None = None,
         on_error: OnError = "raise",
+        shard: str | None = None,
         **options: Any,
     ) -> None:
         if max_tiles is not None and max_tiles < 1:
             raise ValueError(f"FeatureBags: max_tiles must be 1 or more, or None for all, got {max_tiles}")
         self.max_tiles = max_tiles
         if features_dir is None:
+            if options.get("scheduler"):
+                raise ValueError("FeatureBags: with a scheduler wanted a features_dir for the files, got none")
             self._temporary = _TemporaryFolder()
             features_dir = self._temporary.path
 
         def outcomes() -> Iterator[tuple[Place, str | None]]:
-            for row in extract_features(data, features_dir, chain, backbone, **options):
+            for row in extract_features(data, features_dir, chain, backbone, shard=shard, **options):
                 yield feature_file(features_dir, row["name"]), row["reason"] or None
 
-        super().__init__(data, chain, outcomes(), on_error)
+        super().__init__(share_of(data, shard), chain, outcomes(), on_error)
 
     def __getitems__(self, indices: Sequence[int]) -> list[Item]:
         return [self._item(index, pictures=False) for index in indices]

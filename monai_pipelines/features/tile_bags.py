@@ -11,8 +11,6 @@ from typing import Any, Self
 
 import torch
 from monai.transforms import Randomizable
-from rich.progress import track
-from torch.utils.data import Dataset
 
 from monai_pipelines.chains import Chain
 from monai_pipelines.data.cache import Cache
@@ -54,9 +52,9 @@ class TileBags(UsableItems):
         redraw: bool = False,
     ) -> None:
         copied = deepcopy(chain)  # the caller's random state stays as it is
-        lists = _TileLists(data, copied.until("sample"), Cache(cache_dir) if cache_dir else None)
+        lists = _TileLists(copied.until("sample"), Cache(cache_dir) if cache_dir else None)
         self.lists, self.draw, self.redraw = lists, copied.since("sample"), redraw
-        outcomes = track(each_outcome(lists, num_workers), "listing tiles", total=len(data))
+        outcomes = each_outcome(lists, data, "listing tiles", num_workers)
         super().__init__(data, chain, outcomes, on_error)
 
     def part(self, split: str) -> Self:
@@ -100,21 +98,17 @@ class TileSplits(Splits[TileBags]):
         super().__init__(cohort, partial(TileBags, **options), redraw=True)
 
 
-class _TileLists(Dataset):
-    """Item i: (all tiles of the slide, None), or (None, why it cannot be used)."""
+class _TileLists:
+    """Of an item (all tiles of the slide, None), or (None, why it cannot be used)."""
 
-    def __init__(self, data: Sequence[Mapping[str, Any]], chain: Chain, cache: Cache | None) -> None:
-        self.data, self.chain, self.cache = list(data), chain, cache
+    def __init__(self, chain: Chain, cache: Cache | None) -> None:
+        self.chain, self.cache = chain, cache
         self.fingerprint = chain.fingerprint()
-
-    def __len__(self) -> int:
-        return len(self.data)
 
     def plan(self, item: Mapping[str, Any]) -> Item:
         return self.chain({"image": item["image"], "mpp": item.get("mpp")})
 
-    def __getitem__(self, index: int) -> tuple[Tiles | None, str | None]:
-        item = self.data[index]
+    def __call__(self, item: Mapping[str, Any]) -> tuple[Tiles | None, str | None]:
         image = item["image"]
         file = listed = None
         try:

@@ -59,3 +59,12 @@ def test_unusable_images_are_listed_and_the_others_are_ready(images: Path, tmp_p
 def test_a_bundle_without_a_cache(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="medmnist_classification: has no cache_dir"):
         CliRunner().invoke(app, ["medmnist_classification", str(tmp_path)], catch_exceptions=False)
+
+
+def test_shards_prepare_all_together(images: Path, tmp_path: Path) -> None:
+    options = (BUNDLE, images, "--cache-dir", tmp_path / "cache", "--workers", 0, "--knob", "size=[32,32]")
+    for shard in ("1/4", "2/4", "3/4", "4/4"):
+        result = run(*options, "--shard", shard)
+        assert (result.exit_code, result.stdout.splitlines()[-1][:7]) == (0, "2 ready" if shard < "3" else "1 ready")
+    assert len(list(entries(tmp_path / "cache"))) == 6
+    assert run(*options, "--scheduler", "tcp://127.0.0.1:9", "--shard", "5/4").exit_code == 1

@@ -18,7 +18,7 @@ from monai.transforms import ScaleIntensityRange
 
 from monai_pipelines import Chain, load_chain
 from monai_pipelines.data import PreparedDataset
-from monai_pipelines.data.cache import Cache
+from monai_pipelines.data.cache import Cache, entries
 from monai_pipelines.errors import CohortError
 
 CHAIN = """
@@ -55,7 +55,7 @@ def _dataset(items: list[Item], chain: Chain, cache_dir: Path | None = None, **o
 
 
 def _files(cache: Path) -> set[str]:
-    return {file.name for file in cache.iterdir()}
+    return {file.name for file in cache.iterdir() if ".entry" in file.name}
 
 
 def _same(a: Item, b: Item) -> bool:
@@ -197,7 +197,8 @@ def test_a_process_killed_while_writing_leaves_no_usable_half(
     """A kill leaves the temporary file."""
 
     def kill(descriptor: int) -> None:
-        raise SystemExit
+        if ".entry." in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise SystemExit
 
     chain, cache = load_chain(chain_file), tmp_path / "cache"
     with monkeypatch.context() as killed:
@@ -205,7 +206,7 @@ def test_a_process_killed_while_writing_leaves_no_usable_half(
         killed.setattr(Path, "unlink", lambda *args, **kwargs: None)
         with pytest.raises(SystemExit):
             _dataset(items[:1], chain, cache)
-    assert [name.endswith(".part") for name in _files(cache)] == [True]
+    assert {name.rpartition(".")[2] for name in _files(cache)} == {"part", "claim1"}
     (prepared,) = _dataset(items[:1], chain, cache)
     assert torch.equal(prepared["image"], chain(items[0]["image"]))
 
@@ -215,6 +216,7 @@ def test_the_cache_does_not_name_the_patient(items: list[Item], chain_file: Path
     for file in (tmp_path / "cache").iterdir():
         assert b"Doe" not in file.read_bytes()
         assert "Doe" not in file.name
+    for file in entries(tmp_path / "cache"):
         values, affine = Cache(tmp_path / "cache").read(file)["image"]
         assert (type(values), values.shape) == (torch.Tensor, (1, 6, 5, 4))
         assert affine.tolist() == np.diag([-1.0, -1, 2, 1]).tolist()

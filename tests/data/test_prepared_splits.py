@@ -12,6 +12,7 @@ from PIL import Image
 
 from monai_pipelines import Chain, load_chain
 from monai_pipelines.data import Cohort, PreparedDataset, PreparedSplits
+from monai_pipelines.data.cache import entries
 from monai_pipelines.errors import CohortError
 
 Item = dict[str, Any]
@@ -50,7 +51,7 @@ def test_the_cache_does_not_depend_on_the_steps_left_to_the_batches(photos: list
     def files(until: str | None = "normalize", **knobs: Any) -> set[str]:
         chain = load_chain("image2d", **{"size": [8, 8], **knobs})
         PreparedDataset(photos, chain.until(until) if until else chain, tmp_path / "cache")
-        return {file.name for file in (tmp_path / "cache").iterdir()}
+        return {file.name for file in entries(tmp_path / "cache")}
 
     first = files()
     assert len(first) == 6

@@ -5,31 +5,28 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import Dataset
 
 from monai_pipelines.data.workers import CRASHED, Outcome, each_outcome
 
+ITEMS = [{"index": index} for index in range(6)]
 
-class _Crashing(Dataset):
-    def __init__(self, error: type[Exception] | None = None) -> None:
-        self.error = error
 
-    def __len__(self) -> int:
-        return 6
-
-    def __getitem__(self, index: int) -> Outcome:
-        if index == 2:
-            if self.error is not None:
-                raise self.error("of the dataset")
-            os.kill(os.getpid(), signal.SIGSEGV)
-        return torch.full((2,), index), None
+def _crashing(item: Mapping[str, Any], error: type[Exception] | None = None) -> Outcome:
+    if item["index"] == 2:
+        if error is not None:
+            raise error("of the work")
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return torch.full((2,), item["index"]), None
 
 
 def test_tensors_that_die_with_their_worker_are_made_again() -> None:
-    outcomes = each_outcome(_Crashing(), num_workers=1)
+    outcomes = each_outcome(_crashing, ITEMS, "crashing", num_workers=1)
     got = [next(outcomes)]
     time.sleep(1)  # tensor 1 is announced, and the worker crashes at 2 before the tensor is fetched
     got += list(outcomes)
@@ -38,6 +35,6 @@ def test_tensors_that_die_with_their_worker_are_made_again() -> None:
 
 
 @pytest.mark.parametrize("error", [ConnectionError, FileNotFoundError, EOFError, RuntimeError])
-def test_an_error_of_the_dataset_is_no_crash(error: type[Exception]) -> None:
-    with pytest.raises(error, match="of the dataset"):
-        list(each_outcome(_Crashing(error), num_workers=1))
+def test_an_error_of_the_work_is_no_crash(error: type[Exception]) -> None:
+    with pytest.raises(error, match="of the work"):
+        list(each_outcome(partial(_crashing, error=error), ITEMS, "crashing", num_workers=1))

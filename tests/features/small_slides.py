@@ -88,3 +88,8 @@ def spoil(kind: str, path: Path) -> None:
 def file_times(folder: Path) -> dict[str, int]:
     """Time of each file of features."""
     return {file.name: file.stat().st_mtime_ns for file in folder.glob("*.h5")}
+
+
+def names(folder: Path) -> set[str]:
+    """Files in a folder, except the record of the run."""
+    return {file.name for file in folder.iterdir() if not file.name.startswith("progress-")}
