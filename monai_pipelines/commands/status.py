@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,7 +12,7 @@ if TYPE_CHECKING:
 
 def status(
     directory: Annotated[
-        Path, typer.Argument(help="cache_dir or features_dir that prepare, features or a training fills.")
+        str, typer.Argument(help="cache_dir or features_dir that prepare, features or a training fills.")
     ],
     all_jobs: Annotated[bool, typer.Option("--all", help="Earlier jobs, too: other tables, chains, networks.")] = False,
 ) -> None:

@@ -113,10 +113,8 @@ class RunRecord:
             progress.per_s = round((finished - before) / max(now - then, 1), 4)
             self._times.append((now, finished))
             progress.time = round(time.time(), 1)
-            with (
-                suppress(OSError, ScanError),
-                whole_write(self.file) as part,
-            ):  # a full disk is reported by what is made
+            # what is made reports a full disk
+            with suppress(OSError, ScanError), whole_write(self.file) as part:
                 part.write_text(json.dumps(asdict(progress), indent=1), encoding="utf-8")
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from monai.bundle import verify_metadata, verify_net_in_out
 
+from monai_pipelines.data.split import seen_hashes
 from monai_pipelines.explain.scan import explain_scan
 from monai_pipelines.report import rebuild_report
 from monai_pipelines.report.words import at_threshold
@@ -29,6 +30,8 @@ from tests.bundles.conftest import (
     read_rows,
     run_command,
 )
+from tests.cluster import small_cluster
+from tests.new_process import run_module
 from tests.personal_data import find_in_folder
 
 pytestmark = pytest.mark.slow
@@ -217,3 +220,28 @@ def test_seeds_by_the_command_line(tmp_path: Path) -> None:
     for seed in (0, 1):
         assert check_metrics(tmp_path / f"seed-{seed}")["run"]["seed"] == seed
     assert "seed-1/report.html" in (tmp_path / "index.html").read_text()
+
+
+@pytest.mark.nightly
+@pytest.mark.xdist_group("chest_xray_classification")
+def test_a_cross_validation_on_a_cluster(tmp_path: Path) -> None:
+    """Each patient is tested in one fold, and unknown to the training of it."""
+    bundle, demo = bundle_of("chest_xray_classification"), demo_of("chest_xray_classification")
+    arguments = ["--config_file", str(bundle.config("train", "demo")), "--bundle_root", str(bundle.root)]
+    small = options(bundle, demo.data, tmp_path)
+    arguments += [*small[:2], *small[4:], "--max_epochs", "1"]
+    with small_cluster() as cluster:
+        scheduler = ["--scheduler", cluster.scheduler_address]
+        command = ["sweep", str(tmp_path), "--seeds", "1", "--folds", "3", *scheduler, "--"]
+        result = run_module("monai_pipelines", *command, *arguments, cwd=bundle.root.parents[1])
+    assert result.returncode == 0, result.stdout + result.stderr
+    tested: list[str] = []
+    for fold in (1, 2, 3):
+        run = tmp_path / f"seed-0-fold-{fold}"
+        tests = {row["image"] for row in read_rows(run / "predictions.csv")}
+        tested += sorted(tests)
+        card = torch.load(run / "best.pt", weights_only=True)["split"]
+        assert card["split_fractions"] == [fold, 3]
+        assert seen_hashes([{"name": name} for name in tests]).isdisjoint(card["seen"])
+    assert len(tested) == len(set(tested))
+    assert "3 folds x 1 seed" in (tmp_path / "index.html").read_text()

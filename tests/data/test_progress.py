@@ -39,7 +39,7 @@ def test_it_is_written_while_the_run_goes_on(tmp_path: Path, monkeypatch: pytest
             time.sleep(0.01)
         ((found,),) = read_progress(tmp_path)
     assert found.is_alive
-    assert not replace(found, time=found.time - progress.SILENT_S).is_alive
+    assert not replace(found, time=found.time - progress.SILENT_S - 1).is_alive
 
 
 def test_a_run_that_an_error_stops(tmp_path: Path) -> None:
