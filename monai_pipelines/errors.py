@@ -18,8 +18,8 @@ def error_text(error: BaseException) -> str:
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """What was raised first: MONAI wraps what a component raises."""
-    while error.__cause__ is not None:
+    """What a component raised: MONAI wraps it in RuntimeErrors. Its own cause, such as a system's error, says less."""
+    while type(error) is RuntimeError and error.__cause__ is not None:
         error = error.__cause__
     return error
 

@@ -80,7 +80,7 @@ def _connect(scheduler: str) -> Client:
         raise OSError(
             f"{scheduler}: no Dask scheduler answers within {_CONNECT_S} s ({type(error).__name__}); is it running, "
             "and is this the address that it prints, as tcp://host:8786?"
-        ) from error
+        ) from None
 
 
 class _Tasks:
