@@ -1,6 +1,6 @@
 """Work on a Dask cluster on this machine: what an item costs, memory, and how much faster two workers are than one.
 
-    TMPDIR=/dev/shm python benchmarks/cluster.py [--rounds 3] [--items 1000 10000 100000] [--scans 32] [--csv FILE]
+    TMPDIR=/dev/shm python benchmarks/cluster.py [--rounds 3] [--items 1000 10000 100000] [--scans 32]
 
 The items of the first rows do nothing, so their time is overhead. Scheduler and client are processes of their own; "MB"
 is the largest resident memory of each since it started. The last rows prepare phantoms by `lung_ct` anew, each worker with one thread; on a disk
