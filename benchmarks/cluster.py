@@ -3,8 +3,9 @@
     TMPDIR=/dev/shm python benchmarks/cluster.py [--rounds 3] [--items 1000 10000 100000] [--scans 32]
 
 The items of the first rows do nothing, so their time is overhead. Scheduler and client are processes of their own; "MB"
-is the largest resident memory of each since it started. The last rows prepare phantoms by `lung_ct` anew, each worker with one thread; on a disk
-that takes longer to write 8 MB than a core to make them, the second worker is of no use, hence TMPDIR.
+is the largest resident memory of each since it started. The last rows prepare phantoms by `lung_ct` anew, each worker
+with one thread; on a disk that takes longer to write 8 MB than a core to make them, the second worker is of no use,
+hence TMPDIR.
 """
 
 from __future__ import annotations
