@@ -104,14 +104,15 @@ def stop_processes() -> None:
         distributed.destroy_process_group()
 
 
-def averaging_gradients(network: nn.Module, find_unused_parameters: bool) -> nn.Module:
-    """The network, on its device, as all processes train it together; with one process itself."""
+def averaging_gradients(network: nn.Module) -> nn.Module:
+    """The network, on its device, as all processes train it together; a single process gets the network itself."""
     if num_processes() == 1:
         return network
     if _sync_batchnorm:
         nn.SyncBatchNorm.convert_sync_batchnorm(network)  # in place: its parameters are the optimizer's
     devices = [process_device()] if torch.cuda.is_available() else None
-    return DistributedDataParallel(network, devices, find_unused_parameters=find_unused_parameters)
+    # else the buckets change after the first step, and with them the rounding: a resume would not be exact
+    return DistributedDataParallel(network, devices, find_unused_parameters=True)
 
 
 def gathered(value: Value) -> list[Value]:

@@ -71,7 +71,7 @@ class ModelSupervisedTrainer(SupervisedTrainer):
             device=model.device,
             max_epochs=max_epochs,
             train_data_loader=train_data_loader,
-            network=processes.averaging_gradients(model.network, find_unused_parameters=model.detects),
+            network=processes.averaging_gradients(model.network),
             optimizer=optimizer,
             loss_function=loss_function,
             prepare_batch=prepare,
