@@ -14,6 +14,7 @@ import typer
 
 from monai_pipelines.atomic import atomic_write
 from monai_pipelines.commands import SchedulerOption, ShardOption
+from monai_pipelines.runs.folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -87,18 +88,19 @@ class _Training:
         """None, and the end of the log if the run failed."""
         folder = Path(run["folder"])
         weights, metrics, used = folder / "best.pt", folder / "metrics.json", folder / "arguments.json"
-        same = not used.is_file() or json.loads(used.read_text("utf-8")) == self.arguments
+        arguments = [*self.arguments, "--split_fractions", str(run["fold"])] if run["fold"] else self.arguments
+        same = not used.is_file() or json.loads(used.read_text("utf-8")) == arguments
         if same and weights.is_file() and metrics.is_file() and metrics.stat().st_mtime > weights.stat().st_mtime:
             logger.info("%s: already evaluated", folder.name)
             return None, None
-        command = [sys.executable, "-m", "monai.bundle", "run", *self.arguments]
+        command = [sys.executable, "-m", "monai.bundle", "run", *arguments]
         command += ["--seed", str(run["seed"]), "--output_dir", str(folder)]
-        command += ["--split_fractions", str(run["fold"])] if run["fold"] else []
-        begun = "--resume" if same and (folder / "last.pt").is_file() else "--overwrite"
+        if not same:  # what other arguments left is never to be taken for a result of these
+            RunFolder(folder).clear(resumed=False)
         with atomic_write(used) as file:
-            file.write_text(json.dumps(self.arguments), encoding="utf-8")
+            file.write_text(json.dumps(arguments), encoding="utf-8")
         with (folder / "log.txt").open("w", encoding="utf-8") as log:
-            for part, options in (("training", [begun, "True"]), ("evaluation", ["--run_id", "evaluate"])):
+            for part, options in (("training", ["--resume", "True"]), ("evaluation", ["--run_id", "evaluate"])):
                 logger.info("%s: %s, see %s", folder.name, part, log.name)
                 status = subprocess.run([*command, *options], stdout=log, stderr=subprocess.STDOUT).returncode
                 if status:
