@@ -67,8 +67,8 @@ class ClassificationMetrics(EpochMetrics, PartialMetric):
     Attached under any name it reports every metric of `classification_metrics`, and keeps
     ``predictions``, ``(logits, label)``, (N, C) or (N, 1) and (N,) or (N, C) on the CPU.
 
-    With several processes each gets the metrics of all rows. A `DistributedSampler` repeats some images so that all
-    processes have as many: evaluators count each ``name`` of a batch once.
+    With several processes, the main one measures the rows of all of them. A `DistributedSampler` repeats some images so
+    that all processes have equally many: evaluators count each ``name`` of a batch once.
 
     Args:
         loss_function: adds ``loss`` of the whole epoch, from its logits.
@@ -118,6 +118,10 @@ class ClassificationMetrics(EpochMetrics, PartialMetric):
             rows = sorted(first.values())
             logits, labels = logits[rows], labels[rows]
         self.predictions = logits, labels
+        return processes.from_main(self._measured)  # the last bit may depend on the machine, and early stopping on it
+
+    def _measured(self) -> dict[str, float]:
+        logits, labels = self.predictions
         values = classification_metrics(probabilities(logits, multilabel=labels.ndim == 2).numpy(), labels.numpy())
         if self.loss_function is not None:
             weights = list(self.loss_function.buffers()) if isinstance(self.loss_function, torch.nn.Module) else []

@@ -17,7 +17,7 @@ from torch.nn import functional
 from monai_pipelines import load_chain, processes
 from monai_pipelines.data import ArrayDataset, PrepareImages, make_loader
 from monai_pipelines.engines import Model, ModelSupervisedEvaluator, ModelSupervisedTrainer
-from monai_pipelines.handlers import TrainingHandlers
+from monai_pipelines.handlers import ClassificationMetrics, TrainingHandlers
 from monai_pipelines.inferers import AutocastInferer
 from monai_pipelines.losses import CrossEntropyLoss
 
@@ -125,3 +125,10 @@ def fail(folder: Path, how: str) -> None:
 
     TrainingHandlers.attach = attach_both  # type: ignore[method-assign]  # of this process, which ends here
     train(folder)
+
+
+def measure() -> None:
+    """A metric whose value depends on the process, as on machines that round differently."""
+    metric = ClassificationMetrics(lambda logits, label: torch.tensor(float(processes.rank())))
+    metric.update((torch.tensor([[0.0, 1.0]]), torch.tensor([1])))
+    print(metric.compute()["loss"])

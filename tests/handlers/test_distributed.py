@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from monai_pipelines import processes
-from tests.handlers.distributed_runs import EPOCHS, NUM_VALIDATION, STEPS, fail, train, train_and_save
+from tests.handlers.distributed_runs import EPOCHS, NUM_VALIDATION, STEPS, fail, measure, train, train_and_save
 from tests.new_process import run_together
 
 
@@ -52,6 +52,11 @@ def test_a_resume_of_several_processes_is_exact(tmp_path: Path) -> None:
     ((code, text),) = run_together(train, 1, folder, resume=True, **options)
     assert code == 1
     assert "num_processes (--nproc_per_node): 3 there, 1 here" in text
+
+
+def test_all_processes_have_the_same_metrics() -> None:
+    """So that they stop, and lower the learning rate, together."""
+    assert run_together(measure, 2) == [(0, "0.0\n")] * 2
 
 
 @pytest.mark.parametrize(
