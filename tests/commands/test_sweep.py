@@ -75,9 +75,10 @@ def test_every_seed_is_trained_and_evaluated_once(
 
     program.started.clear()
     (tmp_path / "seed-1" / "best.pt").touch()  # interrupted before its evaluation
-    os.utime(tmp_path / "seed-1" / "metrics.json", (0, 0))
+    os.utime(tmp_path / "seed-1" / "report.html", (0, 0))
+    (tmp_path / "seed-2" / "report.html").unlink()  # interrupted in it, after metrics.json
     sweep(tmp_path, ARGUMENTS, seeds=4)
-    assert program.started == _both("seed-1", "seed-3")
+    assert program.started == _both("seed-1", "seed-2", "seed-3")
 
 
 def test_other_arguments_train_again(program: Program, tmp_path: Path) -> None:
@@ -128,7 +129,7 @@ def test_jobs_of_an_array_share_the_runs(program: Program, tmp_path: Path) -> No
     assert program.started == _both("seed-0", "seed-2", "seed-1")
 
 
-def test_a_run_that_fails_does_not_keep_others_from_running(
+def test_others_still_run_if_one_fails(
     program: Program, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     program.fails = "seed-1"
