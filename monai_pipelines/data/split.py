@@ -243,10 +243,10 @@ def _split(
         num_train = [*split_of.values()].count("train")
         if "validation" not in split_of.values():
             if num_train < num_folds:
-                problems.append(f"{num_folds} folds want as many training patients, got {num_train}")
+                problems.append(f"{num_folds} folds need as many training patients, got {num_train}")
             _draw_validation(split_of, strata, fractions, seed)
         elif num_folds:
-            problems.append("folds want data that define no validation part, got a split with one")
+            problems.append("folds need data without a validation part, got a split with one")
     else:
         wanted_of_each = max(3, num_folds)
         few = [c for k, c in enumerate(classes) if count[k] < wanted_of_each and (count[k] or not problems)]

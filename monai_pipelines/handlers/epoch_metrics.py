@@ -28,7 +28,7 @@ Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class PartialMetric(Metric):
-    """A metric whose accumulators, of an epoch that has not ended, can be saved."""
+    """A metric that can be saved in the middle of an epoch."""
 
     accumulators: tuple[str, ...]
 
@@ -37,7 +37,7 @@ class PartialMetric(Metric):
         return {name: getattr(self, name) for name in self.accumulators}
 
     def restore(self, partial: dict[str, Any]) -> None:
-        """Go on from what `partial` gave."""
+        """Continue from what `partial` returned."""
         vars(self).update(partial)
 
 
@@ -118,7 +118,9 @@ class ClassificationMetrics(EpochMetrics, PartialMetric):
             rows = sorted(first.values())
             logits, labels = logits[rows], labels[rows]
         self.predictions = logits, labels
-        return processes.from_main(self._measured)  # the last bit may depend on the machine, and early stopping on it
+        return processes.from_main(
+            self._measured
+        )  # machines may round differently, and stop apart
 
     def _measured(self) -> dict[str, float]:
         logits, labels = self.predictions

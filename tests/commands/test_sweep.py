@@ -129,9 +129,7 @@ def test_jobs_of_an_array_share_the_runs(program: Program, tmp_path: Path) -> No
     assert program.started == _both("seed-0", "seed-2", "seed-1")
 
 
-def test_others_still_run_if_one_fails(
-    program: Program, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_others_still_run_if_one_fails(program: Program, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     program.fails = "seed-1"
     with pytest.raises(RuntimeError, match="1 of 3 runs failed"):
         sweep(tmp_path, ARGUMENTS, seeds=3)

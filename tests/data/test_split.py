@@ -118,10 +118,10 @@ def test_folds_that_cannot_be(tmp_path: Path) -> None:
             read_cohort(table, fractions=fractions)
     split = "\n".join(f"{k}.png,{'ab'[k % 2]},{['train', 'val', 'test'][k // 2 % 3]}" for k in range(24))
     table.write_text(f"image,label,split\n{split}")
-    with pytest.raises(CohortError, match="folds want data that define no validation part, got a split with one"):
+    with pytest.raises(CohortError, match="folds need data without a validation part, got a split with one"):
         read_cohort(table, fractions=[1, 3])
     table.write_text(split.replace("val", "train").join(["image,label,split\n", ""]))
-    with pytest.raises(CohortError, match="20 folds want as many training patients, got 16"):
+    with pytest.raises(CohortError, match="20 folds need as many training patients, got 16"):
         read_cohort(table, fractions=[1, 20])
 
 
