@@ -118,9 +118,7 @@ class ClassificationMetrics(EpochMetrics, PartialMetric):
             rows = sorted(first.values())
             logits, labels = logits[rows], labels[rows]
         self.predictions = logits, labels
-        return processes.from_main(
-            self._measured
-        )  # machines may round differently, and stop apart
+        return processes.from_main(self._measured)  # machines may round differently, and stop apart
 
     def _measured(self) -> dict[str, float]:
         logits, labels = self.predictions

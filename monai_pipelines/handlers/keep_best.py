@@ -146,9 +146,7 @@ class Checkpoints:
 
     def _check(self, file: Path, checkpoint: dict[str, Any]) -> None:
         if "plan" not in checkpoint:
-            raise ValueError(
-                f"{file}: written by an earlier version, without all that a resume needs; train again"
-            )
+            raise ValueError(f"{file}: written by an earlier version, without all that a resume needs; train again")
         if checkpoint["split"] != self.split:
             other = split_differences(checkpoint["split"] or {}, self.split or {})
             raise ValueError(f"{file}: trained on another split ({other}); use the same, or a new output_dir")
