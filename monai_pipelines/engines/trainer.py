@@ -116,8 +116,8 @@ class ModelSupervisedTrainer(SupervisedTrainer):
             ValueError: a batch of one image, which batch normalization cannot normalize.
         """
         if (num := processes.num_processes()) > 1:
-            sampler: Any = self.data_loader.batch_sampler
-            batch_size, rate = sampler.batch_size, self.optimizer.param_groups[0]["lr"]
+            loader: Any = self.data_loader
+            batch_size, rate = loader.batch_sampler.batch_size, self.optimizer.param_groups[0]["lr"]
             text = "%d processes: batch_size %d in each, %d in all; learning rate %g, which is not scaled"
             logger.info(text, num, batch_size, num * batch_size, rate)
         try:
