@@ -41,7 +41,7 @@ class ScanError(ValueError):
 
 
 class DamagedCheckpointError(ValueError):
-    """A file that is no checkpoint, or not all of it."""
+    """A file that is not a checkpoint, or a damaged one."""
 
 
 _MOST_SHOWN = 60

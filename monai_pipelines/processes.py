@@ -1,4 +1,4 @@
-"""The processes of a distributed training: who this one is, what all of them have, and which of them failed."""
+"""The processes of a distributed training: which one this is, what they exchange, and which one failed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 Value = TypeVar("Value")
 
 _CONNECTION = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|timed out", re.IGNORECASE)
-_GRACE_S = 5.0  # in which processes that lost another one report
+_GRACE_S = 5.0  # in which processes whose connection failed report
 _FOREVER = timedelta(days=30)
 
 _store: distributed.Store | None = None
@@ -34,7 +34,7 @@ def started_processes() -> int:
 
 
 def started_rank() -> int:
-    """Number of this process among those that torchrun has started, from 0."""
+    """Rank of this process among those that torchrun has started."""
     return int(os.environ.get("RANK", "0"))
 
 
@@ -44,17 +44,17 @@ def num_processes() -> int:
 
 
 def rank() -> int:
-    """Number of this process among those that train together, from 0."""
+    """Rank of this process among those that train together."""
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes files and logs."""
+    """Whether this is the process that writes files and logs: the one of rank 0."""
     return rank() == 0
 
 
 def process_device() -> torch.device:
-    """The device of this process: the GPU of its number on this machine, or the CPU.
+    """The device of this process: the GPU of its rank on this machine, or the CPU.
 
     Raises:
         ValueError: more processes than GPUs.
@@ -64,13 +64,13 @@ def process_device() -> torch.device:
     local, num_gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if local >= num_gpus:
         raise ValueError(
-            f"wanted a GPU for each process, got {num_gpus} GPU(s) for process {local}: lower nproc_per_node"
+            f"wanted a GPU for each process, got {num_gpus} for {local + 1} or more processes: lower nproc_per_node"
         )
     return torch.device("cuda", local)
 
 
 def start_processes(timeout_s: float = 1800, sync_batchnorm: bool = False) -> None:
-    """Join the processes that torchrun has started, by NCCL on GPUs and gloo on CPUs; without torchrun do nothing.
+    """Join the processes that torchrun has started, with NCCL on GPUs and gloo on CPUs; does nothing without torchrun.
 
     All but the main process log warnings only.
 
@@ -104,18 +104,19 @@ def stop_processes() -> None:
         distributed.destroy_process_group()
 
 
-def averaging_gradients(network: nn.Module, find_unused_parameters: bool) -> nn.Module:
-    """The network, on its device, as all processes train it together; with one process itself."""
+def averaging_gradients(network: nn.Module) -> nn.Module:
+    """The network, on its device, as all processes train it together; a single process gets the network itself."""
     if num_processes() == 1:
         return network
     if _sync_batchnorm:
         nn.SyncBatchNorm.convert_sync_batchnorm(network)  # in place: its parameters are the optimizer's
     devices = [process_device()] if torch.cuda.is_available() else None
-    return DistributedDataParallel(network, devices, find_unused_parameters=find_unused_parameters)
+    # otherwise gradients are summed in another order after the first step, and a resume is not exact
+    return DistributedDataParallel(network, devices, find_unused_parameters=True)
 
 
 def gathered(value: Value) -> list[Value]:
-    """What each process has, in the order of their numbers; all of them call this."""
+    """The values of all processes, by rank; collective."""
     if num_processes() == 1:
         return [value]
     values: list[Any] = [None] * num_processes()
@@ -124,7 +125,7 @@ def gathered(value: Value) -> list[Value]:
 
 
 def from_main(make: Callable[[], Value]) -> Value:
-    """What the main process makes, for all of them; all of them call this."""
+    """What ``make`` returns in the main process, for all processes; collective."""
     if num_processes() == 1:
         return make()
     values: list[Any] = [make() if is_main() else None]
@@ -133,7 +134,7 @@ def from_main(make: Callable[[], Value]) -> Value:
 
 
 def mean(value: torch.Tensor) -> torch.Tensor:
-    """Mean over all processes, without a gradient; all of them call this."""
+    """Mean over all processes, without a gradient; collective."""
     if num_processes() == 1:
         return value
     total = value.detach().clone()
@@ -142,7 +143,7 @@ def mean(value: torch.Tensor) -> torch.Tensor:
 
 
 def share_buffers(network: nn.Module) -> None:
-    """Give the main process's buffers, such as the averages of batch normalization, to all processes."""
+    """Copy the main process's buffers, such as the averages of batch normalization, to all processes; collective."""
     if num_processes() > 1:
         for buffer in network.buffers():
             distributed.broadcast(buffer, 0)
@@ -161,7 +162,7 @@ def one_before_others() -> Iterator[None]:
 
 
 def explained(error: Exception) -> Exception:
-    """The error with which this process ends; where a connection failed, one that names the process behind it."""
+    """The error that this process ends with; if a connection failed, one that names the process that caused it."""
     if _store is None:
         return error
     with suppress(RuntimeError):  # the store is gone with the main process

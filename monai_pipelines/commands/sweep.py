@@ -14,6 +14,7 @@ import typer
 
 from monai_pipelines.atomic import atomic_write
 from monai_pipelines.commands import SchedulerOption, ShardOption
+from monai_pipelines.runs.folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -32,9 +33,10 @@ def sweep(
 ) -> None:
     """Train and evaluate a bundle with several seeds, and folds, and show mean and spread in index.html.
 
-    Runs that are already evaluated (metrics.json newer than best.pt, same ARGUMENTS) are skipped, interrupted ones go
-    on. Each run writes its output to log.txt in its folder. Folders that follow output_dir, such as cache_dir, are
-    shared if named in ARGUMENTS. A run that fails does not keep others from running; the exit status is then 1.
+    Runs that are already evaluated (report.html newer than best.pt, same ARGUMENTS) are skipped, interrupted ones are
+    resumed, and those of other ARGUMENTS are replaced. Each run writes its output to log.txt in its folder. Folders
+    that follow output_dir, such as cache_dir, are shared if named in ARGUMENTS. If a run fails, the others still run,
+    and the exit status is 1.
     """
     from rich.progress import track
 
@@ -74,7 +76,7 @@ def _outcomes(runs: Sequence[Mapping[str, Any]], arguments: list[str], scheduler
 
 
 class _Training:
-    """Trains and evaluates one run, in processes of its own.
+    """Trains and evaluates one run, in new processes.
 
     Args:
         arguments: of ``python -m monai.bundle run``.
@@ -86,19 +88,20 @@ class _Training:
     def __call__(self, run: Mapping[str, Any]) -> tuple[None, str | None]:
         """None, and the end of the log if the run failed."""
         folder = Path(run["folder"])
-        weights, metrics, used = folder / "best.pt", folder / "metrics.json", folder / "arguments.json"
-        same = not used.is_file() or json.loads(used.read_text("utf-8")) == self.arguments
-        if same and weights.is_file() and metrics.is_file() and metrics.stat().st_mtime > weights.stat().st_mtime:
+        weights, report, used = (folder / name for name in ("best.pt", "report.html", "arguments.json"))
+        arguments = [*self.arguments, "--split_fractions", str(run["fold"])] if run["fold"] else self.arguments
+        same = not used.is_file() or json.loads(used.read_text("utf-8")) == arguments
+        if same and weights.is_file() and report.is_file() and report.stat().st_mtime > weights.stat().st_mtime:
             logger.info("%s: already evaluated", folder.name)
             return None, None
-        command = [sys.executable, "-m", "monai.bundle", "run", *self.arguments]
+        command = [sys.executable, "-m", "monai.bundle", "run", *arguments]
         command += ["--seed", str(run["seed"]), "--output_dir", str(folder)]
-        command += ["--split_fractions", str(run["fold"])] if run["fold"] else []
-        begun = "--resume" if same and (folder / "last.pt").is_file() else "--overwrite"
+        if not same:  # else, should this training fail, they would pass for its results
+            RunFolder(folder).clear(resumed=False)
         with atomic_write(used) as file:
-            file.write_text(json.dumps(self.arguments), encoding="utf-8")
+            file.write_text(json.dumps(arguments), encoding="utf-8")
         with (folder / "log.txt").open("w", encoding="utf-8") as log:
-            for part, options in (("training", [begun, "True"]), ("evaluation", ["--run_id", "evaluate"])):
+            for part, options in (("training", ["--resume", "True"]), ("evaluation", ["--run_id", "evaluate"])):
                 logger.info("%s: %s, see %s", folder.name, part, log.name)
                 status = subprocess.run([*command, *options], stdout=log, stderr=subprocess.STDOUT).returncode
                 if status:

@@ -46,10 +46,10 @@ class PrepareImages(PrepareBatch):
 
 
 class ResumableLoader(DataLoader):
-    """MONAI's `DataLoader`, which can go on within an epoch.
+    """MONAI's `DataLoader`, which can continue in the middle of an epoch.
 
     Attributes:
-        skip: batches that the next iteration leaves out. They are loaded all the same, since what a worker process
+        skip: number of batches that the next iteration skips. They are loaded anyway, since what a worker process
             draws depends on what it has loaded before.
     """
 
@@ -74,7 +74,7 @@ def make_loader(
     """The data loader of a bundle.
 
     Worker processes are used only with a GPU: on the CPU the network needs the cores, and prepared images load fast.
-    In a distributed training each process loads its part of the batches.
+    In distributed training each process loads its part of the batches.
 
     Args:
         dataset: a `PreparedDataset`, `ArrayDataset`, `FeatureBags`, `TileBags`, `DetectionDataset` or `LesionPatches`;
@@ -85,17 +85,18 @@ def make_loader(
             only one.
         num_workers: processes that load.
         seed: of the order.
-        distributed: without sampling: in a distributed training each process loads other images, not all of them.
+        distributed: without sampling: whether the processes of a distributed training share the images, instead of each
+            loading all of them.
 
     Raises:
-        ValueError: a sampling that the dataset cannot have, or fewer images than processes.
+        ValueError: a sampling that does not suit the dataset, or fewer images than processes.
     """
     rank, num_processes = processes.rank(), processes.num_processes()
     if sampling is None:
         order: dict[str, Any] = {"batch_size": batch_size}
         if distributed and num_processes > 1:
             if len(dataset) < num_processes:
-                raise ValueError(f"{num_processes} processes want as many validation images, got {len(dataset)}")
+                raise ValueError(f"{num_processes} processes need as many validation images, got {len(dataset)}")
             order["sampler"] = range(rank, len(dataset), num_processes)
     else:
         if sampling == "lesions" and not hasattr(dataset, "num_lesions"):

@@ -15,8 +15,8 @@ SAMPLING = ("shuffle", "weighted", "balanced", "lesions")
 class EpochBatchSampler(Sampler[list[int]]):
     """Base of the batch samplers of a training: the order depends only on the seed and the epoch.
 
-    In a distributed training every process has one and takes its part of each batch. Parts of all processes together
-    are the batches of a single process with ``num_processes * batch_size`` samples.
+    In distributed training each process has a sampler, which yields its part of each batch. Together the parts are the
+    batches of a single process with ``num_processes * batch_size`` samples.
 
     Args:
         num_batches: in an epoch.
@@ -27,9 +27,6 @@ class EpochBatchSampler(Sampler[list[int]]):
     Attributes:
         epoch: index of the next epoch; set it to resume.
         sampling: of `make_loader`.
-
-    Raises:
-        ValueError: a batch size below 1.
     """
 
     sampling = "shuffle"
@@ -40,7 +37,7 @@ class EpochBatchSampler(Sampler[list[int]]):
 
     @abstractmethod
     def _order(self) -> np.ndarray:
-        """Indices of the samples of this epoch, one batch of all processes after the other."""
+        """Indices of the samples of this epoch, batch by batch of all processes."""
 
     def __len__(self) -> int:
         return self.num_batches
@@ -57,12 +54,12 @@ class ShuffledBatchSampler(EpochBatchSampler):
 
     Args:
         num_samples: N.
-        batch_size, seed, rank, num_processes: of `EpochBatchSampler`, which see also for the attributes. Fewer samples
-            than ``batch_size`` make one batch.
+        batch_size, seed, rank, num_processes: of `EpochBatchSampler`, as are the attributes. Fewer samples than
+            ``batch_size`` make one batch.
         weights: (N,); N draws with replacement, each sample in proportion to its weight; None: every sample once.
 
     Raises:
-        ValueError: fewer samples than a batch of several processes needs.
+        ValueError: a batch size below 1, or fewer samples than a batch of several processes needs.
 
     Example:
         >>> sampler = ShuffledBatchSampler(7, batch_size=3)
@@ -82,7 +79,7 @@ class ShuffledBatchSampler(EpochBatchSampler):
         whole = _whole(batch_size, num_processes)
         if num_processes > 1 and num_samples < whole:
             raise ValueError(
-                f"batch_size: {num_processes} processes with {batch_size} samples each want {whole} training samples "
+                f"batch_size: {num_processes} processes with {batch_size} samples each need {whole} training samples "
                 f"or more, got {num_samples}; lower batch_size, or start fewer processes"
             )
         super().__init__(max(1, num_samples // whole), batch_size, seed, rank, num_processes)
@@ -103,7 +100,7 @@ class BalancedBatchSampler(EpochBatchSampler):
 
     Args:
         labels: (N,) class of each sample; list, array or tensor.
-        batch_size, seed, rank, num_processes: of `EpochBatchSampler`, which see also for the attributes.
+        batch_size, seed, rank, num_processes: of `EpochBatchSampler`, as are the attributes.
 
     Raises:
         ValueError: labels that are empty or not (N,), or a batch size below 1.

@@ -228,6 +228,7 @@ def _split(
 ) -> tuple[dict[str, list[Item]], list[str], list[str]]:
     """Items by split, problems, such as no item in a wanted one, and one problem for each patient in several splits."""
     problems, classes, items = list(listing.problems), listing.classes, listing.items
+    num_folds = _fold(fractions)[1]
     torn: list[str] = []
     labels: defaultdict[str, set[int]] = defaultdict(set)
     for item in items:
@@ -239,13 +240,15 @@ def _split(
         strata = {patient: max(indices) for patient, indices in labels.items()}
     if any(item.get("split") for item in items):
         split_of, torn = _given_split(items, problems)
-        if "validation" in split_of.values():
-            if _fold(fractions)[1]:
-                problems.append("folds want data that define no validation part, got a split with one")
-        else:
+        num_train = [*split_of.values()].count("train")
+        if "validation" not in split_of.values():
+            if num_train < num_folds:
+                problems.append(f"{num_folds} folds need as many training patients, got {num_train}")
             _draw_validation(split_of, strata, fractions, seed)
+        elif num_folds:
+            problems.append("folds need data without a validation part, got a split with one")
     else:
-        wanted_of_each = max(3, _fold(fractions)[1])
+        wanted_of_each = max(3, num_folds)
         few = [c for k, c in enumerate(classes) if count[k] < wanted_of_each and (count[k] or not problems)]
         places = f"{wanted_of_each} folds" if wanted_of_each > 3 else "train, validation and test"
         problems += [f"class {c!r} has fewer than {wanted_of_each} patients: it cannot be in {places}" for c in few]
@@ -328,11 +331,14 @@ def _fold(fractions: Sequence[float]) -> tuple[int, int]:
 
 
 def _folds(strata: Mapping[str, int], num_folds: int, seed: int) -> dict[str, int]:
-    """The fold of each patient, from 1; equally many of each stratum in all."""
+    """The fold of each patient, from 1; equally many of each stratum in all. Without enough patients there are none."""
     count = Counter(strata.values())
     patients = sorted(strata)
-    groups = [strata[patient] if count[strata[patient]] >= num_folds else -1 for patient in patients]
-    if min(Counter(groups).values()) < num_folds:  # too few of the rare labels together
+    if len(patients) < num_folds:
+        return {}
+    common = max(count, key=lambda stratum: (count[stratum], stratum))  # takes in those with fewer patients than folds
+    groups = [strata[patient] if count[strata[patient]] >= num_folds else common for patient in patients]
+    if count[common] < num_folds:
         groups = [0] * len(patients)
     parts = StratifiedKFold(num_folds, shuffle=True, random_state=seed).split(patients, groups)
     return {patients[index]: number for number, (_, part) in enumerate(parts, start=1) for index in part}

@@ -25,7 +25,7 @@ def roi_align(features: Tensor, boxes: Sequence[Tensor], stride: int, cells: int
         samples: points along each axis of a cell.
 
     Returns:
-        (sum of N_b, C, P, P[, P]) float32: bf16 cannot say where on a large map a point is.
+        (sum of N_b, C, P, P[, P]) float32: bf16 is too coarse for positions on a large map.
 
     Example:
         >>> features = torch.arange(4.0).expand(1, 1, 4, 4)

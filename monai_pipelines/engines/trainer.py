@@ -71,7 +71,7 @@ class ModelSupervisedTrainer(SupervisedTrainer):
             device=model.device,
             max_epochs=max_epochs,
             train_data_loader=train_data_loader,
-            network=processes.averaging_gradients(model.network, find_unused_parameters=model.detects),
+            network=processes.averaging_gradients(model.network),
             optimizer=optimizer,
             loss_function=loss_function,
             prepare_batch=prepare,
@@ -116,19 +116,22 @@ class ModelSupervisedTrainer(SupervisedTrainer):
             ValueError: a batch of one image, which batch normalization cannot normalize.
         """
         if (num := processes.num_processes()) > 1:
-            sampler: Any = getattr(self.data_loader, "batch_sampler", None)
-            batch_size, rate = sampler.batch_size, self.optimizer.param_groups[0]["lr"]
+            loader: Any = self.data_loader
+            batch_size, rate = loader.batch_sampler.batch_size, self.optimizer.param_groups[0]["lr"]
             text = "%d processes: batch_size %d in each, %d in all; learning rate %g, which is not scaled"
             logger.info(text, num, batch_size, num * batch_size, rate)
         try:
             super().run()
         except Exception as error:
+            worded: Exception = error
             if isinstance(error, ValueError) and "more than 1 value per channel" in str(error):
-                error = ValueError(
+                worded = ValueError(
                     "batch normalization needs more than one value per channel, got a batch of one image: set "
                     "batch_size to 2 or more, so that it leaves no single image over, or train on larger images"
                 )
-            raise processes.explained(error) from None
+            if (explained := processes.explained(worded)) is error:
+                raise
+            raise explained from None
 
 
 def _check_counted_once(loader: Any, loss_function: Any) -> None:

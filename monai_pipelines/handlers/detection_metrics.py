@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -100,7 +101,8 @@ class DetectionMetrics(EpochMetrics):
         parts = processes.gathered((self.found, self.lesions, self._groups))
         self.found, self.lesions = ([one for part in parts for one in part[k]] for k in (0, 1))  # type: ignore[assignment]
         every = (self.found, self.lesions, [group for part in parts for group in part[2]])
-        values = detection_metrics(*every, num_classes=self.num_classes, num_resamples=0)["metrics"]
+        measured = partial(detection_metrics, *every, num_classes=self.num_classes, num_resamples=0)
+        values = processes.from_main(measured)["metrics"]
         return {name: math.nan if values[name] is None else values[name] for name in MAIN_METRICS}
 
     def completed(self, engine: Engine, name: str) -> None:

@@ -28,7 +28,7 @@ Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class PartialMetric(Metric):
-    """A metric whose accumulators, of an epoch that has not ended, can be saved."""
+    """A metric that can be saved in the middle of an epoch."""
 
     accumulators: tuple[str, ...]
 
@@ -37,7 +37,7 @@ class PartialMetric(Metric):
         return {name: getattr(self, name) for name in self.accumulators}
 
     def restore(self, partial: dict[str, Any]) -> None:
-        """Go on from what `partial` gave."""
+        """Continue from what `partial` returned."""
         vars(self).update(partial)
 
 
@@ -67,8 +67,8 @@ class ClassificationMetrics(EpochMetrics, PartialMetric):
     Attached under any name it reports every metric of `classification_metrics`, and keeps
     ``predictions``, ``(logits, label)``, (N, C) or (N, 1) and (N,) or (N, C) on the CPU.
 
-    With several processes each gets the metrics of all rows. A `DistributedSampler` repeats some images so that all
-    processes have as many: evaluators count each ``name`` of a batch once.
+    With several processes, the main one measures the rows of all of them. A `DistributedSampler` repeats some images so
+    that all processes have equally many: evaluators count each ``name`` of a batch once.
 
     Args:
         loss_function: adds ``loss`` of the whole epoch, from its logits.
@@ -118,6 +118,10 @@ class ClassificationMetrics(EpochMetrics, PartialMetric):
             rows = sorted(first.values())
             logits, labels = logits[rows], labels[rows]
         self.predictions = logits, labels
+        return processes.from_main(self._measured)  # machines may round differently, and stop apart
+
+    def _measured(self) -> dict[str, float]:
+        logits, labels = self.predictions
         values = classification_metrics(probabilities(logits, multilabel=labels.ndim == 2).numpy(), labels.numpy())
         if self.loss_function is not None:
             weights = list(self.loss_function.buffers()) if isinstance(self.loss_function, torch.nn.Module) else []

@@ -34,7 +34,7 @@ class Checkpoints:
     ``versions``; of the epoch's validation ``metrics`` (untempered, threshold 1/2), ``num_validation`` (images),
     ``temperature``, ``threshold`` and ``threshold_by``, None where there was none. ``last.pt`` also holds what
     ``resume`` needs: `TrainingState`, best metrics, validations without a better one, history; ``previous.pt`` is the
-    ``last.pt`` before.
+    one before.
 
     Args:
         output_dir: folder of the run.
@@ -52,8 +52,8 @@ class Checkpoints:
         calibrate: fit a temperature to the validation data (`monai_pipelines.metrics.fit_temperature`).
         checkpoint_every: batches from one ``last.pt`` to the next within an epoch, rounded up to optimizer steps; None:
             after each epoch only.
-        resume: when the engine starts, go on from ``last.pt``, or from ``previous.pt`` if that is damaged. Weights,
-            history and metrics are then the same, bit by bit, as without the interruption, on the same machine.
+        resume: when the engine starts, continue from ``last.pt``, or from ``previous.pt`` if that is damaged. On the
+            same machine, weights, history and metrics are bit-identical to those of an uninterrupted run.
 
     Raises:
         ValueError: an argument that cannot be used; when a resumed engine starts, a checkpoint of another split or with
@@ -102,7 +102,7 @@ class Checkpoints:
         engine.add_event_handler(Events.COMPLETED, self.end)
 
     def start(self, engine: Any) -> None:
-        """Begin, or go on from a checkpoint; before other handlers of the start look at the engine's state."""
+        """Begin, or continue from a checkpoint; before other handlers of the start read the engine's state."""
         self.training = TrainingState(engine, self.lr_scheduler, self.checkpoint_every is not None)
         if self.resume:
             self._go_on(engine)
@@ -121,7 +121,7 @@ class Checkpoints:
         self.history[:] = checkpoint["history"]
         state = engine.state
         if state.epoch >= state.max_epochs or self._is_patience_over():
-            logger.info("already trained, %d epochs; raise max_epochs or patience to go on", state.epoch)
+            logger.info("already trained, %d epochs; raise max_epochs or patience to continue", state.epoch)
             state.max_epochs = state.epoch
         else:
             done = state.epoch, state.iteration, self.key_metric, self.best["metric"]
@@ -139,14 +139,14 @@ class Checkpoints:
         except DamagedCheckpointError as error:
             if len(found) == 1:
                 raise
-            logger.warning("%s; going on from %s, the one before", error, previous.name)
+            logger.warning("%s; continuing from %s, the one before", error, previous.name)
             checkpoint = read_checkpoint(previous, self.model)
-            last.unlink()  # never to become the one before
+            last.unlink()  # otherwise it would become previous.pt
             return previous, checkpoint
 
     def _check(self, file: Path, checkpoint: dict[str, Any]) -> None:
         if "plan" not in checkpoint:
-            raise ValueError(f"{file}: written by an earlier version, which saved less than a resume needs; train anew")
+            raise ValueError(f"{file}: written by an earlier version, without all that a resume needs; train again")
         if checkpoint["split"] != self.split:
             other = split_differences(checkpoint["split"] or {}, self.split or {})
             raise ValueError(f"{file}: trained on another split ({other}); use the same, or a new output_dir")

@@ -1,4 +1,4 @@
-"""Random states of a process as plain data, so that a training can go on with the very next draw."""
+"""Random states of a process as plain data, so that a training can continue with the very next draw."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def random_states(transforms: Sequence[Randomizable], device: torch.device) -> S
     """States of Python, NumPy, torch, the device and transforms."""
     return {
         "python": random.getstate(),
-        "numpy": _plain(np.random.get_state()),  # noqa: NPY002  # what MONAI's global state is
+        "numpy": _plain(np.random.get_state()),  # noqa: NPY002  # MONAI's global state
         "torch": torch.get_rng_state(),
         "device": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
         "transforms": [_plain(transform.R.get_state()) for transform in transforms],
@@ -40,7 +40,7 @@ def random_states(transforms: Sequence[Randomizable], device: torch.device) -> S
 
 
 def set_random_states(states: States, transforms: Sequence[Randomizable], device: torch.device) -> None:
-    """Set what `random_states` gave."""
+    """Restore what `random_states` returned."""
     random.setstate(states["python"])
     np.random.set_state(_numpy(states["numpy"]))  # noqa: NPY002
     torch.set_rng_state(states["torch"])

@@ -1,4 +1,4 @@
-"""What a training needs to go on as if it had not been interrupted, to the last bit."""
+"""What a training needs to continue, to the last bit, as if it had not been interrupted."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class TrainingState:
     """Optimizer, schedule, position, random states and the metrics of an unfinished epoch of a trainer.
 
     The order of the data follows from the epoch (`monai_pipelines.data.sampling.EpochBatchSampler`). Within an epoch
-    the batches that were done are loaded again and left out.
+    the batches already done are loaded again and skipped.
 
     Args:
         engine: a `monai_pipelines.engines.ModelSupervisedTrainer` that has not started yet.
@@ -36,7 +36,7 @@ class TrainingState:
         plan: settings that must not change, by name.
 
     Raises:
-        TypeError: ``within_epochs`` with a loader that cannot go on within an epoch.
+        TypeError: ``within_epochs`` with a loader that cannot continue within an epoch.
     """
 
     def __init__(self, engine: Any, lr_scheduler: Any, within_epochs: bool = False) -> None:
@@ -78,7 +78,7 @@ class TrainingState:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state, when the engine has started and before it loads data."""
+        """Continue from a state; called when the engine has started, before it loads data."""
         engine, own = self.engine, state["processes"][processes.rank()]
         engine.optimizer.load_state_dict(state["optimizer"])
         self.lr_scheduler.load_state_dict(state["lr_scheduler"])
@@ -101,7 +101,7 @@ class TrainingState:
         self.at_epoch_start = self._random_states()
 
     def _go_on_within_epoch(self) -> None:
-        """Once the batches that were done are left out, and the metrics reset."""
+        """After the batches already done were skipped, and the metrics reset."""
         if own := self._unfinished:
             self._set_random_states(own["random"])
             self.engine.epoch_metrics.restore(own["metrics"])

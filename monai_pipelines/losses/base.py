@@ -91,7 +91,7 @@ def weighted_mean(loss: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor
 def over_processes(mean: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
     """Scale a weighted mean of one process's batch so that the mean over the processes is that of all their samples.
 
-    Without a gradient, as in a validation, it is left as it is.
+    Without a gradient, as in validation, it is unchanged.
     """
     if weight is None or not mean.requires_grad or processes.num_processes() == 1:
         return mean

@@ -29,7 +29,7 @@ def save_checkpoint(content: Any, file: str | PathLike[str], previous: str | Pat
     Args:
         content: what is saved.
         file: replaced at the end.
-        previous: the old file is kept here; for a moment there is then no ``file``.
+        previous: where the old file is kept; there is then no ``file`` for a moment.
     """
     with atomic_write(file) as part:
         with part.open("wb") as out:  # the bytes must not depend on the path
@@ -53,7 +53,7 @@ def read_checkpoint(file: str | PathLike[str], model: Model) -> dict[str, Any]:
     Raises:
         FileNotFoundError: no such file.
         ChainMismatchError: trained with another chain; lists what differs.
-        DamagedCheckpointError: a file that is no checkpoint, is cut, or has a byte that differs from what was written.
+        DamagedCheckpointError: a file that is not a checkpoint, is truncated or has a wrong checksum.
         ValueError: other classes, a pointer of Git LFS, or weights alone.
     """
     if not Path(file).is_file():

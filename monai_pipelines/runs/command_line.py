@@ -110,7 +110,7 @@ def start_run(
     if output_dir is not None and configs and "train" not in configs:
         check_no_run(output_dir)
     if seed is not None:
-        rank = processes.started_rank()  # of several, each draws differently
+        rank = processes.started_rank()  # each process draws differently
         set_determinism(int(np.random.SeedSequence((seed, rank)).generate_state(1)[0]) if rank else seed)
 
 

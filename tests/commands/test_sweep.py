@@ -28,8 +28,8 @@ class Program:
         assert command[:8] == [sys.executable, "-m", "monai.bundle", "run", *ARGUMENTS]
         options = dict(zip(command[8::2], command[9::2], strict=True))
         folder, evaluates = Path(options["--output_dir"]), options.get("--run_id") == "evaluate"
-        (how,) = {"--resume", "--overwrite", "--run_id"} & options.keys()
-        self.started.append((folder.name, how.removeprefix("--")))
+        self.started.append((folder.name, "evaluation" if evaluates else "training"))
+        assert evaluates or options["--resume"] == "True"
         self.splits[folder.name] = options.get("--split_fractions")
         print("many words\n" * 100 + "out of luck", file=stdout, flush=True)
         if self.fails == folder.name:
@@ -58,8 +58,8 @@ def program(monkeypatch: pytest.MonkeyPatch) -> Program:
     return program
 
 
-def _both(*names: str, how: str = "overwrite") -> list[tuple[str, str]]:
-    return [(name, part) for name in names for part in (how, "run_id")]
+def _both(*names: str) -> list[tuple[str, str]]:
+    return [(name, part) for name in names for part in ("training", "evaluation")]
 
 
 def test_every_seed_is_trained_and_evaluated_once(
@@ -75,9 +75,10 @@ def test_every_seed_is_trained_and_evaluated_once(
 
     program.started.clear()
     (tmp_path / "seed-1" / "best.pt").touch()  # interrupted before its evaluation
-    os.utime(tmp_path / "seed-1" / "metrics.json", (0, 0))
+    os.utime(tmp_path / "seed-1" / "report.html", (0, 0))
+    (tmp_path / "seed-2" / "report.html").unlink()  # interrupted in it, after metrics.json
     sweep(tmp_path, ARGUMENTS, seeds=4)
-    assert program.started == [*_both("seed-1", how="resume"), *_both("seed-3")]
+    assert program.started == _both("seed-1", "seed-2", "seed-3")
 
 
 def test_other_arguments_train_again(program: Program, tmp_path: Path) -> None:
@@ -90,6 +91,28 @@ def test_other_arguments_train_again(program: Program, tmp_path: Path) -> None:
     (tmp_path / "seed-0" / "arguments.json").unlink()  # as an earlier version left it
     sweep(tmp_path, ARGUMENTS, seeds=1)
     assert program.started == []
+
+
+def test_results_of_other_arguments_are_not_taken_for_those_of_a_run_that_failed(
+    program: Program, tmp_path: Path
+) -> None:
+    sweep(tmp_path, ARGUMENTS, seeds=1)
+    program.fails, more = "seed-0", [*ARGUMENTS, "--max_epochs", "3"]
+    for _ in range(2):
+        program.started.clear()
+        with pytest.raises(RuntimeError, match="1 of 1 runs failed"):
+            sweep(tmp_path, more, seeds=1)
+        assert program.started == [("seed-0", "training")]
+        assert not {"best.pt", "last.pt", "metrics.json"} & {*os.listdir(tmp_path / "seed-0")}
+
+
+def test_folds_of_another_number_are_other_runs(program: Program, tmp_path: Path) -> None:
+    sweep(tmp_path, ARGUMENTS, seeds=1, folds=5)
+    program.started.clear()
+    sweep(tmp_path, ARGUMENTS, seeds=1, folds=5)
+    assert program.started == []
+    sweep(tmp_path, ARGUMENTS, seeds=1, folds=3)
+    assert program.started == _both("seed-0-fold-1", "seed-0-fold-2", "seed-0-fold-3")
 
 
 def test_folds(program: Program, tmp_path: Path) -> None:
@@ -106,13 +129,11 @@ def test_jobs_of_an_array_share_the_runs(program: Program, tmp_path: Path) -> No
     assert program.started == _both("seed-0", "seed-2", "seed-1")
 
 
-def test_a_run_that_fails_does_not_keep_others_from_running(
-    program: Program, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_others_still_run_if_one_fails(program: Program, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     program.fails = "seed-1"
     with pytest.raises(RuntimeError, match="1 of 3 runs failed"):
         sweep(tmp_path, ARGUMENTS, seeds=3)
-    assert program.started == [*_both("seed-0"), ("seed-1", "overwrite"), *_both("seed-2")]
+    assert program.started == [*_both("seed-0"), ("seed-1", "training"), *_both("seed-2")]
     lines = capsys.readouterr().err.strip().splitlines()
     first = next(k for k, line in enumerate(lines) if "seed-1: training failed with status 3; end of" in line)
     assert lines[first:][-1] == "out of luck"

@@ -197,5 +197,5 @@ def test_each_process_validates_other_images(monkeypatch: pytest.MonkeyPatch) ->
         names += [name for batch in make_loader(_array(), 4, distributed=True) for name in batch["name"]]
     assert sorted(names) == sorted(f"n{k}" for k in range(len(LABELS)))
     assert len(make_loader(_array(), 4)) == -(-len(LABELS) // 4)
-    with pytest.raises(ValueError, match="3 processes want as many validation images, got 2"):
+    with pytest.raises(ValueError, match="3 processes need as many validation images, got 2"):
         make_loader(_array([0, 1]), 4, distributed=True)

@@ -78,7 +78,7 @@ def test_an_epoch_without_weights_has_every_sample_at_most_once() -> None:
     for _ in range(3):
         drawn = [index for batch in sampler for index in batch]
         assert len(drawn) == len(set(drawn)) == 18
-    with pytest.raises(ValueError, match="2 processes with 6 samples each want 12 training samples or more, got 10"):
+    with pytest.raises(ValueError, match="2 processes with 6 samples each need 12 training samples or more, got 10"):
         ShuffledBatchSampler(10, batch_size=6, num_processes=2)
 
 

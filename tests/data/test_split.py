@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from monai_pipelines.data import ArrayDataset, Cohort, read_cohort
-from monai_pipelines.data.split import seen_hashes
+from monai_pipelines.data.split import Listing, seen_hashes, split_listing
 from monai_pipelines.errors import CohortError
 
 
@@ -111,10 +111,25 @@ def test_folds_that_cannot_be(tmp_path: Path) -> None:
     table = _table(tmp_path, 24)  # class b has 4 patients
     with pytest.raises(CohortError, match="class 'b' has fewer than 5 patients: it cannot be in 5 folds"):
         read_cohort(table, fractions=[1, 5])
+    with pytest.raises(CohortError, match="class 'a' has fewer than 20 patients"):  # 12 in all
+        read_cohort(table, fractions=[1, 20])
     for fractions in ([0, 5], [6, 5], [1, 2], [1.5, 3], [1, 3.5]):
         with pytest.raises(ValueError, match="or a fold and the number of folds, 3 or more, got"):
             read_cohort(table, fractions=fractions)
     split = "\n".join(f"{k}.png,{'ab'[k % 2]},{['train', 'val', 'test'][k // 2 % 3]}" for k in range(24))
     table.write_text(f"image,label,split\n{split}")
-    with pytest.raises(CohortError, match="folds want data that define no validation part, got a split with one"):
+    with pytest.raises(CohortError, match="folds need data without a validation part, got a split with one"):
         read_cohort(table, fractions=[1, 3])
+    table.write_text(split.replace("val", "train").join(["image,label,split\n", ""]))
+    with pytest.raises(CohortError, match="20 folds need as many training patients, got 16"):
+        read_cohort(table, fractions=[1, 20])
+
+
+def test_folds_are_stratified_also_with_a_few_patients_without_a_label(tmp_path: Path) -> None:
+    items = [
+        {"image": tmp_path / f"{k}", "name": f"{k}", "patient": f"{k}", "label": [float(k < 40), float(40 <= k < 60)]}
+        for k in range(62)
+    ]
+    for fold in range(1, 6):
+        cohort = split_listing(Listing(tmp_path, items, ("a", "b"), []), [fold, 5], seed=0)
+        assert sum(item["label"] == [0, 1] for item in cohort.test) == 4

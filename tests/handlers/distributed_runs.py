@@ -12,11 +12,12 @@ import torch
 from ignite.engine import Engine, Events
 from monai.engines.utils import IterationEvents
 from torch import nn
+from torch.nn import functional
 
 from monai_pipelines import load_chain, processes
 from monai_pipelines.data import ArrayDataset, PrepareImages, make_loader
 from monai_pipelines.engines import Model, ModelSupervisedEvaluator, ModelSupervisedTrainer
-from monai_pipelines.handlers import TrainingHandlers
+from monai_pipelines.handlers import ClassificationMetrics, TrainingHandlers
 from monai_pipelines.inferers import AutocastInferer
 from monai_pipelines.losses import CrossEntropyLoss
 
@@ -28,10 +29,21 @@ class Cut(Exception):
     """The power goes in all processes at once."""
 
 
+class Unordered(nn.Module):
+    """Batch statistics, dropout, and layers that fill several buckets of gradients and are listed in another order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last, self.second, self.first = nn.Linear(500, 2), nn.Linear(700, 500), nn.Linear(192, 700)
+        self.norm = nn.BatchNorm1d(500)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = self.norm(self.second(self.first(images.flatten(1)).tanh()))
+        return self.last(functional.dropout(features, 0.3, self.training))
+
+
 def network(random: bool) -> nn.Module:
-    """One with batch statistics and dropout, or without."""
-    layers = [nn.BatchNorm1d(6), nn.Dropout(0.3)] if random else [nn.Tanh()]
-    return nn.Sequential(nn.Flatten(), nn.Linear(192, 6), *layers, nn.Linear(6, 2))
+    return Unordered() if random else nn.Sequential(nn.Flatten(), nn.Linear(192, 6), nn.Tanh(), nn.Linear(6, 2))
 
 
 def _arrays(num: int, seed: int) -> ArrayDataset:
@@ -113,3 +125,10 @@ def fail(folder: Path, how: str) -> None:
 
     TrainingHandlers.attach = attach_both  # type: ignore[method-assign]  # of this process, which ends here
     train(folder)
+
+
+def measure() -> None:
+    """A metric whose value depends on the process, as on machines that round differently."""
+    metric = ClassificationMetrics(lambda logits, label: torch.tensor(float(processes.rank())))
+    metric.update((torch.tensor([[0.0, 1.0]]), torch.tensor([1])))
+    print(metric.compute()["loss"])

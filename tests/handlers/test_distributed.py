@@ -1,4 +1,4 @@
-"""Trainings of two processes: equal to one with the same batches, resumed exactly, ended by the failure of one."""
+"""Trainings of several processes: equal to one with the same batches, resumed exactly, ended by the failure of one."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from monai_pipelines import processes
-from tests.handlers.distributed_runs import EPOCHS, NUM_VALIDATION, STEPS, fail, train, train_and_save
+from tests.handlers.distributed_runs import EPOCHS, NUM_VALIDATION, STEPS, fail, measure, train, train_and_save
 from tests.new_process import run_together
 
 
-def _together(folder: Path, **options: Any) -> dict[str, Any]:
-    ends = run_together(train_and_save, 2, folder, folder.with_suffix(".pt"), **options)
-    assert [code for code, _ in ends] == [0, 0], ends
+def _together(folder: Path, num: int = 2, **options: Any) -> dict[str, Any]:
+    ends = run_together(train_and_save, num, folder, folder.with_suffix(".pt"), **options)
+    assert {code for code, _ in ends} == {0}, ends
     return torch.load(folder.with_suffix(".pt"), weights_only=True)
 
 
@@ -38,19 +38,25 @@ def test_two_processes_train_as_one(sampling: str, tmp_path: Path) -> None:
     assert train_metrics[0] == [pytest.approx(metrics, abs=1e-5) for metrics in train_metrics[1]]
 
 
-def test_a_resume_of_two_processes_is_exact(tmp_path: Path) -> None:
+def test_a_resume_of_several_processes_is_exact(tmp_path: Path) -> None:
+    """Of three: the sum of two gradients would not depend on their order."""
     options = {"random": True, "checkpoint_every": 1}
-    _together(tmp_path / "whole", **options)
+    _together(tmp_path / "whole", 3, **options)
     folder = tmp_path / "cut"
     for number, cut in enumerate((2, 8, 13)):
-        ends = run_together(train, 2, folder, cut=cut, resume=number > 0, **options)
+        ends = run_together(train, 3, folder, cut=cut, resume=number > 0, **options)
         assert all(code == 1 and "Cut" in text for code, text in ends), ends
-    _together(folder, resume=True, **options)
+    _together(folder, 3, resume=True, **options)
     for name in ("best.pt", "history.json"):
         assert (tmp_path / "whole" / name).read_bytes() == (folder / name).read_bytes()
-    (code, text), _ = run_together(train, 1, folder, resume=True, **options)[0], None
+    ((code, text),) = run_together(train, 1, folder, resume=True, **options)
     assert code == 1
-    assert "num_processes (--nproc_per_node): 2 there, 1 here" in text
+    assert "num_processes (--nproc_per_node): 3 there, 1 here" in text
+
+
+def test_all_processes_have_the_same_metrics() -> None:
+    """So that they stop, and lower the learning rate, together."""
+    assert run_together(measure, 2) == [(0, "0.0\n")] * 2
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Resuming: the weights, history and metrics of a training that is cut are those of one that is not, bit by bit."""
+"""Resuming: weights, history and metrics of a training that is cut are bit-identical to those of one that is not."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def test_a_finished_run_is_left_as_it_is(
     run = make_run(max_epochs=4 if patience else 2, resume=True, **options)
     with caplog.at_level(logging.INFO, "monai_pipelines"):
         run.trainer.run()
-    assert "already trained, 2 epochs; raise max_epochs or patience to go on" in caplog.text
+    assert "already trained, 2 epochs; raise max_epochs or patience to continue" in caplog.text
     assert {name: (tmp_path / name).read_bytes() for name in before} == before
     assert (tmp_path / "metrics.json").exists()
     assert (tmp_path / "history.png").exists()
@@ -218,7 +218,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     for damaged in (whole[:-100], bytes(flipped)):
         (folder / "last.pt").write_bytes(damaged)
         run = start("cut", seed=99, cut=2 * STEPS + 1, resume=True)
-        assert "going on from previous.pt, the one before" in caplog.text
+        assert "continuing from previous.pt, the one before" in caplog.text
         assert run.trainer.state.iteration == 2 * STEPS + 1
         caplog.clear()
     (folder / "last.pt").unlink(missing_ok=True)
@@ -242,7 +242,7 @@ def test_a_checkpoint_of_an_earlier_version_is_an_error(make_run: MakeRun, tmp_p
     make_run(max_epochs=1).trainer.run()
     checkpoint = torch.load(tmp_path / "last.pt", weights_only=True)
     torch.save({key: value for key, value in checkpoint.items() if key != "plan"}, tmp_path / "last.pt")
-    with pytest.raises(ValueError, match="written by an earlier version, which saved less than a resume needs"):
+    with pytest.raises(ValueError, match="written by an earlier version, without all that a resume needs"):
         make_run(resume=True).trainer.run()
 
 

@@ -208,3 +208,15 @@ def test_mlflow_gets_the_settings_of_the_run(tmp_path: Path, monkeypatch: pytest
     logged = [param for call in mlflow.MlflowClient().log_batch.call_args_list for param in call.kwargs["params"]]
     assert {(name, str(value)) for name, value in settings.items()} <= {*logged}
     assert [Path(path).name for path in handler.artifacts] == ["run.json", "configs"]
+
+
+def test_an_error_keeps_its_cause(make_run: MakeRun) -> None:
+    run = make_run()
+
+    def fail() -> None:
+        raise KeyError("a column") from FileNotFoundError("a file")
+
+    run.trainer.add_event_handler(Events.EPOCH_STARTED, fail)
+    with pytest.raises(KeyError, match="a column") as caught:
+        run.trainer.run()
+    assert isinstance(caught.value.__cause__, FileNotFoundError)
