@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from ignite.engine import Events
 
 from monai_pipelines import processes
@@ -15,6 +16,7 @@ from monai_pipelines.handlers.random_states import random_states, randomizables,
 
 _KNOBS = {
     "lr_scheduler.total_steps": "max_epochs (lr_scheduler.total_steps)",
+    "loss.weight": "class_weights (loss.weight)",
     "optimizer.lr": "learning_rate",
     "num_processes": "num_processes (--nproc_per_node)",
 }
@@ -121,6 +123,11 @@ def _plan(engine: Any, lr_scheduler: Any) -> Iterator[tuple[str, Any]]:
     yield "accumulation_steps", engine.accumulation_steps
     yield "augmentation", engine.augmentation.fingerprint() if isinstance(engine.augmentation, Chain) else None
     yield "batches in an epoch", engine.state.epoch_length
+    for loss in (engine.loss_function, getattr(engine.loss_function, "loss", None)):  # or of one with a further term
+        if isinstance(loss, torch.nn.Module):
+            yield "loss", type(loss).__name__
+            yield from _plain("loss", vars(loss))
+            yield from _plain("loss", {name: buffer.tolist() for name, buffer in loss.named_buffers(recurse=False)})
     yield "optimizer", type(engine.optimizer).__name__
     yield "lr_scheduler", type(lr_scheduler).__name__
     yield from _plain("lr_scheduler", lr_scheduler.state_dict())

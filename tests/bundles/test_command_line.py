@@ -244,4 +244,4 @@ def test_a_cross_validation_on_a_cluster(tmp_path: Path) -> None:
         assert card["split_fractions"] == [fold, 3]
         assert seen_hashes([{"name": name} for name in tests]).isdisjoint(card["seen"])
     assert len(tested) == len(set(tested))
-    assert "3 folds x 1 seed" in (tmp_path / "index.html").read_text()
+    assert ">3 folds" in (tmp_path / "index.html").read_text()

@@ -199,6 +199,9 @@ def test_changed_settings_are_an_error_that_names_the_knob(start: Callable[..., 
     assert "sampling: shuffle there, balanced here" in message(sampling="balanced")
     assert "lr_scheduler: OneCycleLR there, StepLR here" in message(scheduler=SCHEDULERS["step"])
     assert "accumulation_steps: 1 there, 2 here" in message(trainer_options={"accumulation_steps": 2})
+    weight = torch.tensor([0.5, 1.5])
+    assert "class_weights (loss.weight): None there, [0.5, 1.5] here" in message(loss=nn.CrossEntropyLoss(weight))
+    assert "loss.label_smoothing: 0.0 there, 0.1 here" in message(loss=nn.CrossEntropyLoss(label_smoothing=0.1))
     assert "augmentation: " in message(trainer_options={"augmentation": load_chain("augment_image2d", flip_prob=1)})
     start("other").trainer.run()
     with pytest.raises(ValueError, match=r"learning_rate: 0\.05 there, 0\.01 here"):
