@@ -50,7 +50,7 @@ def test_skipped(
         start(bundle, "train", "demo", run_id=run_id, **settings).run()
     written = (run / "evaluation.json").read_text() + (run / "report.html").read_text()
     assert all(f"{tag}: wanted" in written for tag in DAMAGED)
-    assert len(list((run / "cache").iterdir())) == len(list((damaged / "scans").iterdir())) - len(DAMAGED)
+    assert len(list((run / "cache").glob("*.entry"))) == len(list((damaged / "scans").iterdir())) - len(DAMAGED)
     assert json.loads((run / "run.json").read_text())["chain"]["name"] == "lung_ct"
     out = capfd.readouterr()
     assert "skipped" in caplog.text
