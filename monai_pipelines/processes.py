@@ -151,7 +151,10 @@ def share_buffers(network: nn.Module) -> None:
 
 @contextmanager
 def one_before_others() -> Iterator[None]:
-    """Run a block in the first process of each machine, and then in the others, which find what it has written."""
+    """Run a block in the first process of each machine, and then in the others, which find what it has written.
+
+    Unlike in ignite's `one_rank_first`, the others wait as long as it takes, not only for the timeout.
+    """
     key = f"block {next(_blocks)} of machine {os.environ.get('GROUP_RANK', '0')}"
     first = os.environ.get("LOCAL_RANK", "0") == "0"
     if _store is not None and not first:

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from monai.transforms import Randomizable
+
+if TYPE_CHECKING:
+    from distributed import LocalCluster
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -30,3 +35,12 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("no real files: ../shared/data is not there")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="module")
+def two_workers() -> Iterator[LocalCluster]:
+    """A Dask cluster on this machine."""
+    from tests.cluster import small_cluster
+
+    with small_cluster() as running:
+        yield running

@@ -27,9 +27,9 @@ def prepare(
     folder = next((name for name in ("features_dir", "cache_dir") if name in config), None)
     if folder is None:
         raise ValueError(f"{source}: has no cache_dir, its images stay in memory; nothing to prepare")
-    values = {"dataset_dir": str(data), folder: str(cache_dir), "num_workers": workers, "on_error": "skip"}
-    values |= {"dataset#scheduler": scheduler, "dataset#shard": shard}
-    config.update(values)
+    values = {"dataset_dir": data, folder: cache_dir, "num_workers": workers, "on_error": "skip"}
+    shared = {"dataset#scheduler": scheduler, "dataset#shard": shard}
+    config.update(values | {name: value for name, value in shared.items() if value is not None})
     dataset = config.get_parsed_content("dataset")
     for item in dataset.skipped:
         typer.secho(f"cannot be used: {item['name']}: {item['skipped']}", fg="yellow", err=True)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,3 +69,20 @@ def test_shards_prepare_all_together(images: Path, tmp_path: Path) -> None:
         assert (result.exit_code, result.stdout.splitlines()[-1][:7]) == (0, "2 ready" if shard < "3" else "1 ready")
     assert len(list(entries(tmp_path / "cache"))) == 6
     assert run(*options, "--scheduler", "tcp://127.0.0.1:9", "--shard", "5/4").exit_code == 1
+
+
+class _Listed(list):
+    """A dataset without options for clusters, as `monai_pipelines.features.TileBags`."""
+
+    def __init__(self, cache_dir: str) -> None:
+        super().__init__([cache_dir])
+        self.skipped: list[Any] = []
+
+
+def test_options_for_clusters_are_set_only_if_given(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = {"cache_dir": "", "dataset": {"_target_": f"{__name__}._Listed", "cache_dir": "@cache_dir"}}
+    monkeypatch.setattr("monai_pipelines.runs.inference.inference_config", lambda source: ConfigParser(dict(config)))
+    prepare("bundle", "data", "cache")
+    assert "1 ready, 0 cannot be used: cache" in capsys.readouterr().out

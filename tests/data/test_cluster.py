@@ -8,7 +8,6 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +34,6 @@ from tests.cluster import (
 from tests.new_process import CONTEXT
 
 Item = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def two_workers() -> Iterator[LocalCluster]:
-    with small_cluster() as running:
-        yield running
 
 
 @pytest.fixture

@@ -53,7 +53,7 @@ def test_roi_align(dims: int, stride: int, cells: int) -> None:
 
 
 def test_roi_align_of_bf16_features_is_where_it_is_in_float32() -> None:
-    """bf16 has 8 bits: at the far end of a map of 512 pixels its coordinates are 2 pixels apart."""
+    """bf16 has 8 bits: at the far end of a map of 512 pixels its coordinates are 1 pixel apart."""
     ramp = torch.arange(512.0).expand(1, 1, 4, 512).bfloat16()
     box = torch.tensor([[0.0, 500.0, 4.0, 503.0]])
     assert torch.equal(roi_align(ramp, [box], 1, 3), roi_align(ramp.float(), [box], 1, 3))

@@ -1,9 +1,8 @@
-"""Features made by the workers of a cluster, in shards, and by several runs at once: the same bytes, once."""
+"""Features made by the workers of a cluster, in shards, and by several runs at once: the same values, once."""
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,11 @@ from distributed import LocalCluster
 from monai_pipelines.claims import DEADLY
 from monai_pipelines.data.progress import read_progress
 from monai_pipelines.features import FeatureBags
-from tests.cluster import counted, small_cluster, times_made
+from tests.cluster import counted, times_made
 from tests.features.small_slides import datalist, extract, listed, names, small_backbone, small_chain, spoil
 from tests.new_process import CONTEXT
 
 Item = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def two_workers() -> Iterator[LocalCluster]:
-    with small_cluster() as running:
-        yield running
 
 
 @pytest.fixture
