@@ -338,7 +338,8 @@ def demo_of(name: str) -> Demo:
     data, run = bundle.case.make(folder / "data"), folder / "run"
     mark_folder(data)
     configs = "['configs/train.yaml','configs/demo.yaml']"
-    run_command(bundle.root, "run", "--config_file", configs, "--max_epochs", "1", *options(bundle, data, run))
+    same = ("--max_epochs", "1", "--precision", "fp32")  # "auto" depends on a measurement
+    run_command(bundle.root, "run", "--config_file", configs, *same, *options(bundle, data, run))
     files = [file for file in run.rglob("*") if file.is_file()]
     return Demo(data, run, {file.relative_to(run).as_posix(): file.read_bytes() for file in files})
 
